@@ -1,1 +1,18 @@
-//! gateway
+//! Bytes to DUTs: the servers a machine under test boots from.
+//!
+//! ```text
+//!            Namespaces            who may read what, how often, until when   (namespace.rs, sans-io)
+//!          ▲     ▲     ▲
+//!       http    tftp   dhcp …      a ring of sockets each, around a core without sockets
+//!          ╲     │     ╱
+//!           content               where the bytes come from: inline, file, cached URL
+//! ```
+//! The gateway knows no power, no console and no DUT life cycle: the executor publishes a job's artifacts, and takes
+//! them back by dropping the [`Publication`](namespace::Publication).
+
+pub mod content;
+pub mod dhcp;
+pub mod http;
+pub mod namespace;
+pub mod net;
+pub mod tftp;
