@@ -1,0 +1,21 @@
+//! Consoles: a byte stream from and to the DUT. The standard traits are the interface.
+
+use std::io;
+
+use futures_util::future::BoxFuture;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+pub mod lines;
+pub mod qemu;
+pub mod simulated;
+
+/// Both directions of a console.
+pub trait ConsoleStream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> ConsoleStream for T {}
+
+/// A way to reach a DUT's console.
+pub trait Console: Send + Sync {
+    /// Opens it, before power is applied so that no early byte is lost. One stream lasts over any number of power cycles; its end
+    /// (a read of 0 bytes) means that the console is lost for good. One writer: a second open while the first stream lives is refused.
+    fn open(&self) -> BoxFuture<'_, io::Result<Box<dyn ConsoleStream>>>;
+}

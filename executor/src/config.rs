@@ -1,0 +1,121 @@
+//! The farm file: which machines there are, on which network, and who may talk to us where.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+/// A whole farm, checked.
+#[derive(Clone, Debug)]
+pub struct FarmConfig {
+    /// The farm's name; every DUT has the tag `farm:<name>`.
+    pub name: String,
+    /// The network that the DUTs are on.
+    pub network: NetworkConfig,
+    /// Addresses for machines that the farm file does not name.
+    pub dhcp_range: Option<(Ipv4Addr, Ipv4Addr)>,
+    /// The operator's listener.
+    pub api: SocketAddr,
+    /// Where jobs, logs and the artifact cache are kept.
+    pub state: PathBuf,
+    /// What a job may use as `{{ name }}` besides what the farm knows.
+    pub job_variables: BTreeMap<String, String>,
+    /// The machines.
+    pub duts: Vec<DutConfig>,
+}
+
+/// Which network the DUTs are on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NetworkConfig {
+    /// A bridge in a network namespace of our own, for virtual DUTs.
+    Private {
+        /// The gateway's address on it.
+        address: Ipv4Addr,
+        /// Length of the network's prefix in bits.
+        prefix_length: u8,
+    },
+    /// A link of this host that leads to the DUTs.
+    Interface {
+        /// The link's name.
+        name: String,
+        /// The gateway's address on it.
+        address: Ipv4Addr,
+        /// Length of the network's prefix in bits.
+        prefix_length: u8,
+    },
+    /// The host's loopback, ephemeral ports: simulated DUTs where no namespace may be made.
+    Loopback,
+}
+
+/// One machine.
+#[derive(Clone, Debug)]
+pub struct DutConfig {
+    /// What jobs name it by; CI-tron's farms use the MAC.
+    pub id: String,
+    /// `<farm>-<base name>-<n>` where the farm file gives none.
+    pub full_name: String,
+    /// CI-tron's `base_name`.
+    pub base_name: String,
+    /// What jobs ask for.
+    pub tags: Vec<String>,
+    /// The MAC that it boots with, lower case with colons.
+    pub mac: String,
+    /// Its address on the farm's network.
+    pub address: Ipv4Addr,
+    /// A note of the admin's.
+    pub comment: Option<String>,
+    /// How its power and console are reached.
+    pub machine: MachineConfig,
+}
+
+/// The kinds of machine.
+#[derive(Clone, Debug)]
+pub enum MachineConfig {
+    /// A QEMU process.
+    Qemu(QemuConfig),
+    /// The PXE client of this repository.
+    Simulated(SimulatedConfig),
+}
+
+/// A virtual machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QemuConfig {
+    /// What it boots with.
+    pub firmware: Firmware,
+    /// Guest memory in MiB.
+    pub memory_mib: u32,
+}
+
+/// The firmware of a virtual machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Firmware {
+    /// SeaBIOS with the network card's iPXE ROM.
+    Bios,
+    /// OVMF with the network card's iPXE ROM.
+    UefiIpxe,
+    /// OVMF's own PXE client, no ROM: it chainloads `snponly.efi` over TFTP.
+    UefiPxe,
+}
+
+/// A machine that only exists as a client of our servers.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SimulatedConfig {
+    /// What it says on its console after it fetched its kernel (`fixtures/consoles/README.md`); `None`: a built-in script.
+    pub console: Option<PathBuf>,
+    /// Its faults, by the boot they happen in.
+    pub misbehave: Vec<Misbehaviour>,
+}
+
+/// Faults of a simulated DUT.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Misbehaviour {
+    /// Says nothing and does nothing after it fetched its kernel.
+    FallSilent,
+    /// Never sends a DHCP request.
+    NoDhcp,
+    /// Plays its console script again and again, never ending.
+    Loop,
+    /// Aborts its first TFTP transfer in the middle, then starts over.
+    AbortTransfer,
+    /// Loses power in the middle of a TFTP transfer and comes back on the same source port.
+    SamePort,
+}

@@ -1,0 +1,582 @@
+//! One job on one leased DUT, to its verdict: events and `now` in, actions out. No sockets, no tasks, no clock.
+//!
+//! ```text
+//!                      SetupDone                Off done              On done
+//!   SettingUp ───────────────────► CuttingPower ────────► ApplyingPower ────────► Booted ──┐
+//!      │ SetupFailed                  ▲                                              │      │ session_end, unfit
+//!      │                              │ session_reboot, or timeouts that may be      │      ▼
+//!      │                              └───────── retried: boot cycle n + 1 ──────────┘    Ended(verdict)
+//!      └───────────────────── cancel, power or console failure, timeout without retry: from any state ──► Ended
+//! ```
+//! Semantics are CI-tron's, but where it has a bug the documented intention holds: `infra_setup` and `deadline` are enforced,
+//! `machine_unfit_for_service` ends the session. Every boot cycle but the first uses the `continue` deployment.
+//!
+//! How to drive it, in this order: feed `handle_event` whatever happened, call `handle_timeout` when `poll_timeout` has passed,
+//! then take actions with `poll_action` until there is none. After [`Action::End`] nothing more comes.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use job_schema::job::{Job, Timeout};
+use job_schema::pattern::Pattern;
+
+use crate::blueprint::console::lines::Lines;
+use crate::job_log::{JobEvent, Severity};
+use crate::verdict::{Cause, Status, Verdict};
+
+/// What can happen to a session.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// Console open, artifacts there, everything published.
+    SetupDone,
+    /// It could not be set up.
+    SetupFailed { cause: Cause, reason: String },
+    /// The outlet is off, and reads back so.
+    PowerIsOff,
+    /// The outlet is on, and reads back so.
+    PowerIsOn,
+    /// The outlet did not do what it was told.
+    PowerFailed { reason: String },
+    /// Bytes from the console.
+    Console(Bytes),
+    /// The console is gone for good.
+    ConsoleLost { reason: String },
+    /// A DHCP request of the DUT's firmware.
+    FirmwareSeen,
+    /// Artifact bytes moved, or an artifact was opened.
+    BootProgress,
+    /// Something for the verdict's evidence.
+    Evidence(String),
+    /// Somebody asked to end the job.
+    Cancelled { by: String },
+    /// The submitter is gone.
+    SubmitterGone,
+    /// The farm cannot go on.
+    FarmFailed { reason: String },
+}
+
+/// What the ring has to do. Results come back as events.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Switch the outlet off and read it back.
+    CutPower,
+    /// Publish this deployment, reset the access counters, then switch the outlet on and read it back.
+    BootWith { deployment: Which, boot: u32 },
+    /// Append to the job's log.
+    Say(JobEvent),
+    /// The DUT said it is unfit: take no more jobs for it.
+    DeclareUnfit { line: String },
+    /// The session is over: release the lease.
+    End(Verdict),
+}
+
+/// Which of a job's two deployments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// `deployment.start`: the first boot cycle.
+    Start,
+    /// `deployment.continue`: every later one.
+    Continue,
+}
+
+/// One job on one leased DUT.
+pub struct Session {
+    job: Arc<Job>,
+    state: State,
+    boot: u32,
+    timers: Timers,
+    lines: Lines,
+    booted_at: Option<Instant>,
+    seen: Seen,
+    evidence: Evidence,
+    actions: VecDeque<Action>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    SettingUp,
+    CuttingPower,
+    ApplyingPower,
+    Booted,
+    Ended,
+}
+
+/// What was seen so far. The first group lasts for the job, the second for one boot.
+#[derive(Default)]
+struct Seen {
+    session_end: bool,
+    success: bool,
+    warn: bool,
+    unfit: Option<String>,
+
+    reboot: bool,
+    console_active: bool,
+    firmware: bool,
+}
+
+/// The verdict's evidence; bounded, since a DUT can ask for a missing file for hours.
+#[derive(Default)]
+struct Evidence {
+    entries: Vec<String>,
+    left_out: usize,
+}
+
+/// Entries of evidence kept: enough for the accesses of a few boots, readable in one screen or two.
+const EVIDENCE_ENTRIES_MAX: usize = 100;
+
+impl Session {
+    /// A session that waits for [`Event::SetupDone`]. `deadline` is the job's own deadline as an instant.
+    pub fn new(job: Arc<Job>, deadline: Option<Instant>, now: Instant) -> Self {
+        let mut timers = Timers::default();
+        timers.start(TimerName::Overall, job.timeouts.overall, now);
+        timers.start(TimerName::InfraSetup, job.timeouts.infra_setup, now);
+        if let Some(deadline) = deadline {
+            let left = deadline.saturating_duration_since(now);
+            timers.start(TimerName::Deadline, Timeout { duration: Some(left), retries: 0 }, now);
+        }
+        let actions = VecDeque::from([Action::Say(JobEvent::SetupStarted)]);
+        Session {
+            job,
+            state: State::SettingUp,
+            boot: 0,
+            timers,
+            lines: Lines::default(),
+            booted_at: None,
+            seen: Seen::default(),
+            evidence: Evidence::default(),
+            actions,
+        }
+    }
+
+    /// Something happened.
+    pub fn handle_event(&mut self, event: Event, now: Instant) {
+        if self.state == State::Ended {
+            return;
+        }
+        match event {
+            Event::SetupDone => self.setup_done(),
+            Event::SetupFailed { cause, reason } => {
+                self.say(JobEvent::SetupFailed { reason: reason.clone() });
+                self.end(Status::SetupFail, cause, reason);
+            }
+            Event::PowerIsOff => self.power_is_off(),
+            Event::PowerIsOn => self.power_is_on(now),
+            Event::PowerFailed { reason } => {
+                let status = if self.booted_at.is_none() { Status::SetupFail } else { Status::Incomplete };
+                self.end(status, Cause::Power, reason);
+            }
+            Event::Console(bytes) => self.console(&bytes, now),
+            Event::ConsoleLost { reason } => self.end(Status::Incomplete, Cause::Console, reason),
+            Event::FirmwareSeen => self.firmware_seen(now),
+            Event::BootProgress => self.timers.touch(&TimerName::BootProgress, now),
+            Event::Evidence(text) => self.evidence.push(text),
+            Event::Cancelled { by } => self.end(Status::Incomplete, Cause::Cancelled, format!("cancelled by {by}")),
+            Event::SubmitterGone => {
+                self.end(Status::Incomplete, Cause::Submitter, "the submitter went away before the job ended".into());
+            }
+            Event::FarmFailed { reason } => self.end(Status::Incomplete, Cause::Farm, reason),
+        }
+    }
+
+    /// Time has passed: call it when `poll_timeout` says so; calling it early is harmless.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if self.state == State::Ended {
+            return;
+        }
+        let expired = self.timers.take_expired(now);
+        if expired.is_empty() {
+            return;
+        }
+        let mut refused = None;
+        for hit in expired {
+            let is_retrying = self.state != State::SettingUp && hit.may_retry();
+            self.say_timeout(&hit, is_retrying);
+            if !is_retrying && refused.is_none() {
+                refused = Some(hit);
+            }
+        }
+        match refused {
+            Some(hit) => self.end_by_timeout(&hit),
+            None => self.next_boot(),
+        }
+    }
+
+    /// When `handle_timeout` wants to be called next.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        if self.state == State::Ended { None } else { self.timers.next() }
+    }
+
+    /// The next thing to do.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    fn setup_done(&mut self) {
+        if self.state != State::SettingUp {
+            return;
+        }
+        self.timers.stop(&TimerName::InfraSetup);
+        self.say(JobEvent::SetupComplete);
+        self.next_boot();
+    }
+
+    /// Off, then on: a boot cycle always begins with the outlet off.
+    fn next_boot(&mut self) {
+        self.timers.stop_all_of_a_boot();
+        self.lines = Lines::default();
+        self.seen.reboot = false;
+        self.seen.console_active = false;
+        self.seen.firmware = false;
+        self.boot += 1;
+        self.state = State::CuttingPower;
+        self.say(JobEvent::PowerCycling { boot: self.boot });
+        self.actions.push_back(Action::CutPower);
+    }
+
+    fn power_is_off(&mut self) {
+        if self.state != State::CuttingPower {
+            return;
+        }
+        self.say(JobEvent::PoweredOff);
+        self.state = State::ApplyingPower;
+        let deployment = if self.boot == 1 { Which::Start } else { Which::Continue };
+        self.actions.push_back(Action::BootWith { deployment, boot: self.boot });
+    }
+
+    fn power_is_on(&mut self, now: Instant) {
+        if self.state != State::ApplyingPower {
+            return;
+        }
+        self.state = State::Booted;
+        self.booted_at = Some(now);
+        let timeouts = &self.job.timeouts;
+        self.timers.start(TimerName::BootCycle, timeouts.boot_cycle, now);
+        self.timers.start(TimerName::BootProgress, timeouts.boot_progress, now);
+        if !self.seen.console_active {
+            self.timers.start(TimerName::FirstConsoleActivity, timeouts.first_console_activity, now);
+        }
+        if !self.seen.firmware {
+            self.timers.start(TimerName::FirmwareBoot, timeouts.firmware_boot, now);
+        }
+        self.evidence.push(format!("boot {}: the outlet is on, and reads back so", self.boot));
+        self.say(JobEvent::PoweredOn { boot: self.boot });
+    }
+
+    fn firmware_seen(&mut self, now: Instant) {
+        if self.seen.firmware || !matches!(self.state, State::ApplyingPower | State::Booted) {
+            return;
+        }
+        self.seen.firmware = true;
+        self.timers.stop(&TimerName::FirmwareBoot);
+        self.timers.touch(&TimerName::BootProgress, now);
+        let seconds = self.booted_at.map_or(0.0, |on| now.saturating_duration_since(on).as_secs_f64());
+        self.evidence.push(format!("boot {}: first DHCP request after {seconds:.1} s", self.boot));
+        self.say(JobEvent::FirmwareBooted { seconds });
+    }
+
+    fn console(&mut self, bytes: &[u8], now: Instant) {
+        // What the DUT wrote before its power was cut arrives late: it belongs to the boot that is over.
+        if !matches!(self.state, State::ApplyingPower | State::Booted) {
+            return;
+        }
+        self.note_activity(bytes, now);
+        for line in self.lines.feed(bytes) {
+            self.line(&line, now);
+        }
+        self.act_on_matches();
+    }
+
+    /// Activity starts with the first chunk that holds a newline; from then on any byte counts (CI-tron).
+    fn note_activity(&mut self, bytes: &[u8], now: Instant) {
+        if !self.seen.console_active && bytes.contains(&b'\n') {
+            self.seen.console_active = true;
+            self.timers.stop(&TimerName::FirstConsoleActivity);
+            self.timers.stop(&TimerName::BootProgress);
+        }
+        if self.seen.console_active {
+            self.timers.start(TimerName::ConsoleActivity, self.job.timeouts.console_activity, now);
+        }
+    }
+
+    /// Every pattern is searched in every line, all matches count.
+    fn line(&mut self, line: &[u8], now: Instant) {
+        let job = Arc::clone(&self.job);
+        let patterns = &job.patterns;
+        let mut hits: Vec<String> = Vec::new();
+        let text = || String::from_utf8_lossy(line).trim_end().to_owned();
+        if self.matches(Some(&patterns.session_end), line) {
+            self.seen.session_end = true;
+            hits.push("session_end".into());
+        }
+        if self.matches(patterns.session_reboot.as_ref(), line) {
+            self.seen.reboot = true;
+            hits.push("session_reboot".into());
+        }
+        if self.matches(patterns.job_success.as_ref(), line) {
+            self.seen.success = true;
+            hits.push("job_success".into());
+        }
+        if self.matches(patterns.job_warn.as_ref(), line) {
+            self.seen.warn = true;
+            hits.push("job_warn".into());
+        }
+        if self.matches(patterns.machine_unfit_for_service.as_ref(), line) {
+            self.seen.unfit.get_or_insert_with(text);
+            hits.push("machine_unfit_for_service".into());
+        }
+        self.watchdogs(line, now, &mut hits);
+        if !hits.is_empty() {
+            let line = text();
+            self.evidence.push(format!("boot {}: {} matched `{line}`", self.boot, hits.join(", ")));
+            self.say(JobEvent::PatternMatched { patterns: hits, line });
+        }
+    }
+
+    /// An idle watchdog only listens for `start`; a running one for `reset` first, else `stop`.
+    fn watchdogs(&mut self, line: &[u8], now: Instant, hits: &mut Vec<String>) {
+        let job = Arc::clone(&self.job);
+        for (name, patterns) in &job.patterns.watchdogs {
+            let timer = TimerName::Watchdog(name.clone());
+            let Some(timeout) = job.timeouts.watchdogs.get(name) else { continue };
+            if !self.timers.is_running(&timer) {
+                if self.matches(Some(&patterns.start), line) {
+                    self.timers.start(timer, *timeout, now);
+                    hits.push(format!("watchdogs.{name}.start"));
+                }
+            } else if self.matches(Some(&patterns.reset), line) {
+                self.timers.start(timer, *timeout, now);
+                hits.push(format!("watchdogs.{name}.reset"));
+            } else if self.matches(Some(&patterns.stop), line) {
+                self.timers.stop(&timer);
+                hits.push(format!("watchdogs.{name}.stop"));
+            }
+        }
+    }
+
+    /// A pattern that gives up on a line (its match limit) does not match it, and the log says so.
+    fn matches(&mut self, pattern: Option<&Pattern>, line: &[u8]) -> bool {
+        match pattern.map(|pattern| pattern.is_match(line)) {
+            None => false,
+            Some(Ok(matched)) => matched,
+            Some(Err(error)) => {
+                self.say(JobEvent::Note { text: error.to_string(), severity: Severity::Warning });
+                false
+            }
+        }
+    }
+
+    fn act_on_matches(&mut self) {
+        if let Some(line) = self.seen.unfit.clone() {
+            self.actions.push_back(Action::DeclareUnfit { line: line.clone() });
+            let summary = format!("the DUT declared itself unfit for service: `{line}`");
+            let status = self.status_of_patterns();
+            self.end(status, Cause::Dut, summary);
+        } else if self.seen.session_end {
+            let status = self.status_of_patterns();
+            self.end(status, Cause::Test, self.summary_of_patterns(status));
+        } else if self.seen.reboot {
+            self.seen.reboot = false;
+            self.reboot();
+        }
+    }
+
+    /// A reboot that the console asks for counts against `boot_cycle.retries`.
+    fn reboot(&mut self) {
+        let hit = self.timers.retry(TimerName::BootCycle, self.job.timeouts.boot_cycle);
+        if hit.may_retry() {
+            self.next_boot();
+        } else {
+            let retries = hit.timeout.retries;
+            let summary = format!("session_reboot matched, but timeouts.boot_cycle.retries allows {retries} reboots");
+            let status = self.status_of_patterns();
+            self.end(status, Cause::Test, summary);
+        }
+    }
+
+    fn end_by_timeout(&mut self, hit: &Hit) {
+        let duration = hit.timeout.duration.unwrap_or_default();
+        let mut summary = format!("timeouts.{} of {} expired", hit.name, seconds(duration));
+        if hit.timeout.retries > 0 {
+            summary.push_str(&format!(" for the {}. time", hit.retried));
+        }
+        if self.state == State::SettingUp {
+            summary.push_str(" before every artifact was there");
+            return self.end(Status::SetupFail, Cause::Artifact, summary);
+        }
+        let mute = self.state == State::Booted && !self.seen.firmware && !self.seen.console_active;
+        if mute {
+            summary.push_str("; the DUT never asked the network for anything and its console stayed silent in this boot");
+        }
+        let cause = if mute { Cause::Network } else { Cause::Timeout };
+        let status = self.status_of_patterns();
+        self.end(status, cause, summary);
+    }
+
+    /// CI-tron's order: no session_end, no success pattern, success with or without warning, nothing.
+    fn status_of_patterns(&self) -> Status {
+        if !self.seen.session_end {
+            Status::Incomplete
+        } else if self.job.patterns.job_success.is_none() {
+            Status::Complete
+        } else if self.seen.success && self.seen.warn {
+            Status::Warn
+        } else if self.seen.success {
+            Status::Pass
+        } else {
+            Status::Fail
+        }
+    }
+
+    fn summary_of_patterns(&self, status: Status) -> String {
+        match status {
+            Status::Pass => "job_success and session_end matched",
+            Status::Warn => "job_success and session_end matched, and job_warn too",
+            Status::Complete => "session_end matched, and the job defines no job_success",
+            Status::Fail => "session_end matched, but job_success never did",
+            Status::Incomplete | Status::Unknown | Status::SetupFail => "session_end never matched",
+        }
+        .to_owned()
+    }
+
+    fn say_timeout(&mut self, hit: &Hit, is_retrying: bool) {
+        let (name, timeout) = (hit.name.to_string(), hit.timeout);
+        let length = timeout.duration.unwrap_or_default();
+        self.evidence.push(format!("boot {}: timeouts.{name} of {} expired", self.boot, seconds(length)));
+        self.say(JobEvent::TimeoutHit {
+            name,
+            seconds: length.as_secs_f64(),
+            retries: timeout.retries,
+            retried: hit.retried,
+            is_retrying,
+        });
+    }
+
+    fn say(&mut self, event: JobEvent) {
+        self.actions.push_back(Action::Say(event));
+    }
+
+    fn end(&mut self, status: Status, cause: Cause, summary: String) {
+        self.state = State::Ended;
+        let evidence = std::mem::take(&mut self.evidence).into_entries();
+        self.actions.push_back(Action::End(Verdict { status, cause, summary, evidence }));
+    }
+}
+
+impl Evidence {
+    fn push(&mut self, text: String) {
+        if self.entries.len() < EVIDENCE_ENTRIES_MAX { self.entries.push(text) } else { self.left_out += 1 }
+    }
+
+    fn into_entries(mut self) -> Vec<String> {
+        if self.left_out > 0 {
+            self.entries.push(format!("… and {} more, in the job's log", self.left_out));
+        }
+        self.entries
+    }
+}
+
+/// The clocks of a session, each with a sentence in `docs/job-description.md`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum TimerName {
+    Overall,
+    Deadline,
+    InfraSetup,
+    FirmwareBoot,
+    BootCycle,
+    FirstConsoleActivity,
+    ConsoleActivity,
+    BootProgress,
+    Watchdog(String),
+}
+
+impl std::fmt::Display for TimerName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            TimerName::Overall => f.write_str("overall"),
+            TimerName::Deadline => f.write_str("deadline"),
+            TimerName::InfraSetup => f.write_str("infra_setup"),
+            TimerName::FirmwareBoot => f.write_str("firmware_boot"),
+            TimerName::BootCycle => f.write_str("boot_cycle"),
+            TimerName::FirstConsoleActivity => f.write_str("first_console_activity"),
+            TimerName::ConsoleActivity => f.write_str("console_activity"),
+            TimerName::BootProgress => f.write_str("boot_progress"),
+            TimerName::Watchdog(name) => write!(f, "watchdogs.{name}"),
+        }
+    }
+}
+
+/// Running timers, and how often each was retried in this job.
+#[derive(Default)]
+struct Timers {
+    running: BTreeMap<TimerName, (Instant, Timeout)>,
+    retried: BTreeMap<TimerName, u32>,
+}
+
+/// An expired timer, counted.
+struct Hit {
+    name: TimerName,
+    timeout: Timeout,
+    retried: u32,
+}
+
+impl Hit {
+    fn may_retry(&self) -> bool {
+        self.retried <= self.timeout.retries && !matches!(self.name, TimerName::Overall | TimerName::Deadline)
+    }
+}
+
+impl Timers {
+    /// An infinite timeout never runs.
+    fn start(&mut self, name: TimerName, timeout: Timeout, now: Instant) {
+        if let Some(end) = timeout.duration.and_then(|duration| now.checked_add(duration)) {
+            self.running.insert(name, (end, timeout));
+        }
+    }
+
+    /// Starts a running timer anew; a stopped one stays stopped.
+    fn touch(&mut self, name: &TimerName, now: Instant) {
+        if let Some((_, timeout)) = self.running.get(name).copied() {
+            self.start(name.clone(), timeout, now);
+        }
+    }
+
+    fn stop(&mut self, name: &TimerName) {
+        self.running.remove(name);
+    }
+
+    fn stop_all_of_a_boot(&mut self) {
+        self.running.retain(|name, _| matches!(name, TimerName::Overall | TimerName::Deadline));
+    }
+
+    fn is_running(&self, name: &TimerName) -> bool {
+        self.running.contains_key(name)
+    }
+
+    fn next(&self) -> Option<Instant> {
+        self.running.values().map(|(end, _)| *end).min()
+    }
+
+    fn take_expired(&mut self, now: Instant) -> Vec<Hit> {
+        let names: Vec<_> = self.running.iter().filter(|(_, (end, _))| *end <= now).map(|(name, _)| name.clone()).collect();
+        names
+            .into_iter()
+            .filter_map(|name| self.running.remove(&name).map(|(_, timeout)| self.retry(name, timeout)))
+            .collect()
+    }
+
+    fn retry(&mut self, name: TimerName, timeout: Timeout) -> Hit {
+        let retried = self.retried.entry(name.clone()).or_default();
+        *retried += 1;
+        Hit { retried: *retried, name, timeout }
+    }
+}
+
+/// A duration as people write it.
+fn seconds(duration: Duration) -> String {
+    format!("{} s", duration.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests;
