@@ -99,14 +99,37 @@ pub enum Firmware {
 /// A machine that only exists as a client of our servers.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SimulatedConfig {
+    /// What it asks the network for when it starts.
+    pub firmware: SimulatedFirmware,
     /// What it says on its console after it fetched its kernel (`fixtures/consoles/README.md`); `None`: a built-in script.
     pub console: Option<PathBuf>,
     /// Its faults, by the boot they happen in.
-    pub misbehave: Vec<Misbehaviour>,
+    pub misbehave: Vec<Fault>,
+}
+
+/// The firmware that a simulated DUT plays.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SimulatedFirmware {
+    /// A network card's iPXE ROM under a BIOS: asks for a script at once.
+    #[default]
+    Ipxe,
+    /// A BIOS network card's own PXE client: chainloads `undionly.kpxe`, then goes on as iPXE.
+    PlainBios,
+    /// UEFI's own PXE client: chainloads `snponly.efi` after a size probe, then goes on as iPXE.
+    PlainUefi,
+}
+
+/// A fault and when it happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// What goes wrong.
+    pub what: Misbehaviour,
+    /// Only in this boot, counted from 1 since the console was opened; `None`: in every boot.
+    pub boot: Option<u32>,
 }
 
 /// Faults of a simulated DUT.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Misbehaviour {
     /// Says nothing and does nothing after it fetched its kernel.
     FallSilent,
@@ -114,8 +137,10 @@ pub enum Misbehaviour {
     NoDhcp,
     /// Plays its console script again and again, never ending.
     Loop,
-    /// Aborts its first TFTP transfer in the middle, then starts over.
+    /// Aborts its first transfer in the middle (TFTP by an ERROR, HTTP by a reset), then starts it over.
     AbortTransfer,
-    /// Loses power in the middle of a TFTP transfer and comes back on the same source port.
+    /// Falls silent in the middle of its first TFTP transfer, then asks again from the same source port.
     SamePort,
+    /// Never fetches its initramfs: stops where the boot script asks for it.
+    NoInitramfs,
 }
