@@ -2,14 +2,27 @@
 //!
 //! ```text
 //!  Content ── open().await ──► Reader ── read_at(offset, length).await ──► Bytes
-//!    Inline | File | Url (cached, streams while it downloads) | Joined (one after the other)
+//!    Inline   bytes in memory
+//!    File     preads: no mapping, because a file that shrinks under a mapping kills the process     (file.rs)
+//!    Url      a cached download; read while it is still arriving                                     (cache.rs)
+//!    Joined   one after the other (initramfs archives)
 //! ```
+//! A [`Reader`] is one version of the bytes: a file replaced, or a download that starts again with other bytes, shows in readers
+//! opened afterwards, and ends the older ones with an error rather than with a mixture.
 
-use bytes::Bytes;
-use std::path::PathBuf;
+mod file;
+
+use std::fmt;
+use std::hash::Hasher;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-/// What an entry of a namespace holds. Cheap to clone; nothing is opened or downloaded before [`Content::open`].
+use bytes::{Bytes, BytesMut};
+use futures_util::future::BoxFuture;
+
+/// What an entry of a namespace holds. Cheap to clone.
 #[derive(Clone, Debug)]
 pub enum Content {
     /// Bytes in memory.
@@ -18,4 +31,302 @@ pub enum Content {
     File(PathBuf),
     /// Several contents one after the other (initramfs archives).
     Joined(Arc<[Content]>),
+}
+
+/// One opened version of a content. Cheap to clone; reads may overlap.
+#[derive(Clone, Debug)]
+pub struct Reader(Arc<Source>);
+
+#[derive(Debug)]
+enum Source {
+    Inline(Bytes),
+    File(file::OpenFile),
+    Joined(Vec<Reader>),
+}
+
+/// Why bytes did not come. Cheap to clone: all readers of one download hear the same error.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ContentError {
+    /// A local file cannot be opened or read.
+    #[error("cannot read {}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: Arc<io::Error>,
+    },
+    /// The path is a directory, a device or the like.
+    #[error("{} is not a regular file; name a file", path.display())]
+    NotAFile {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A local file lost bytes while it was read.
+    #[error("{} shrank to {found} bytes while it was read; replace files by rename", path.display())]
+    Shrunk {
+        /// The file.
+        path: PathBuf,
+        /// Bytes up to which it could be read.
+        found: u64,
+    },
+    /// The URL cannot be used.
+    #[error("cannot fetch `{url}`: {reason}")]
+    BadUrl {
+        /// The URL as written in the job.
+        url: String,
+        /// What is wrong with it, and what to do.
+        reason: String,
+    },
+    /// The server answered, but not with the artifact.
+    #[error("{url} answered {status}; check the URL, or the server behind it")]
+    Status {
+        /// The URL.
+        url: String,
+        /// Status code and its standard text.
+        status: String,
+    },
+    /// No connection, or it broke as often as we try.
+    #[error("cannot fetch {url}: {reason} (after {tries} tries without progress)")]
+    Unreachable {
+        /// The URL.
+        url: String,
+        /// The last error.
+        reason: String,
+        /// How many tries.
+        tries: u32,
+    },
+    /// The server holds the connection and sends nothing.
+    #[error("{url} stalled: no byte for {idle:?}, {bytes} bytes had arrived")]
+    Stalled {
+        /// The URL.
+        url: String,
+        /// Bytes that had arrived.
+        bytes: u64,
+        /// How long we waited.
+        idle: Duration,
+    },
+    /// The artifact changed on its server in the middle of a download that a DUT was already reading.
+    #[error("{url} changed while it was downloaded; read it again")]
+    Changed {
+        /// The URL.
+        url: String,
+    },
+    /// The cache's own directory fails.
+    #[error("artifact cache: cannot use {}: {source}; check its owner and the free space", path.display())]
+    Cache {
+        /// The path in the cache.
+        path: PathBuf,
+        /// What the system said.
+        source: Arc<io::Error>,
+    },
+    /// The download was given up because nobody waits for it any more.
+    #[error("the download of {url} was given up")]
+    Cancelled {
+        /// The URL.
+        url: String,
+    },
+}
+
+impl Content {
+    /// Opens the bytes as they are now. A download is waited for until its headers arrived, not until its end.
+    pub async fn open(&self) -> Result<Reader, ContentError> {
+        let source = match self {
+            Content::Inline(bytes) => Source::Inline(bytes.clone()),
+            Content::File(path) => Source::File(file::OpenFile::open(path).await?),
+            Content::Joined(parts) => Source::Joined(open_all(parts).await?),
+        };
+        Ok(Reader(Arc::new(source)))
+    }
+
+    /// Joined contents hold contents: a future that holds itself needs a box.
+    fn open_boxed(&self) -> BoxFuture<'_, Result<Reader, ContentError>> {
+        Box::pin(self.open())
+    }
+}
+
+async fn open_all(parts: &[Content]) -> Result<Vec<Reader>, ContentError> {
+    let mut readers = Vec::with_capacity(parts.len());
+    for part in parts {
+        readers.push(part.open_boxed().await?);
+    }
+    Ok(readers)
+}
+
+impl Reader {
+    /// The number of bytes, `None` while a download runs whose server did not tell its length.
+    pub fn size(&self) -> Option<u64> {
+        match &*self.0 {
+            Source::Inline(bytes) => Some(bytes.len() as u64),
+            Source::File(file) => Some(file.size()),
+            Source::Joined(parts) => parts.iter().map(Reader::size).sum(),
+        }
+    }
+
+    /// The number of bytes; waits until it is known, at the latest until a download ends.
+    pub async fn complete_size(&self) -> Result<u64, ContentError> {
+        match &*self.0 {
+            Source::Inline(bytes) => Ok(bytes.len() as u64),
+            Source::File(file) => Ok(file.size()),
+            Source::Joined(parts) => {
+                let mut total = 0;
+                for part in parts {
+                    total += part.complete_size_boxed().await?;
+                }
+                Ok(total)
+            }
+        }
+    }
+
+    /// `length` bytes from `offset`: fewer only at the end, none behind it. Waits for bytes that are still being downloaded.
+    pub async fn read_at(&self, offset: u64, length: usize) -> Result<Bytes, ContentError> {
+        match &*self.0 {
+            Source::Inline(bytes) => Ok(slice(bytes, offset, length)),
+            Source::File(file) => file.read_at(offset, length).await,
+            Source::Joined(parts) => read_joined(parts, offset, length).await,
+        }
+    }
+
+    fn complete_size_boxed(&self) -> BoxFuture<'_, Result<u64, ContentError>> {
+        Box::pin(self.complete_size())
+    }
+
+    fn read_at_boxed(&self, offset: u64, length: usize) -> BoxFuture<'_, Result<Bytes, ContentError>> {
+        Box::pin(self.read_at(offset, length))
+    }
+
+    /// A strong validator of these bytes, quoted as in the `ETag` header; `None` where none is known.
+    pub fn etag(&self) -> Option<String> {
+        match &*self.0 {
+            Source::Inline(bytes) => inline_etag(bytes),
+            Source::File(file) => Some(file.etag()),
+            Source::Joined(parts) => joined_etag(parts),
+        }
+    }
+}
+
+fn slice(bytes: &Bytes, offset: u64, length: usize) -> Bytes {
+    let start = usize::try_from(offset).map_or(bytes.len(), |offset| offset.min(bytes.len()));
+    bytes.slice(start..bytes.len().min(start.saturating_add(length)))
+}
+
+/// Reads across the seams, so that a caller sees one file.
+async fn read_joined(parts: &[Reader], offset: u64, length: usize) -> Result<Bytes, ContentError> {
+    let mut gathered: Option<BytesMut> = None;
+    let mut first = Bytes::new();
+    let (mut position, mut missing) = (offset, length);
+    for part in parts {
+        if missing == 0 {
+            break;
+        }
+        let size = part.complete_size_boxed().await?;
+        if position >= size {
+            position -= size;
+            continue;
+        }
+        let bytes = part.read_at_boxed(position, missing).await?;
+        missing -= bytes.len();
+        position = 0;
+        match &mut gathered {
+            Some(all) => all.extend_from_slice(&bytes),
+            None if first.is_empty() => first = bytes,
+            None => gathered = Some([&first[..], &bytes[..]].concat().into_iter().collect()),
+        }
+    }
+    Ok(gathered.map_or(first, BytesMut::freeze))
+}
+
+/// 1 MiB: hashing more at each open would cost milliseconds; what is larger is a file or a download in practice.
+const INLINE_ETAG_BYTES_MAX: usize = 1024 * 1024;
+
+fn inline_etag(bytes: &Bytes) -> Option<String> {
+    (bytes.len() <= INLINE_ETAG_BYTES_MAX).then(|| quoted_hash("i", bytes))
+}
+
+fn joined_etag(parts: &[Reader]) -> Option<String> {
+    let tags: Option<Vec<String>> = parts.iter().map(Reader::etag).collect();
+    tags.map(|tags| quoted_hash("j", tags.concat().as_bytes()))
+}
+
+/// 64 bits that only have to differ between versions of one name; nobody gains by making two collide but the job's own author.
+fn quoted_hash(kind: &str, bytes: &[u8]) -> String {
+    let mut hasher = std::hash::DefaultHasher::new();
+    hasher.write(bytes);
+    format!("\"{kind}{:x}-{:016x}\"", bytes.len(), hasher.finish())
+}
+
+/// The media type for the name of an artifact. Firmware looks at it in one place: EDK2's HTTP boot tells an EFI program, an ISO
+/// image and a raw disk image apart by it when the name's ending does not (UEFI 2.10, 24.7.3.1).
+pub fn content_type(name: &str) -> &'static str {
+    let ending = Path::new(name).extension().and_then(|ending| ending.to_str()).unwrap_or_default();
+    match ending.to_ascii_lowercase().as_str() {
+        "efi" => "application/efi",
+        "iso" => "application/vnd.efi-iso",
+        "img" => "application/vnd.efi-img",
+        "ipxe" | "txt" | "cfg" | "conf" | "log" => "text/plain; charset=utf-8",
+        "json" => "application/json",
+        "yml" | "yaml" => "application/yaml",
+        "html" => "text/html; charset=utf-8",
+        "pem" => "application/x-pem-file",
+        _ => "application/octet-stream",
+    }
+}
+
+impl fmt::Display for Content {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Content::Inline(bytes) => write!(f, "{} bytes inline", bytes.len()),
+            Content::File(path) => write!(f, "{}", path.display()),
+            Content::Joined(parts) => write!(f, "{} parts joined", parts.len()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn inline(text: &'static str) -> Content {
+        Content::Inline(Bytes::from_static(text.as_bytes()))
+    }
+
+    #[tokio::test]
+    async fn joined_parts_read_as_one_file_across_their_seams() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("middle");
+        std::fs::write(&path, "cdef").unwrap();
+        let parts = [inline("ab"), Content::File(path), inline(""), inline("gh")];
+        let reader = Content::Joined(parts.into()).open().await.unwrap();
+        assert_eq!(reader.size(), Some(8));
+        assert_eq!(reader.complete_size().await.unwrap(), 8);
+        assert_eq!(reader.read_at(0, 100).await.unwrap(), "abcdefgh");
+        assert_eq!(reader.read_at(1, 6).await.unwrap(), "bcdefg");
+        assert_eq!(reader.read_at(2, 2).await.unwrap(), "cd");
+        assert_eq!(reader.read_at(8, 1).await.unwrap(), "");
+        assert_eq!(reader.read_at(u64::MAX, 1).await.unwrap(), "");
+    }
+
+    #[tokio::test]
+    async fn the_etag_of_a_joined_content_changes_with_any_part() {
+        let tag =
+            async |last| Content::Joined([inline("ab"), inline(last)].into()).open().await.unwrap().etag().unwrap();
+        assert_eq!(tag("c").await, tag("c").await);
+        assert_ne!(tag("c").await, tag("d").await);
+    }
+
+    #[tokio::test]
+    async fn a_missing_file_and_a_directory_are_told_apart() {
+        let directory = tempfile::tempdir().unwrap();
+        let missing = Content::File(directory.path().join("none")).open().await.unwrap_err();
+        assert!(missing.to_string().ends_with("none: No such file or directory (os error 2)"), "{missing}");
+        let not_a_file = Content::File(directory.path().into()).open().await.unwrap_err();
+        assert!(not_a_file.to_string().ends_with("is not a regular file; name a file"), "{not_a_file}");
+    }
+
+    #[test]
+    fn the_media_type_follows_the_ending() {
+        assert_eq!(content_type("/_/boot/snponly.efi"), "application/efi");
+        assert_eq!(content_type("/disk.IMG"), "application/vnd.efi-img");
+        assert_eq!(content_type("/_/job/kernel"), "application/octet-stream");
+        assert_eq!(content_type("/boot.ipxe"), "text/plain; charset=utf-8");
+    }
 }
