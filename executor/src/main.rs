@@ -1,2 +1,3 @@
 //! wharf
+mod virtual_dut;
 fn main() {}

@@ -1,0 +1,11 @@
+//! Machines under test that need no hardware: what they are made of, and the network they live on.
+//!
+//! ```text
+//!   network     a bridge in a network namespace of our own: the gateway at one port, a DUT at each other
+//!   install     which programs and files virtual machines need, and how they get onto this host
+//!   qemu        one virtual machine: command line, process, control socket, serial line
+//!   initramfs   the Linux userland that a virtual machine boots for the demo
+//!   tiny        a boot payload of some hundred bytes for machines that need no Linux
+//! ```
+
+pub mod network;
