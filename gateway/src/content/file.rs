@@ -51,6 +51,11 @@ impl OpenFile {
         self.size
     }
 
+    /// The open file itself.
+    pub(super) fn handle(&self) -> Arc<File> {
+        Arc::clone(&self.file)
+    }
+
     /// Changes when the file is written or replaced.
     pub(super) fn etag(&self) -> String {
         self.etag.clone()

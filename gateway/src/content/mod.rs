@@ -10,7 +10,11 @@
 //! A [`Reader`] is one version of the bytes: a file replaced, or a download that starts again with other bytes, shows in readers
 //! opened afterwards, and ends the older ones with an error rather than with a mixture.
 
+pub mod cache;
+mod download;
 mod file;
+mod revalidation;
+mod store;
 
 use std::fmt;
 use std::hash::Hasher;
@@ -29,6 +33,8 @@ pub enum Content {
     Inline(Bytes),
     /// A local file, opened at each access.
     File(PathBuf),
+    /// A download, shared through the cache.
+    Url(cache::Cached),
     /// Several contents one after the other (initramfs archives).
     Joined(Arc<[Content]>),
 }
@@ -41,6 +47,7 @@ pub struct Reader(Arc<Source>);
 enum Source {
     Inline(Bytes),
     File(file::OpenFile),
+    Url(cache::Body),
     Joined(Vec<Reader>),
 }
 
@@ -133,6 +140,7 @@ impl Content {
         let source = match self {
             Content::Inline(bytes) => Source::Inline(bytes.clone()),
             Content::File(path) => Source::File(file::OpenFile::open(path).await?),
+            Content::Url(cached) => Source::Url(cached.open().await?),
             Content::Joined(parts) => Source::Joined(open_all(parts).await?),
         };
         Ok(Reader(Arc::new(source)))
@@ -158,6 +166,7 @@ impl Reader {
         match &*self.0 {
             Source::Inline(bytes) => Some(bytes.len() as u64),
             Source::File(file) => Some(file.size()),
+            Source::Url(body) => body.size(),
             Source::Joined(parts) => parts.iter().map(Reader::size).sum(),
         }
     }
@@ -167,6 +176,7 @@ impl Reader {
         match &*self.0 {
             Source::Inline(bytes) => Ok(bytes.len() as u64),
             Source::File(file) => Ok(file.size()),
+            Source::Url(body) => body.complete_size().await,
             Source::Joined(parts) => {
                 let mut total = 0;
                 for part in parts {
@@ -182,6 +192,7 @@ impl Reader {
         match &*self.0 {
             Source::Inline(bytes) => Ok(slice(bytes, offset, length)),
             Source::File(file) => file.read_at(offset, length).await,
+            Source::Url(body) => body.read_at(offset, length).await,
             Source::Joined(parts) => read_joined(parts, offset, length).await,
         }
     }
@@ -199,6 +210,7 @@ impl Reader {
         match &*self.0 {
             Source::Inline(bytes) => inline_etag(bytes),
             Source::File(file) => Some(file.etag()),
+            Source::Url(body) => body.etag(),
             Source::Joined(parts) => joined_etag(parts),
         }
     }
@@ -276,6 +288,7 @@ impl fmt::Display for Content {
         match self {
             Content::Inline(bytes) => write!(f, "{} bytes inline", bytes.len()),
             Content::File(path) => write!(f, "{}", path.display()),
+            Content::Url(cached) => f.write_str(cached.url()),
             Content::Joined(parts) => write!(f, "{} parts joined", parts.len()),
         }
     }
