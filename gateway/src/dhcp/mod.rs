@@ -1,1 +1,266 @@
-//! dhcp
+//! DHCP: gives each machine its address and, while a job holds it, the name of what to boot.
+//!
+//! ```text
+//!  UDP 67 ──► Request::parse ──► reply() ──► Reply + Destination ──► UDP
+//!              (request.rs ◆)   (reply.rs ◆)        └──► DhcpEvent ──► observer (the executor)
+//!                                 Table ◆ ◄── Server: reserve, set_boot, … (the executor)
+//!  ICMPv6 133 ──► advertise.rs ──► 134, lifetime 0
+//! ```
+//! This file is the ring: the socket, the clock and the lock. One request is answered at a time; none takes longer than a walk over
+//! the range. docs/protocols/dhcp.md tells what is sent and why.
+
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::net::UdpSocket;
+use tokio::task::JoinHandle;
+
+use crate::net::Net;
+
+pub mod advertise;
+pub mod boot;
+pub mod reply;
+pub mod request;
+pub mod table;
+
+pub use boot::{Architecture, BootMatch, BootOffer, BootRule, Class};
+pub use reply::{DhcpEvent, Outcome, Silence};
+pub use request::{ClientKind, Mac, MachineUuid, NotAMac};
+pub use table::{AddressProblem, Lease, Machine, Network, Refusal, Reservation};
+
+use reply::{Destination, Reply};
+use request::Request;
+use table::Table;
+
+/// Longest datagram that is read: clients send 300 to 600 bytes, one Ethernet frame at most.
+const DATAGRAM_BYTES_MAX: usize = 2048;
+
+/// Pause after a failed receive (the link went down, say), so that a lasting failure costs one line of log a second.
+const RECEIVE_RETRY: Duration = Duration::from_secs(1);
+
+/// Hears every request. Called between two datagrams: it must not block.
+pub type Observer = Arc<dyn Fn(DhcpEvent) + Send + Sync>;
+
+/// What to serve, and where.
+#[derive(Clone)]
+pub struct Config {
+    /// The network to make the socket in.
+    pub net: Net,
+    /// The link to serve (SO_BINDTODEVICE): broadcasts of others are not heard, replies leave by it. `None` in tests on loopback.
+    pub interface: Option<String>,
+    /// `0.0.0.0:67`; another port in tests.
+    pub listen: SocketAddr,
+    /// This server's address on that link: option 54, and the next server of boot files.
+    pub server: Ipv4Addr,
+    /// Length of the network's prefix.
+    pub prefix_length: u8,
+    /// The router to announce.
+    pub router: Option<Ipv4Addr>,
+    /// The name servers to announce.
+    pub dns: Vec<Ipv4Addr>,
+    /// First and last address for machines without reservation; without it they get no answer.
+    pub range: Option<(Ipv4Addr, Ipv4Addr)>,
+    /// Where replies go.
+    pub reply_to: ReplyTo,
+    /// Who hears of each request.
+    pub observer: Observer,
+}
+
+/// Where replies go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ReplyTo {
+    /// To where RFC 2131 4.1 says: port 68 of the client or of everybody, port 67 of a relay.
+    #[default]
+    Standard,
+    /// To where the request came from, if that is an address at all: for clients that share a host and cannot all have port 68.
+    Source,
+}
+
+/// A running server. Clones are handles to the same one; it stops when the last is dropped, or by [`Server::drain`].
+#[derive(Clone)]
+pub struct Server {
+    shared: Arc<Shared>,
+    task: Arc<Task>,
+}
+
+struct Shared {
+    table: Mutex<Table>,
+    address: SocketAddr,
+}
+
+struct Task(Mutex<Option<JoinHandle<()>>>);
+
+/// Starts serving.
+pub async fn start(config: Config) -> io::Result<Server> {
+    let Config { net, interface, listen, server, prefix_length, router, dns, range, reply_to, observer } = config;
+    let network = Network { server, prefix_length, router, dns };
+    let table = Table::new(network, range).map_err(|problem| io::Error::new(io::ErrorKind::InvalidInput, problem))?;
+    let socket =
+        net.udp(listen, interface.as_deref()).map_err(|error| explain(&error, listen, interface.as_deref()))?;
+    let shared = Arc::new(Shared { table: Mutex::new(table), address: socket.local_addr()? });
+    tracing::info!(address = %shared.address, interface = interface.as_deref(), "DHCP server started");
+    let ring = Ring { socket, shared: Arc::clone(&shared), reply_to, observer };
+    let task = Task(Mutex::new(Some(tokio::spawn(ring.serve()))));
+    Ok(Server { shared, task: Arc::new(task) })
+}
+
+fn explain(error: &io::Error, listen: SocketAddr, interface: Option<&str>) -> io::Error {
+    let link = interface.map(|interface| format!(" of interface `{interface}`")).unwrap_or_default();
+    let hint = match error.kind() {
+        io::ErrorKind::AddrInUse => "; another DHCP server runs here, stop it or serve another interface",
+        io::ErrorKind::PermissionDenied => "; it needs root, CAP_NET_BIND_SERVICE or a private network",
+        _ => "",
+    };
+    io::Error::new(error.kind(), format!("cannot serve DHCP on {listen}{link}: {error}{hint}"))
+}
+
+impl Server {
+    /// Gives a machine its address for good; an older reservation of the same MAC is replaced.
+    pub fn reserve(&self, reservation: Reservation) -> Result<(), AddressProblem> {
+        self.table().reserve(reservation)
+    }
+
+    /// Ends the reservation and any lease of `mac`.
+    pub fn forget(&self, mac: Mac) {
+        self.table().forget(mac);
+    }
+
+    /// From its next request on, `mac` boots by `offer`.
+    pub fn set_boot(&self, mac: Mac, offer: BootOffer) {
+        self.table().set_boot(mac, offer);
+    }
+
+    /// From its next request on, `mac` gets an address and no boot file.
+    pub fn clear_boot(&self, mac: Mac) {
+        self.table().clear_boot(mac);
+    }
+
+    /// Every reservation and every running lease, by address.
+    pub fn leases(&self) -> Vec<Lease> {
+        self.table().leases(Instant::now())
+    }
+
+    /// The address that `mac` has: reserved, offered or leased.
+    pub fn address_of(&self, mac: Mac) -> Option<Ipv4Addr> {
+        self.table().address_of(mac, Instant::now())
+    }
+
+    /// Whose `address` is.
+    pub fn mac_of(&self, address: Ipv4Addr) -> Option<Mac> {
+        self.table().mac_of(address, Instant::now())
+    }
+
+    /// The address and port of the socket.
+    pub fn address(&self) -> SocketAddr {
+        self.shared.address
+    }
+
+    /// Stops serving and waits until the socket is closed. The table can still be read.
+    pub async fn drain(&self) {
+        let task = self.task.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(task) = task {
+            task.abort();
+            // The only outcome is "aborted", which is what was asked for.
+            let _ = task.await;
+        }
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.shared.table()
+    }
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DHCP server on {}", self.shared.address)
+    }
+}
+
+impl Shared {
+    /// A panic inside a critical section leaves plain data behind: go on with it rather than stop giving out addresses.
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        if let Some(task) = self.0.get_mut().unwrap_or_else(PoisonError::into_inner) {
+            task.abort();
+        }
+    }
+}
+
+struct Ring {
+    socket: UdpSocket,
+    shared: Arc<Shared>,
+    reply_to: ReplyTo,
+    observer: Observer,
+}
+
+impl Ring {
+    async fn serve(self) {
+        let mut buffer = vec![0; DATAGRAM_BYTES_MAX];
+        loop {
+            match self.socket.recv_from(&mut buffer).await {
+                Ok((length, source)) => self.answer(&buffer[..length], source).await,
+                Err(error) => {
+                    tracing::warn!(%error, address = %self.shared.address, "no DHCP request could be received");
+                    tokio::time::sleep(RECEIVE_RETRY).await;
+                }
+            }
+        }
+    }
+
+    async fn answer(&self, datagram: &[u8], source: SocketAddr) {
+        let request = match Request::parse(datagram) {
+            Ok(request) => request,
+            Err(malformed) => {
+                tracing::debug!(%source, %malformed, "a datagram on the DHCP port was dropped");
+                return;
+            }
+        };
+        let decision = reply::reply(&request, &mut self.shared.table(), Instant::now());
+        log(&decision.event);
+        // Told first: whatever the machine does with the answer happens after.
+        (self.observer)(decision.event);
+        if let Some((reply, destination)) = decision.reply {
+            self.send(&reply, destination, source).await;
+        }
+    }
+
+    async fn send(&self, reply: &Reply, destination: Destination, source: SocketAddr) {
+        let target = match self.reply_to {
+            ReplyTo::Source if is_unicast(source.ip()) => source,
+            ReplyTo::Source | ReplyTo::Standard => SocketAddr::V4(destination.address()),
+        };
+        if let Err(error) = self.socket.send_to(&reply.encode(), target).await {
+            tracing::warn!(%target, %error, "a DHCP reply could not be sent; is the link up and has it this server's address?");
+        }
+    }
+}
+
+fn is_unicast(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => !address.is_unspecified() && !address.is_broadcast() && !address.is_multicast(),
+        IpAddr::V6(_) => false,
+    }
+}
+
+fn log(event: &DhcpEvent) {
+    tracing::info!(
+        mac = %event.mac,
+        address = event.address.map(tracing::field::display),
+        client = ?event.client,
+        architecture = event.architecture.map(tracing::field::display),
+        bootfile = event.bootfile,
+        "DHCP {}",
+        event.outcome
+    );
+}
+
+#[cfg(test)]
+mod tests;
