@@ -1,7 +1,32 @@
 //! What a job means: text in, [`Job`] out, or every mistake of the text at once, drawn like a compiler's.
+//!
+//! ```text
+//!  text + Variables ─ template::render ─► Rendered ─ Job::parse ─► Job
+//!                          │                             │
+//!                          └───────── Problems ◄─────────┘
+//! ```
+//! This crate knows no socket, task, file or clock. Rendering is bounded by fuel and sizes only; text that a stranger
+//! wrote is rendered in a child process under rlimits, by the crate that may start one.
+
+mod description;
+mod forms;
 mod guard;
 pub mod ids;
-mod pattern;
+pub mod job;
+mod merge;
+pub mod pattern;
 pub mod problem;
 pub mod quantity;
 mod scalar;
+#[cfg(test)]
+mod seeded;
+mod shape;
+pub mod template;
+
+pub use guard::{DEPTH_AT_MOST, DOCUMENT_BYTES_AT_MOST, NODES_AT_MOST, decode};
+pub use ids::{ArtifactPath, DutId, ExportName, JobId};
+pub use job::*;
+pub use pattern::{MatchError, Pattern};
+pub use problem::{Location, Problem, Problems};
+pub use shape::load;
+pub use template::{Limits, Rendered, Variables, render, render_inline, variables_used};
