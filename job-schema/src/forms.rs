@@ -9,6 +9,8 @@
 //! | `lifetime` | `first_read`, `{access_count: 1}` | a mapping |
 //! | `offset` | `0x10008000`, `""` | a number, or nothing when zero or empty |
 
+use core::net::Ipv4Addr;
+
 use serde_yaml::{Mapping, Value};
 
 use crate::guard::Scalar;
@@ -30,6 +32,7 @@ pub(crate) struct Form {
 
 /// All forms of text, by name.
 pub(crate) const FORMS: &[Form] = &[
+    Form { name: "address", noun: "an IPv4 address", hint: "write `10.77.0.11`", read: address },
     Form { name: "container", noun: "a container image", hint: "write `docker://registry/image:tag`", read: container },
     Form { name: "deadline", noun: "a date and time", hint: "write `2026-11-21 18:00:00`, in UTC unless a zone is given", read: deadline },
     Form { name: "duration", noun: "a duration", hint: "write `5 minutes`, `1h 30m` or `{minutes: 5}`", read: duration },
@@ -37,7 +40,9 @@ pub(crate) const FORMS: &[Form] = &[
     Form { name: "export-name", noun: "a name", hint: "use letters, digits, `-`, `_` and `.`", read: export_name },
     Form { name: "lifetime", noun: "a lifetime", hint: "write `first_read` or `{access_count: 1, duration: 1 hour}`", read: lifetime },
     Form { name: "loose-text", noun: "text", hint: "write text here, or remove the key", read: loose_text },
+    Form { name: "mac", noun: "a MAC address", hint: "write six bytes such as `52:54:00:77:00:01`", read: mac },
     Form { name: "mode", noun: "a file mode", hint: "write an octal number such as `0100644`", read: mode },
+    Form { name: "network", noun: "an address with a prefix", hint: "write `10.77.0.1/24`, the gateway's own address first", read: network },
     Form { name: "offset", noun: "a number", hint: "write a number such as `4096` or `0x10008000`", read: offset },
     Form { name: "path", noun: "a path", hint: "write an absolute path such as `/job/file`; a regular expression may follow the slash", read: path },
     Form { name: "pattern", noun: "a pattern", hint: "write a regular expression as Python reads it on bytes", read: pattern },
@@ -72,6 +77,32 @@ fn pattern(scalar: &Scalar) -> Result<Value, Option<String>> {
 
 fn export_name(scalar: &Scalar) -> Result<Value, Option<String>> {
     checked(scalar, str::parse::<ExportName>)
+}
+
+fn address(scalar: &Scalar) -> Result<Value, Option<String>> {
+    checked(scalar, str::parse::<Ipv4Addr>)
+}
+
+fn mac(scalar: &Scalar) -> Result<Value, Option<String>> {
+    checked(scalar, |text| {
+        let bytes: Vec<_> = text.split([':', '-']).collect();
+        let is_byte = |byte: &&str| byte.len() == 2 && byte.chars().all(|digit| digit.is_ascii_hexdigit());
+        match bytes.len() == 6 && bytes.iter().all(|byte| is_byte(&byte)) {
+            true => Ok(()),
+            false => Err("it is not six bytes in hexadecimal"),
+        }
+    })
+}
+
+fn network(scalar: &Scalar) -> Result<Value, Option<String>> {
+    checked(scalar, |text| {
+        let (address, length) = text.split_once('/').ok_or("it has no prefix length")?;
+        address.parse::<Ipv4Addr>().map_err(|_| "it does not begin with an IPv4 address")?;
+        match length.parse::<u8>() {
+            Ok(8..=30) => Ok(()),
+            _ => Err("its prefix length is not a number from 8 to 30"),
+        }
+    })
 }
 
 fn endpoint(scalar: &Scalar) -> Result<Value, Option<String>> {

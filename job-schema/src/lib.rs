@@ -8,6 +8,8 @@
 //! This crate knows no socket, task, file or clock. Rendering is bounded by fuel and sizes only; text that a stranger
 //! wrote is rendered in a child process under rlimits, by the crate that may start one.
 
+#[cfg(test)]
+mod corpus_tests;
 mod description;
 mod forms;
 mod guard;
@@ -28,5 +30,5 @@ pub use ids::{ArtifactPath, DutId, ExportName, JobId};
 pub use job::*;
 pub use pattern::{MatchError, Pattern};
 pub use problem::{Location, Problem, Problems};
-pub use shape::load;
+pub use shape::{Findings, load, load_checked, schema_of};
 pub use template::{Limits, Rendered, Variables, render, render_inline, variables_used};

@@ -47,18 +47,60 @@ pub(crate) struct Loaded<T> {
 impl<T> Loaded<T> {
     /// The place of the value at `path`, or of the nearest mapping above it that exists.
     pub(crate) fn place(&self, path: &[&str]) -> Option<Location> {
-        let mut node = self.root.as_ref()?;
-        let mut place = node.place;
-        for key in path {
-            match node.entry(key) {
-                Some(entry) => {
-                    node = &entry.value;
-                    place = if node.entries().is_empty() { node.place } else { entry.key_place };
-                }
-                None => break,
-            }
+        self.root.as_ref().map(|root| place_of(root, path))
+    }
+}
+
+/// The place of the value at `path` (keys of mappings, indices of lists), or of the nearest one above it that exists.
+fn place_of(root: &Node, path: &[impl AsRef<str>]) -> Location {
+    let (mut node, mut place) = (root, root.place);
+    for step in path {
+        if let Some(entry) = node.entry(step.as_ref()) {
+            node = &entry.value;
+            place = if node.entries().is_empty() { node.place } else { entry.key_place };
+        } else if let (Kind::List(items), Ok(index)) = (&node.kind, step.as_ref().parse::<usize>())
+            && let Some(item) = items.get(index)
+        {
+            node = item;
+            place = item.place;
+        } else {
+            break;
         }
-        Some(place)
+    }
+    place
+}
+
+/// Mistakes that the schema cannot see, told by the place they are at.
+pub struct Findings {
+    root: Node,
+    problems: Vec<Problem>,
+}
+
+impl Findings {
+    /// The value at `path` (keys of mappings, indices of lists) is wrong.
+    pub fn tell(&mut self, path: &[String], what: String, hint: &str) {
+        let location = Some(place_of(&self.root, path));
+        self.problems.push(Problem { location, field: path.join("."), what, hint: Some(hint.to_owned()) });
+    }
+}
+
+/// Reads a whole YAML document as a `T` and turns it into a `U`, with checks that need more than one field. The checks run on
+/// whatever could be read, so that the mistakes of both kinds are told together.
+pub fn load_checked<T: DeserializeOwned + JsonSchema, U>(
+    source_name: &str,
+    text: &str,
+    check: impl FnOnce(T, &mut Findings) -> U,
+) -> Result<U, Problems> {
+    let Loaded { value, root, mut problems } = load_leniently::<T>(text);
+    let checked = value.zip(root).map(|(value, root)| {
+        let mut findings = Findings { root, problems: Vec::new() };
+        let checked = check(value, &mut findings);
+        problems.append(&mut findings.problems);
+        checked
+    });
+    match checked {
+        Some(checked) if problems.is_empty() => Ok(checked),
+        _ => Err(Problems::new(source_name, text, problems)),
     }
 }
 
@@ -96,7 +138,7 @@ pub(crate) fn load_leniently<T: DeserializeOwned + JsonSchema>(text: &str) -> Lo
 }
 
 /// The JSON Schema of a type, as the walk reads it and as `wharf schema` prints it.
-pub(crate) fn schema_of<T: JsonSchema>() -> Json {
+pub fn schema_of<T: JsonSchema>() -> Json {
     let schema = SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<T>();
     let mut schema = Json::from(schema);
     close_objects(&mut schema);
@@ -231,7 +273,9 @@ impl<'s> Walk<'s> {
         for (word, least, most) in [("x-exactly-one", 1, 1), ("x-at-most-one", 0, 1), ("x-at-least-one", 1, usize::MAX)] {
             let Some(keys) = schema[word].as_array() else { continue };
             let keys: Vec<&str> = keys.iter().filter_map(Json::as_str).collect();
-            let present: Vec<&guard::Entry> = node.entries().iter().filter(|entry| keys.contains(&entry.key.as_str())).collect();
+            let said = |entry: &&guard::Entry| !scalar_of(&entry.value).is_some_and(Scalar::is_null);
+            let named = node.entries().iter().filter(|entry| keys.contains(&entry.key.as_str()));
+            let present: Vec<&guard::Entry> = named.filter(said).collect();
             if present.len() < least {
                 let what = format!("one of {} is missing", alternatives(keys.iter().copied()));
                 self.tell(Problem::new(what).at(node.place).about(field).hint(format!("add `{}:`", keys[0])));
