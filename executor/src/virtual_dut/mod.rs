@@ -5,7 +5,9 @@
 //!   install     which programs and files virtual machines need, and how they get onto this host
 //!   qemu        one virtual machine: command line, process, control socket, serial line
 //!   initramfs   the Linux userland that a virtual machine boots for the demo
+//!   simulated   a DUT that only exists as a client of our servers
 //!   tiny        a boot payload of some hundred bytes for machines that need no Linux
 //! ```
 
 pub mod network;
+pub mod simulated;

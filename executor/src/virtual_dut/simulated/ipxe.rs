@@ -183,14 +183,8 @@ enum Outcome {
 impl Interpreter {
     /// The script `text` that was fetched from `uri`.
     pub fn new(settings: BTreeMap<String, Value>, uri: &str, text: &str) -> Self {
-        let mut interpreter = Interpreter {
-            settings,
-            scripts: Vec::new(),
-            images: Vec::new(),
-            selected: None,
-            waiting: None,
-            steps: 0,
-        };
+        let mut interpreter =
+            Interpreter { settings, scripts: Vec::new(), images: Vec::new(), selected: None, waiting: None, steps: 0 };
         interpreter.enter(uri, text);
         interpreter
     }
@@ -245,7 +239,13 @@ impl Interpreter {
     fn enter(&mut self, uri: &str, text: &str) {
         let lines = lines(text);
         self.settings.insert("cwuri".into(), Value::Text(uri.to_owned()));
-        self.scripts.push(Running { uri: uri.to_owned(), lines, next_line: 0, pieces: VecDeque::new(), status: Ok(()) });
+        self.scripts.push(Running {
+            uri: uri.to_owned(),
+            lines,
+            next_line: 0,
+            pieces: VecDeque::new(),
+            status: Ok(()),
+        });
     }
 
     /// Ends the innermost script; what it ended with becomes the status of the command that chained it.
@@ -316,8 +316,8 @@ impl Interpreter {
             "set" => self.set(arguments),
             "clear" => self.clear(arguments),
             "inc" => self.inc(arguments),
-            "isset" => truth(command, arguments.len() == 1, arguments.first().is_some_and(|word| !word.is_empty())),
-            "iseq" => truth(command, arguments.len() == 2, arguments.first() == arguments.get(1)),
+            "isset" => isset(arguments),
+            "iseq" => iseq(arguments),
             "kernel" | "imgselect" | "imgload" => self.fetch(arguments, Purpose::Kernel),
             "initrd" | "imgfetch" | "module" => self.fetch(arguments, Purpose::Initrd),
             "imgargs" => self.imgargs(arguments),
@@ -566,27 +566,19 @@ fn echo(arguments: &[String]) -> Outcome {
     }
 }
 
-/// The status of a command that tests something.
-fn truth(command: &str, usage_holds: impl Into<Usage>, holds: impl Into<Truth>) -> Outcome {
-    match (usage_holds.into(), holds.into()) {
-        (Usage(false), _) => usage(command, "<value>..."),
-        (_, Truth(true)) => Outcome::Status(Ok(())),
-        (_, Truth(false)) => Outcome::Status(Err(format!("{command}: no"))),
+fn isset(arguments: &[String]) -> Outcome {
+    match arguments {
+        [value] if value.is_empty() => Outcome::Status(Err("isset: no".into())),
+        [_] => Outcome::Status(Ok(())),
+        _ => usage("isset", "<value>"),
     }
 }
 
-struct Usage(bool);
-struct Truth(bool);
-
-impl From<bool> for Usage {
-    fn from(holds: bool) -> Self {
-        Usage(holds)
-    }
-}
-
-impl From<bool> for Truth {
-    fn from(holds: bool) -> Self {
-        Truth(holds)
+fn iseq(arguments: &[String]) -> Outcome {
+    match arguments {
+        [left, right] if left == right => Outcome::Status(Ok(())),
+        [_, _] => Outcome::Status(Err("iseq: no".into())),
+        _ => usage("iseq", "<value1> <value2>"),
     }
 }
 
@@ -745,8 +737,14 @@ mod tests {
     #[test]
     fn a_users_setting_may_hold_spaces_signs_and_the_name_of_another() {
         assert_eq!(printed("#!ipxe\nset semi ;\nset line a ${semi}b && c\necho ${line}"), "");
-        assert_eq!(printed("#!ipxe\nset x:string a b\nset name x\necho [${${name}}] [${x:uristring}]"), "[a b] [a%20b]\n");
-        assert_eq!(printed("#!ipxe\nset x a\nclear x\nisset ${x} || echo gone\nset n 4\ninc n\ninc n 3\necho ${n}"), "gone\n8\n");
+        assert_eq!(
+            printed("#!ipxe\nset x:string a b\nset name x\necho [${${name}}] [${x:uristring}]"),
+            "[a b] [a%20b]\n"
+        );
+        assert_eq!(
+            printed("#!ipxe\nset x a\nclear x\nisset ${x} || echo gone\nset n 4\ninc n\ninc n 3\necho ${n}"),
+            "gone\n8\n"
+        );
     }
 
     #[test]
@@ -786,7 +784,8 @@ mod tests {
     fn kernel_and_initrds_are_fetched_from_beside_the_script_and_booted_with_the_arguments() {
         let script = "#!ipxe\nset args console=ttyS0 BOOTIF=01-${net0/mac:hexhyp}\nkernel --name linux /k initrd=i ${args}\n\
                       initrd --name=i initramfs\nimgfetch -n j http://10.0.0.2/j\nimgstat\nboot";
-        let files = [("http://10.0.0.1/k", "123"), ("http://10.0.0.1/boot/initramfs", "4567"), ("http://10.0.0.2/j", "")];
+        let files =
+            [("http://10.0.0.1/k", "123"), ("http://10.0.0.1/boot/initramfs", "4567"), ("http://10.0.0.2/j", "")];
         let (text, fetched, end) = play(script, &files);
         assert_eq!(fetched, ["http://10.0.0.1/k", "http://10.0.0.1/boot/initramfs", "http://10.0.0.2/j"]);
         assert_eq!(text, "linux : 3 bytes [SELECTED]\ni : 4 bytes\nj : 0 bytes\n");
@@ -819,8 +818,10 @@ mod tests {
 
     #[test]
     fn a_chained_script_runs_inside_and_returns_unless_it_replaces() {
-        let files = [("http://10.0.0.1/sub/inner", "#!ipxe\necho inner ${cwuri}\nchain beside\nexit 1"),
-            ("http://10.0.0.1/sub/beside", "#!ipxe\necho beside")];
+        let files = [
+            ("http://10.0.0.1/sub/inner", "#!ipxe\necho inner ${cwuri}\nchain beside\nexit 1"),
+            ("http://10.0.0.1/sub/beside", "#!ipxe\necho beside"),
+        ];
         let (text, fetched, end) = play("#!ipxe\nchain /sub/inner || echo failed inside\npoweroff", &files);
         assert_eq!(text, "inner http://10.0.0.1/sub/inner\nbeside\nfailed inside\n");
         assert_eq!(fetched, ["http://10.0.0.1/sub/inner", "http://10.0.0.1/sub/beside"]);
@@ -849,8 +850,37 @@ mod tests {
     fn any_text_ends_without_a_panic() {
         use rand::{RngExt, SeedableRng};
         let mut random = rand::rngs::SmallRng::seed_from_u64(7);
-        let words = ["echo", "${", "}", "${x}", "set", "x", "&&", "||", ";", "goto", ":l", "\n", "\\\n", "#", "--name", "kernel",
-            "chain", "-", "--", "exit", "isset", "${mac:", "é", "imgfree", "boot", "imgargs", "inc", "sleep", "99999999999999999999"];
+        let words = [
+            "echo",
+            "${",
+            "}",
+            "${x}",
+            "set",
+            "x",
+            "&&",
+            "||",
+            ";",
+            "goto",
+            ":l",
+            "\n",
+            "\\\n",
+            "#",
+            "--name",
+            "kernel",
+            "chain",
+            "-",
+            "--",
+            "exit",
+            "isset",
+            "${mac:",
+            "é",
+            "imgfree",
+            "boot",
+            "imgargs",
+            "inc",
+            "sleep",
+            "99999999999999999999",
+        ];
         for _ in 0..5_000 {
             let length = random.random_range(1..30);
             let text: Vec<&str> = (0..length).map(|_| words[random.random_range(0..words.len())]).collect();
