@@ -16,8 +16,8 @@ use serde::Deserialize;
 
 use crate::ids::ExportName;
 use crate::job::{
-    Archive, Artifact, DhcpEntry, Endpoint, Expose, Fastboot, FilesystemKind, FormatStep, Image, Lifetime, ResetOn, StorageArtifact,
-    NbdExport, NfsShare, PathMatch, Bucket,
+    Archive, Artifact, Bucket, DhcpEntry, Endpoint, Expose, Fastboot, FilesystemKind, FormatStep, Image, Lifetime,
+    NbdExport, NfsShare, PathMatch, ResetOn, StorageArtifact,
 };
 use crate::merge::{Collection, Named, OneOrList};
 use crate::pattern::Pattern;
@@ -198,7 +198,6 @@ pub(crate) struct KernelKeys {
 /// Where the bytes of an artifact come from, and what is done with them.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(default)]
-#[schemars(extend("x-exactly-one" = ["url", "data", "archive", "attached"]))]
 pub(crate) struct ArtifactKeys {
     /// Fetched from here, through the farm's cache.
     #[schemars(with = "Option<UrlForm>")]

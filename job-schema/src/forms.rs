@@ -34,20 +34,60 @@ pub(crate) struct Form {
 pub(crate) const FORMS: &[Form] = &[
     Form { name: "address", noun: "an IPv4 address", hint: "write `10.77.0.11`", read: address },
     Form { name: "container", noun: "a container image", hint: "write `docker://registry/image:tag`", read: container },
-    Form { name: "deadline", noun: "a date and time", hint: "write `2026-11-21 18:00:00`, in UTC unless a zone is given", read: deadline },
-    Form { name: "duration", noun: "a duration", hint: "write `5 minutes`, `1h 30m` or `{minutes: 5}`", read: duration },
-    Form { name: "endpoint", noun: "a host and port", hint: "write `host:port`, an IPv6 address in brackets", read: endpoint },
+    Form {
+        name: "deadline",
+        noun: "a date and time",
+        hint: "write `2026-11-21 18:00:00`, in UTC unless a zone is given",
+        read: deadline,
+    },
+    Form {
+        name: "duration",
+        noun: "a duration",
+        hint: "write `5 minutes`, `1h 30m` or `{minutes: 5}`",
+        read: duration,
+    },
+    Form {
+        name: "endpoint",
+        noun: "a host and port",
+        hint: "write `host:port`, an IPv6 address in brackets",
+        read: endpoint,
+    },
     Form { name: "export-name", noun: "a name", hint: "use letters, digits, `-`, `_` and `.`", read: export_name },
-    Form { name: "lifetime", noun: "a lifetime", hint: "write `first_read` or `{access_count: 1, duration: 1 hour}`", read: lifetime },
+    Form {
+        name: "lifetime",
+        noun: "a lifetime",
+        hint: "write `first_read` or `{access_count: 1, duration: 1 hour}`",
+        read: lifetime,
+    },
     Form { name: "loose-text", noun: "text", hint: "write text here, or remove the key", read: loose_text },
     Form { name: "mac", noun: "a MAC address", hint: "write six bytes such as `52:54:00:77:00:01`", read: mac },
     Form { name: "mode", noun: "a file mode", hint: "write an octal number such as `0100644`", read: mode },
-    Form { name: "network", noun: "an address with a prefix", hint: "write `10.77.0.1/24`, the gateway's own address first", read: network },
+    Form {
+        name: "network",
+        noun: "an address with a prefix",
+        hint: "write `10.77.0.1/24`, the gateway's own address first",
+        read: network,
+    },
     Form { name: "offset", noun: "a number", hint: "write a number such as `4096` or `0x10008000`", read: offset },
-    Form { name: "path", noun: "a path", hint: "write an absolute path such as `/job/file`; a regular expression may follow the slash", read: path },
-    Form { name: "pattern", noun: "a pattern", hint: "write a regular expression as Python reads it on bytes", read: pattern },
+    Form {
+        name: "path",
+        noun: "a path",
+        hint: "write an absolute path such as `/job/file`; a regular expression may follow the slash",
+        read: path,
+    },
+    Form {
+        name: "pattern",
+        noun: "a pattern",
+        hint: "write a regular expression as Python reads it on bytes",
+        read: pattern,
+    },
     Form { name: "size", noun: "a size", hint: "write `512M`, `20G` (2^30) or `20GB` (10^9)", read: size },
-    Form { name: "url", noun: "a URL", hint: "write `https://host/path`; data of your own goes into `data` or `attached`", read: url },
+    Form {
+        name: "url",
+        noun: "a URL",
+        hint: "write `https://host/path`; data of your own goes into `data` or `attached`",
+        read: url,
+    },
 ];
 
 /// The form of this name; asking for one that is not listed is a mistake of ours.
@@ -189,7 +229,11 @@ fn offset(scalar: &Scalar) -> Result<Value, Option<String>> {
     }
     match scalar.as_integer().ok_or(None)? {
         0 => Ok(Value::Null),
-        number => i64::try_from(number).ok().filter(|number| *number > 0).map(Value::from).ok_or(Some("it is not positive".to_owned())),
+        number => i64::try_from(number)
+            .ok()
+            .filter(|number| *number > 0)
+            .map(Value::from)
+            .ok_or(Some("it is not positive".to_owned())),
     }
 }
 
@@ -214,7 +258,13 @@ mod tests {
 
     #[test]
     fn a_url_is_what_the_farm_can_fetch() {
-        for good in ["https://host/a b".replace(' ', "%20").as_str(), "http://10.42.0.1:9000/boot/k", "HTTP://h", "s3://bucket/key", r"https://h/\1?x=y"] {
+        for good in [
+            "https://host/a b".replace(' ', "%20").as_str(),
+            "http://10.42.0.1:9000/boot/k",
+            "HTTP://h",
+            "s3://bucket/key",
+            r"https://h/\1?x=y",
+        ] {
             assert_eq!(read("url", good), Ok(Value::String(good.to_owned())), "{good}");
         }
         let table = [

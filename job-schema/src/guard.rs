@@ -109,7 +109,11 @@ impl Weight {
     const ONE: Weight = Weight { nodes: 1, bytes: 0, depth: 1 };
 
     fn add(self, child: Weight) -> Weight {
-        Weight { nodes: self.nodes + child.nodes, bytes: self.bytes + child.bytes, depth: self.depth.max(child.depth + 1) }
+        Weight {
+            nodes: self.nodes + child.nodes,
+            bytes: self.bytes + child.bytes,
+            depth: self.depth.max(child.depth + 1),
+        }
     }
 }
 
@@ -178,7 +182,9 @@ fn not_yaml(text: &str, error: &ScanError) -> Problem {
     match error.kind() {
         // The parser looks ahead to tell keys from values, and meets its own limit of 255 before we see our 65th level.
         ErrorKind::RecursionLimitExceeded => too_deep().at(place),
-        kind => Problem::new(format!("this is not YAML: {kind}")).at(place).hint("check indentation, quotes and brackets"),
+        kind => {
+            Problem::new(format!("this is not YAML: {kind}")).at(place).hint("check indentation, quotes and brackets")
+        }
     }
 }
 
@@ -349,14 +355,16 @@ impl Builder {
         let mut merged: Vec<Node> = Vec::new();
         for (key, value) in pairs {
             let Kind::Scalar(Scalar { text, style }) = key.kind else {
-                self.problems.push(Problem::new("a list or mapping cannot be a key").at(key.place).hint("quote the key"));
+                self.problems
+                    .push(Problem::new("a list or mapping cannot be a key").at(key.place).hint("quote the key"));
                 continue;
             };
             if text == "<<" && style == Style::Plain {
                 merged.push(value);
             } else if let Some(line) = seen.insert(text.clone(), key.place.line) {
                 let what = format!("the key {} stands twice in one mapping", quoted(&text));
-                self.problems.push(Problem::new(what).at(key.place).hint(format!("the first is in line {line}; keep one")));
+                self.problems
+                    .push(Problem::new(what).at(key.place).hint(format!("the first is in line {line}; keep one")));
             } else {
                 entries.push(Entry { key: text, key_place: key.place, value });
             }
@@ -375,7 +383,9 @@ impl Builder {
         };
         for mapping in mappings {
             let Kind::Mapping(more) = mapping.kind else {
-                self.problems.push(Problem::new("`<<` merges mappings only").at(mapping.place).hint("name a mapping by its alias"));
+                self.problems.push(
+                    Problem::new("`<<` merges mappings only").at(mapping.place).hint("name a mapping by its alias"),
+                );
                 continue;
             };
             for entry in more {
@@ -458,7 +468,10 @@ mod tests {
         assert_eq!(first_problem("# only a comment\n"), "the document is empty");
         assert_eq!(first_problem("a: 1\n---\nb: 2\n"), "a second document begins here");
         assert_eq!(first_problem("a: 1\nb: 2\na: 3\n"), "the key `a` stands twice in one mapping");
-        assert_eq!(first_problem("a: !!python/object:os.system x\n"), "the tag `!!python/object:os.system` means nothing here");
+        assert_eq!(
+            first_problem("a: !!python/object:os.system x\n"),
+            "the tag `!!python/object:os.system` means nothing here"
+        );
     }
 
     #[test]

@@ -166,7 +166,9 @@ fn check_export(text: &str) -> Result<String, String> {
         return Err("a name begins with a letter or a digit".to_owned());
     }
     match text.chars().find(|c| !(c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))) {
-        Some(bad) => Err(format!("a name cannot contain `{}`; use letters, digits, `-`, `_` and `.`", bad.escape_default())),
+        Some(bad) => {
+            Err(format!("a name cannot contain `{}`; use letters, digits, `-`, `_` and `.`", bad.escape_default()))
+        }
         None => Ok(text.to_owned()),
     }
 }

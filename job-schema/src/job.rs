@@ -10,6 +10,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -19,9 +20,9 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 
 use crate::description::{
-    AnyForm, ArtifactKeys, BucketKeys, ContainerForm, DeploymentDescription, FilesystemKeys, ImagestoreKeys, JobDescription, KernelKeys,
-    LifetimeKeys, LooseTextForm, ModeForm, NbdKeys, NfsKeys, OffsetForm, PatternKeys, PatternsKeys, StorageArtifactKeys, TimeoutKeys,
-    TimeoutsKeys,
+    AnyForm, ArtifactKeys, BucketKeys, ContainerForm, DeploymentDescription, FilesystemKeys, ImagestoreKeys,
+    JobDescription, KernelKeys, LifetimeKeys, LooseTextForm, ModeForm, NbdKeys, NfsKeys, OffsetForm, PatternKeys,
+    PatternsKeys, StorageArtifactKeys, TimeoutKeys, TimeoutsKeys,
 };
 use crate::forms::duration_of;
 use crate::ids::ExportName;
@@ -426,7 +427,9 @@ impl PathMatch {
             return Some(Groups(vec![Some(path.to_owned())]));
         }
         let groups = self.pattern.as_ref()?.full_match_groups(path.as_bytes()).ok()??;
-        Some(Groups(groups.into_iter().map(|group| group.and_then(|range| path.get(range)).map(str::to_owned)).collect()))
+        Some(Groups(
+            groups.into_iter().map(|group| group.and_then(|range| path.get(range)).map(str::to_owned)).collect(),
+        ))
     }
 
     /// The path as written.
@@ -695,7 +698,8 @@ pub struct TextMatch {
 impl TextMatch {
     /// Whether `value` is this very word or matches it as a whole.
     pub fn matches(&self, value: &str) -> bool {
-        let by_pattern = || self.pattern.as_ref().is_some_and(|pattern| pattern.is_full_match(value.as_bytes()).unwrap_or(false));
+        let by_pattern =
+            || self.pattern.as_ref().is_some_and(|pattern| pattern.is_full_match(value.as_bytes()).unwrap_or(false));
         value == self.text || by_pattern()
     }
 
@@ -765,7 +769,8 @@ impl FromStr for Endpoint {
 
     fn from_str(text: &str) -> Result<Endpoint, String> {
         let (host, port) = text.rsplit_once(':').ok_or("it has no port")?;
-        let port: u16 = port.parse().ok().filter(|port| *port != 0).ok_or("its port is not a number from 1 to 65535")?;
+        let port: u16 =
+            port.parse().ok().filter(|port| *port != 0).ok_or("its port is not a number from 1 to 65535")?;
         let host = match host.strip_prefix('[').map(|rest| rest.strip_suffix(']')) {
             Some(Some(address)) if address.parse::<std::net::Ipv6Addr>().is_ok() => address,
             Some(_) => return Err("its IPv6 address is not one".to_owned()),
@@ -804,7 +809,8 @@ pub fn json_schema() -> serde_json::Value {
 impl Job {
     /// Reads rendered text as a job, or tells everything that is wrong with it.
     pub fn parse(rendered: &Rendered) -> Result<Job, Problems> {
-        let mut loaded = shape::load_leniently::<JobDescription>(&rendered.text);
+        static SCHEMA: LazyLock<serde_json::Value> = LazyLock::new(json_schema);
+        let mut loaded = shape::load_leniently::<JobDescription>(&rendered.text, &SCHEMA);
         let mut problems = std::mem::take(&mut loaded.problems);
         if let Some(description) = &loaded.value {
             check(description, &loaded, &mut problems);
@@ -819,7 +825,8 @@ impl Job {
 /// What no single field shows.
 fn check(description: &JobDescription, loaded: &Loaded<JobDescription>, problems: &mut Vec<Problem>) {
     let mut tell = |path: &[&str], what: String, hint: &str| {
-        let problem = Problem { location: loaded.place(path), field: path.join("."), what, hint: Some(hint.to_owned()) };
+        let problem =
+            Problem { location: loaded.place(path), field: path.join("."), what, hint: Some(hint.to_owned()) };
         problems.push(problem);
     };
     let target = &description.target;
@@ -835,7 +842,9 @@ fn check(description: &JobDescription, loaded: &Loaded<JobDescription>, problems
         }
     }
     let images = |deployment: Option<&DeploymentDescription>| -> Vec<String> {
-        let store = deployment.and_then(|deployment| deployment.storage.as_ref()).and_then(|storage| storage.imagestore.clone());
+        let store = deployment
+            .and_then(|deployment| deployment.storage.as_ref())
+            .and_then(|storage| storage.imagestore.clone());
         images_of(store).into_keys().collect()
     };
     let known = images(Some(&description.deployment.start));
@@ -856,7 +865,10 @@ impl From<JobDescription> for Job {
             None => start.clone(),
         };
         Job {
-            target: Target { id: description.target.id.filter(|id| !id.is_empty()), tags: description.target.tags.unwrap_or_default() },
+            target: Target {
+                id: description.target.id.filter(|id| !id.is_empty()),
+                tags: description.target.tags.unwrap_or_default(),
+            },
             deadline: description.deadline.and_then(|text| parse_deadline(&text).ok()),
             firmware_boot_given: description.timeouts.firmware_boot.is_some(),
             timeouts: description.timeouts.into(),
@@ -985,7 +997,12 @@ impl TryFrom<StorageArtifactKeys> for StorageArtifact {
     type Error = &'static str;
 
     fn try_from(keys: StorageArtifactKeys) -> Result<StorageArtifact, &'static str> {
-        Ok(StorageArtifact { path: keys.path, artifact: keys.artifact.try_into()?, lifetime: keys.lifetime, expose: keys.expose })
+        Ok(StorageArtifact {
+            path: keys.path,
+            artifact: keys.artifact.try_into()?,
+            lifetime: keys.lifetime,
+            expose: keys.expose,
+        })
     }
 }
 
@@ -1113,12 +1130,24 @@ macro_rules! schema_of_keys {
 }
 
 schema_of_keys! {
-    Artifact from ArtifactKeys,
     Bucket from BucketKeys,
     FormatStep from FormatKeys,
     NbdExport from NbdKeys,
     NfsShare from NfsKeys,
     StorageArtifact from StorageArtifactKeys,
+}
+
+impl JsonSchema for Artifact {
+    fn schema_name() -> Cow<'static, str> {
+        "Artifact".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let mut schema = ArtifactKeys::json_schema(generator);
+        // Not said by the keys themselves: a kernel has them too, and may have none.
+        schema.insert("x-exactly-one".to_owned(), serde_json::json!(["url", "data", "archive", "attached"]));
+        schema
+    }
 }
 
 impl JsonSchema for Lifetime {
@@ -1159,3 +1188,6 @@ impl JsonSchema for Endpoint {
         json_schema!({"type": "string", "x-form": "endpoint"})
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,7 +16,9 @@ use std::collections::BTreeMap;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 
-use crate::description::{ArtifactKeys, DeploymentDescription, ImagestoreKeys, KernelKeys, PublicStoreKeys, StorageKeys};
+use crate::description::{
+    ArtifactKeys, DeploymentDescription, ImagestoreKeys, KernelKeys, PublicStoreKeys, StorageKeys,
+};
 use crate::job::Fastboot;
 
 /// A list whose items may be grouped, so that a platform's defaults can be replaced group by group.

@@ -84,7 +84,9 @@ impl Pattern {
     /// The groups of a match of the whole subject, group 0 first; a group that took no part is `None`.
     pub fn full_match_groups(&self, subject: &[u8]) -> Result<Option<Vec<Option<Range<usize>>>>, MatchError> {
         let found = self.whole.captures(subject).map_err(|error| self.gave_up(subject, &error))?;
-        Ok(found.map(|groups| (0..groups.len()).map(|group| groups.get(group).map(|part| part.start()..part.end())).collect()))
+        Ok(found.map(|groups| {
+            (0..groups.len()).map(|group| groups.get(group).map(|part| part.start()..part.end())).collect()
+        }))
     }
 
     /// The pattern as written.
@@ -98,11 +100,18 @@ impl Pattern {
 }
 
 fn compile(translated: &str) -> Result<Regex, String> {
-    let limited = format!("(*LF)(*LIMIT_MATCH={MATCH_STEPS_AT_MOST})(*LIMIT_HEAP={MATCH_HEAP_KIB_AT_MOST}){translated}");
-    RegexBuilder::new().jit_if_available(true).max_jit_stack_size(Some(MATCH_STACK_BYTES_AT_MOST)).build(&limited).map_err(|error| {
-        let text = error.to_string();
-        text.split_once(": ").map_or(text.clone(), |(_, reason)| reason.to_owned())
-    })
+    let limited =
+        format!("(*LF)(*LIMIT_MATCH={MATCH_STEPS_AT_MOST})(*LIMIT_HEAP={MATCH_HEAP_KIB_AT_MOST}){translated}");
+    RegexBuilder::new()
+        .jit_if_available(true)
+        .max_jit_stack_size(Some(MATCH_STACK_BYTES_AT_MOST))
+        .build(&limited)
+        .map_err(|error| {
+            // The offset counts the limits written before the pattern, and would mislead.
+            let text = error.to_string();
+            let reason = text.split_once("at offset ").and_then(|(_, rest)| rest.split_once(": "));
+            reason.map_or(text.clone(), |(_, reason)| reason.to_owned())
+        })
 }
 
 /// The walk over a pattern's bytes that writes PCRE2's spelling.
@@ -117,7 +126,8 @@ struct Translation<'a> {
 impl Translation<'_> {
     /// The flags that hold for all of the pattern, and the pattern in PCRE2's spelling.
     fn of(source: &str) -> Result<(String, String), String> {
-        let mut walk = Translation { bytes: source.as_bytes(), at: 0, out: Vec::new(), verbose: false, flags: String::new() };
+        let mut walk =
+            Translation { bytes: source.as_bytes(), at: 0, out: Vec::new(), verbose: false, flags: String::new() };
         while let Some(byte) = walk.take() {
             walk.step(byte)?;
         }
@@ -173,7 +183,9 @@ impl Translation<'_> {
             b'v' => self.write("\\x0b"),
             b'x' => self.hexadecimal()?,
             b'0'..=b'9' => self.number(byte, within)?,
-            b'a' | b'b' | b'd' | b'D' | b'f' | b'n' | b'r' | b's' | b'S' | b't' | b'w' | b'W' => self.out.extend([b'\\', byte]),
+            b'a' | b'b' | b'd' | b'D' | b'f' | b'n' | b'r' | b's' | b'S' | b't' | b'w' | b'W' => {
+                self.out.extend([b'\\', byte])
+            }
             letter if letter.is_ascii_alphabetic() => {
                 return Err(format!("`\\{}` means nothing in a pattern over bytes", char::from(letter)));
             }
@@ -251,7 +263,8 @@ impl Translation<'_> {
         let end = self.rest().iter().position(|&byte| byte == b'}');
         let inside = end.map(|end| self.rest()[..end].to_vec()).unwrap_or_default();
         let commas = inside.iter().filter(|&&byte| byte == b',').count();
-        let counts = !inside.is_empty() && commas <= 1 && inside.iter().all(|byte| byte.is_ascii_digit() || *byte == b',');
+        let counts =
+            !inside.is_empty() && commas <= 1 && inside.iter().all(|byte| byte.is_ascii_digit() || *byte == b',');
         if !counts {
             self.write("\\{");
             return;
@@ -312,7 +325,11 @@ impl Translation<'_> {
     /// `(?ims)` at the start holds for all of the pattern; `(?i-s:…)` holds for its group.
     fn inline_flags(&mut self) -> Result<(), String> {
         let start = self.at - 2;
-        let end = self.rest().iter().position(|byte| !byte.is_ascii_alphabetic() && *byte != b'-').unwrap_or(self.rest().len());
+        let end = self
+            .rest()
+            .iter()
+            .position(|byte| !byte.is_ascii_alphabetic() && *byte != b'-')
+            .unwrap_or(self.rest().len());
         let letters = String::from_utf8_lossy(&self.rest()[..end]).into_owned();
         let closing = self.rest().get(end).copied();
         self.at += end + usize::from(closing.is_some());
@@ -403,7 +420,10 @@ mod tests {
     use super::*;
 
     fn matches(pattern: &str, line: &[u8]) -> bool {
-        Pattern::parse(pattern).unwrap_or_else(|why| panic!("{pattern}: {why}")).is_match(line).expect("within the limits")
+        Pattern::parse(pattern)
+            .unwrap_or_else(|why| panic!("{pattern}: {why}"))
+            .is_match(line)
+            .expect("within the limits")
     }
 
     #[test]

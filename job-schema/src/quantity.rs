@@ -51,7 +51,8 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     let digits_end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (digits, unit) = text.split_at(digits_end);
     let number: u64 = digits.parse().map_err(|_| "a size begins with a whole number".to_owned())?;
-    let factor = size_factor(unit.trim_start()).ok_or_else(|| format!("`{unit}` is not a unit of size"))?;
+    let unit = unit.trim_start();
+    let factor = size_factor(unit).ok_or_else(|| format!("`{unit}` is not a unit of size"))?;
     number.checked_mul(factor).filter(|bytes| i64::try_from(*bytes).is_ok()).ok_or("a size is at most 8 EiB".to_owned())
 }
 

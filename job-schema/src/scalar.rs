@@ -117,15 +117,38 @@ mod tests {
 
     #[test]
     fn an_address_or_a_hash_is_text_though_yaml_1_1_would_count() {
-        for text in ["52:54:00:11:22:33", "12:30", "12e45678", "1.2.3", "b2c", "2021-03-31", "0x", "-", "6.6.21-mesa", "08", "y"] {
+        for text in [
+            "52:54:00:11:22:33",
+            "12:30",
+            "12e45678",
+            "1.2.3",
+            "b2c",
+            "2021-03-31",
+            "0x",
+            "-",
+            "6.6.21-mesa",
+            "08",
+            "y",
+        ] {
             assert_eq!(plain(text).as_text(), Ok(text), "{text}");
         }
     }
 
     #[test]
     fn what_yaml_reads_as_something_else_is_not_text_unless_quoted() {
-        let table = [("1", "a number"), ("010", "a number"), ("1.5", "a number"), ("0x1F", "a number"), ("1_000", "a number"),
-            ("yes", "a boolean"), ("Off", "a boolean"), ("TRUE", "a boolean"), ("", "nothing"), ("~", "nothing"), (".inf", "a number")];
+        let table = [
+            ("1", "a number"),
+            ("010", "a number"),
+            ("1.5", "a number"),
+            ("0x1F", "a number"),
+            ("1_000", "a number"),
+            ("yes", "a boolean"),
+            ("Off", "a boolean"),
+            ("TRUE", "a boolean"),
+            ("", "nothing"),
+            ("~", "nothing"),
+            (".inf", "a number"),
+        ];
         for (text, kind) in table {
             assert_eq!(plain(text).as_text(), Err(kind), "{text}");
             assert_eq!(Scalar { text: text.to_owned(), style: Style::Quoted }.as_text(), Ok(text));
@@ -134,7 +157,16 @@ mod tests {
 
     #[test]
     fn whole_numbers_are_read_in_four_bases() {
-        let table = [("0", 0), ("42", 42), ("-7", -7), ("0x10008000", 0x1000_8000), ("0o17", 15), ("0100644", 0o100_644), ("0b101", 5), ("1_000", 1000)];
+        let table = [
+            ("0", 0),
+            ("42", 42),
+            ("-7", -7),
+            ("0x10008000", 0x1000_8000),
+            ("0o17", 15),
+            ("0100644", 0o100_644),
+            ("0b101", 5),
+            ("1_000", 1000),
+        ];
         for (text, number) in table {
             assert_eq!(plain(text).as_integer(), Some(number), "{text}");
         }
@@ -145,7 +177,16 @@ mod tests {
 
     #[test]
     fn booleans_have_the_spellings_of_yaml_1_1() {
-        for (text, value) in [("yes", true), ("On", true), ("TRUE", true), ("1", true), ("no", false), ("OFF", false), ("False", false), ("0", false)] {
+        for (text, value) in [
+            ("yes", true),
+            ("On", true),
+            ("TRUE", true),
+            ("1", true),
+            ("no", false),
+            ("OFF", false),
+            ("False", false),
+            ("0", false),
+        ] {
             assert_eq!(plain(text).as_boolean(), Some(value), "{text}");
         }
         for text in ["yEs", "2", "", "ja", "é"] {

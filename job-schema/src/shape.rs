@@ -91,7 +91,7 @@ pub fn load_checked<T: DeserializeOwned + JsonSchema, U>(
     text: &str,
     check: impl FnOnce(T, &mut Findings) -> U,
 ) -> Result<U, Problems> {
-    let Loaded { value, root, mut problems } = load_leniently::<T>(text);
+    let Loaded { value, root, mut problems } = load_leniently::<T>(text, &schema_of::<T>());
     let checked = value.zip(root).map(|(value, root)| {
         let mut findings = Findings { root, problems: Vec::new() };
         let checked = check(value, &mut findings);
@@ -108,7 +108,7 @@ pub fn load_checked<T: DeserializeOwned + JsonSchema, U>(
 ///
 /// `T`'s schema decides; unknown keys are refused wherever the schema lists properties.
 pub fn load<T: DeserializeOwned + JsonSchema>(source_name: &str, text: &str) -> Result<T, Problems> {
-    let loaded = load_leniently::<T>(text);
+    let loaded = load_leniently::<T>(text, &schema_of::<T>());
     match loaded.value {
         Some(value) if loaded.problems.is_empty() => Ok(value),
         _ => Err(Problems::new(source_name, text, loaded.problems)),
@@ -116,14 +116,14 @@ pub fn load<T: DeserializeOwned + JsonSchema>(source_name: &str, text: &str) -> 
 }
 
 /// The same, keeping what could be read beside the problems, for checks that need the typed value.
-pub(crate) fn load_leniently<T: DeserializeOwned + JsonSchema>(text: &str) -> Loaded<T> {
+/// `schema` is that of `T`, made once by whoever loads often.
+pub(crate) fn load_leniently<T: DeserializeOwned>(text: &str, schema: &Json) -> Loaded<T> {
     let root = match guard::read(text) {
         Ok(root) => root,
         Err(problems) => return Loaded { value: None, root: None, problems },
     };
-    let schema = schema_of::<T>();
-    let mut walk = Walk { schema: &schema, problems: Vec::new() };
-    let value = walk.value(&schema, &root, "");
+    let mut walk = Walk { schema, problems: Vec::new() };
+    let value = walk.value(schema, &root, "");
     let mut problems = walk.problems;
     let value = value.and_then(|value| match serde_yaml::from_value(value) {
         Ok(value) => Some(value),
@@ -257,7 +257,7 @@ impl<'s> Walk<'s> {
         let mut complete = true;
         for key in schema["required"].as_array().into_iter().flatten().filter_map(Json::as_str) {
             complete &= mapping.contains_key(key);
-            if node.entry(key).is_none() {
+            if node.entry(key).is_none() && !misspelt(schema, node, key) {
                 let name = join(field, key);
                 let problem = Problem::new(format!("the key `{key}` is missing")).at(node.place).about(name);
                 self.tell(match schema["properties"][key]["x-example"].as_str() {
@@ -270,13 +270,17 @@ impl<'s> Walk<'s> {
     }
 
     fn exclusions(&mut self, schema: &Json, node: &Node, field: &str) {
-        for (word, least, most) in [("x-exactly-one", 1, 1), ("x-at-most-one", 0, 1), ("x-at-least-one", 1, usize::MAX)] {
+        for (word, least, most) in [("x-exactly-one", 1, 1), ("x-at-most-one", 0, 1), ("x-at-least-one", 1, usize::MAX)]
+        {
             let Some(keys) = schema[word].as_array() else { continue };
             let keys: Vec<&str> = keys.iter().filter_map(Json::as_str).collect();
             let said = |entry: &&guard::Entry| !scalar_of(&entry.value).is_some_and(Scalar::is_null);
             let named = node.entries().iter().filter(|entry| keys.contains(&entry.key.as_str()));
             let present: Vec<&guard::Entry> = named.filter(said).collect();
-            if present.len() < least {
+            // `tags: null` was told already, and so was `ulr:`; that the key is missing would be the same again.
+            let refused = |key: &&str| node.entry(key).is_some() && !self.resolve(&schema["properties"][*key]).1;
+            let told = keys.iter().any(|key| misspelt(schema, node, key)) || keys.iter().any(refused);
+            if present.len() < least && !told {
                 let what = format!("one of {} is missing", alternatives(keys.iter().copied()));
                 self.tell(Problem::new(what).at(node.place).about(field).hint(format!("add `{}:`", keys[0])));
             }
@@ -305,7 +309,11 @@ impl<'s> Walk<'s> {
     }
 
     fn items(&mut self, item: &'s Json, items: &[Node], field: &str) -> Vec<Value> {
-        items.iter().enumerate().filter_map(|(index, node)| self.value(item, node, &format!("{field}[{index}]"))).collect()
+        items
+            .iter()
+            .enumerate()
+            .filter_map(|(index, node)| self.value(item, node, &format!("{field}[{index}]")))
+            .collect()
     }
 
     fn text(&mut self, node: &Node, field: &str) -> Option<Value> {
@@ -360,15 +368,17 @@ impl<'s> Walk<'s> {
     }
 
     fn number(&mut self, schema: &Json, node: &Node, field: &str) -> Option<Value> {
-        let Some(number) = scalar_of(node).and_then(Scalar::as_number) else {
-            return self.mismatch("a number", node, field, None);
-        };
         let least = schema["minimum"].as_f64().unwrap_or(f64::MIN);
         let most = schema["maximum"].as_f64().unwrap_or(f64::MAX);
-        if (least..=most).contains(&number) {
-            return Some(Value::from(number));
-        }
-        let problem = Problem::new(format!("`{number}` is out of range")).at(node.place).about(field);
+        let scalar = scalar_of(node);
+        let written = match (scalar, scalar.and_then(Scalar::as_number)) {
+            (_, Some(number)) if (least..=most).contains(&number) => return Some(Value::from(number)),
+            (_, Some(number)) => number.to_string(),
+            // `.inf` and `.nan` are numbers to YAML, but none that a clock can wait for.
+            (Some(scalar), None) if scalar.as_text() == Err("a number") => scalar.text.clone(),
+            _ => return self.mismatch("a number", node, field, None),
+        };
+        let problem = Problem::new(format!("{} is out of range", quoted(&written))).at(node.place).about(field);
         self.tell(problem.hint(format!("write a number from {least} to {most}")));
         None
     }
@@ -478,7 +488,11 @@ impl<'s> Walk<'s> {
             if entry.key == ":uncategorised" {
                 uncategorised = list.unwrap_or(uncategorised);
             } else if entry.key.is_empty() || entry.key.starts_with(':') {
-                let what = if entry.key.is_empty() { "a category needs a name".to_owned() } else { format!("the category name {} is reserved", quoted(&entry.key)) };
+                let what = if entry.key.is_empty() {
+                    "a category needs a name".to_owned()
+                } else {
+                    format!("the category name {} is reserved", quoted(&entry.key))
+                };
                 let hint = "begin its name with a letter or a digit, or use `:uncategorised`";
                 self.tell(Problem::new(what).at(entry.key_place).about(inner).hint(hint));
             } else if let Some(list) = list {
@@ -494,18 +508,28 @@ impl<'s> Walk<'s> {
         let Some(properties) = item["properties"].as_object() else { return false };
         let entries = node.entries();
         let flat = |entry: &guard::Entry| scalar_of(&entry.value).is_some_and(|scalar| !scalar.is_null());
-        entries.iter().any(|entry| properties.contains_key(&entry.key)) || (!entries.is_empty() && entries.iter().all(flat))
+        entries.iter().any(|entry| properties.contains_key(&entry.key))
+            || (!entries.is_empty() && entries.iter().all(flat))
     }
 
     fn mismatch(&mut self, wanted: &str, node: &Node, field: &str, hint: Option<String>) -> Option<Value> {
-        let mut problem = Problem::new(format!("expected {wanted}, found {}", describe(node))).at(node.place).about(field);
+        let mut problem =
+            Problem::new(format!("expected {wanted}, found {}", describe(node))).at(node.place).about(field);
         problem.hint = hint.or_else(|| Some(format!("write {wanted} here, or remove the key")));
         self.tell(problem);
         None
     }
 }
 
+/// Whether a mapping has an unknown key that is `key` but for a slip of the fingers.
+fn misspelt(schema: &Json, node: &Node, key: &str) -> bool {
+    let Some(properties) = schema["properties"].as_object() else { return false };
+    let unknown = node.entries().iter().filter(|entry| !properties.contains_key(&entry.key));
+    unknown.into_iter().any(|entry| nearest(&entry.key, properties.keys().map(String::as_str)) == Some(key))
+}
+
 fn join(field: &str, key: &str) -> String {
+    let key = if key.is_empty() { "\"\"" } else { key };
     if field.is_empty() { key.to_owned() } else { format!("{field}.{key}") }
 }
 
@@ -573,9 +597,9 @@ fn describe(node: &Node) -> String {
 fn plain_value(node: &Node) -> Value {
     match &node.kind {
         Kind::List(items) => Value::Sequence(items.iter().map(plain_value).collect()),
-        Kind::Mapping(entries) => {
-            Value::Mapping(entries.iter().map(|entry| (Value::String(entry.key.clone()), plain_value(&entry.value))).collect())
-        }
+        Kind::Mapping(entries) => Value::Mapping(
+            entries.iter().map(|entry| (Value::String(entry.key.clone()), plain_value(&entry.value))).collect(),
+        ),
         Kind::Scalar(scalar) => match scalar.as_text() {
             Ok(text) => Value::String(text.to_owned()),
             Err("nothing") => Value::Null,
@@ -625,7 +649,8 @@ mod tests {
 
     #[test]
     fn any_type_with_a_schema_can_be_loaded() {
-        let text = "name: north\nsize: 0x10\non: yes\nduts: [{mac: 52:54:00:11:22:33, mode: uefi}]\nlabels: {rack: a}\n";
+        let text =
+            "name: north\nsize: 0x10\non: yes\nduts: [{mac: 52:54:00:11:22:33, mode: uefi}]\nlabels: {rack: a}\n";
         let farm: Farm = load("farm.yml", text).expect("a good farm");
         let expected = Farm {
             name: "north".to_owned(),
@@ -644,7 +669,9 @@ mod tests {
         let told: Vec<(usize, &str, &str)> = problems
             .list()
             .iter()
-            .map(|problem| (problem.location.map_or(0, |place| place.line), problem.field.as_str(), problem.what.as_str()))
+            .map(|problem| {
+                (problem.location.map_or(0, |place| place.line), problem.field.as_str(), problem.what.as_str())
+            })
             .collect();
         let expected = [
             (1, "nmae", "unknown key `nmae`"),

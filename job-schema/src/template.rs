@@ -109,7 +109,12 @@ pub fn render(source_name: &str, text: &str, variables: &Variables, limits: &Lim
 
 /// Renders a text within a job, such as inline `data` or a command line: strictly when its first line is `#!jinja2`
 /// (which is removed), otherwise a template that fails is left as it is.
-pub fn render_inline(source_name: &str, text: &str, variables: &Variables, limits: &Limits) -> Result<String, Problems> {
+pub fn render_inline(
+    source_name: &str,
+    text: &str,
+    variables: &Variables,
+    limits: &Limits,
+) -> Result<String, Problems> {
     let strict = text.lines().next().is_some_and(|line| line.trim_end() == STRICT_LINE);
     let body = if strict { text.split_once('\n').map_or("", |(_, rest)| rest) } else { text };
     match on_large_stack(|| run(source_name, body, variables, limits, TrailingNewline::Keep)) {
@@ -125,7 +130,8 @@ pub fn variables_used(source_name: &str, text: &str) -> Result<Vec<String>, Prob
     let names = on_large_stack(|| {
         check_input(&body, Limits::default().input_bytes)?;
         let environment = Environment::new();
-        let template = environment.template_from_named_str(source_name, &body).map_err(|error| problem_of(&error, &body))?;
+        let template =
+            environment.template_from_named_str(source_name, &body).map_err(|error| problem_of(&error, &body))?;
         let mut names: Vec<String> = template.undeclared_variables(true).into_iter().collect();
         names.sort();
         Ok(names)
@@ -152,7 +158,9 @@ fn on_large_stack<T: Send>(work: impl FnOnce() -> Result<T, Problem> + Send) -> 
     std::thread::scope(|scope| {
         let builder = std::thread::Builder::new().name("template".to_owned()).stack_size(STACK_BYTES);
         match builder.spawn_scoped(scope, work) {
-            Ok(thread) => thread.join().unwrap_or_else(|_| Err(Problem::new("the template engine failed on this template"))),
+            Ok(thread) => {
+                thread.join().unwrap_or_else(|_| Err(Problem::new("the template engine failed on this template")))
+            }
             Err(error) => Err(Problem::new(format!("no memory to render the template: {error}"))),
         }
     })
@@ -166,7 +174,13 @@ fn check_input(text: &str, limit: usize) -> Result<(), Problem> {
         .hint("move inline `data` into an attached artifact or a URL"))
 }
 
-fn run(source_name: &str, text: &str, variables: &Variables, limits: &Limits, newline: TrailingNewline) -> Result<String, Problem> {
+fn run(
+    source_name: &str,
+    text: &str,
+    variables: &Variables,
+    limits: &Limits,
+    newline: TrailingNewline,
+) -> Result<String, Problem> {
     check_input(text, limits.input_bytes)?;
     let mut environment = environment();
     environment.set_fuel(Some(limits.fuel));
@@ -237,7 +251,9 @@ fn problem_of(error: &Error, text: &str) -> Problem {
         ErrorKind::UnknownFilter | ErrorKind::UnknownTest | ErrorKind::UnknownFunction | ErrorKind::UnknownMethod => {
             "check the name; templates have Jinja's filters and Python's string methods"
         }
-        ErrorKind::SyntaxError => "check the braces; text that is no template goes between `{% raw %}` and `{% endraw %}`",
+        ErrorKind::SyntaxError => {
+            "check the braces; text that is no template goes between `{% raw %}` and `{% endraw %}`"
+        }
         _ => "check the types of the values used here",
     };
     problem.hint(hint)
@@ -280,7 +296,9 @@ fn method(state: &mut State, value: &Value, name: &str, arguments: &[Value]) -> 
         ValueKind::Seq if name == "index" => {
             let (wanted,): (&Value,) = from_args(arguments)?;
             let found = value.try_iter()?.position(|item| item == *wanted);
-            found.map(|at| Ok(Value::from(at))).or_else(|| Some(Err(Error::new(ErrorKind::InvalidOperation, "not in the list"))))
+            found
+                .map(|at| Ok(Value::from(at)))
+                .or_else(|| Some(Err(Error::new(ErrorKind::InvalidOperation, "not in the list"))))
         }
         _ => None,
     };
@@ -290,20 +308,29 @@ fn method(state: &mut State, value: &Value, name: &str, arguments: &[Value]) -> 
 /// What Python's strings have beside what minijinja-contrib gives them.
 fn string_method(text: &str, name: &str, arguments: &[Value]) -> Option<Result<Value, Error>> {
     Some(match name {
-        "partition" => from_args(arguments).map(|(separator,): (&str,)| partition(text.split_once(separator), separator, [text, "", ""])),
-        "rpartition" => from_args(arguments).map(|(separator,): (&str,)| partition(text.rsplit_once(separator), separator, ["", "", text])),
-        "removeprefix" => from_args(arguments).map(|(prefix,): (&str,)| Value::from(text.strip_prefix(prefix).unwrap_or(text))),
-        "removesuffix" => from_args(arguments).map(|(suffix,): (&str,)| Value::from(text.strip_suffix(suffix).unwrap_or(text))),
-        "rsplit" => from_args(arguments).map(|(separator, most): (Option<&str>, Option<i64>)| rsplit(text, separator, most)),
+        "partition" => from_args(arguments)
+            .map(|(separator,): (&str,)| partition(text.split_once(separator), separator, [text, "", ""])),
+        "rpartition" => from_args(arguments)
+            .map(|(separator,): (&str,)| partition(text.rsplit_once(separator), separator, ["", "", text])),
+        "removeprefix" => {
+            from_args(arguments).map(|(prefix,): (&str,)| Value::from(text.strip_prefix(prefix).unwrap_or(text)))
+        }
+        "removesuffix" => {
+            from_args(arguments).map(|(suffix,): (&str,)| Value::from(text.strip_suffix(suffix).unwrap_or(text)))
+        }
+        "rsplit" => {
+            from_args(arguments).map(|(separator, most): (Option<&str>, Option<i64>)| rsplit(text, separator, most))
+        }
         "index" => from_args(arguments).and_then(|(part,): (&str,)| found_at(text, text.find(part))),
         "rindex" => from_args(arguments).and_then(|(part,): (&str,)| found_at(text, text.rfind(part))),
-        "ljust" | "rjust" | "center" => {
-            from_args(arguments).and_then(|(width, fill): (usize, Option<&str>)| justify(text, name, width, fill.unwrap_or(" ")))
-        }
+        "ljust" | "rjust" | "center" => from_args(arguments)
+            .and_then(|(width, fill): (usize, Option<&str>)| justify(text, name, width, fill.unwrap_or(" "))),
         "zfill" => from_args(arguments).and_then(|(width,): (usize,)| zfill(text, width)),
         "swapcase" => from_args(arguments).map(|()| Value::from(text.chars().map(swap_case).collect::<String>())),
         "casefold" => from_args(arguments).map(|()| Value::from(text.to_lowercase())),
-        "isdecimal" => from_args(arguments).map(|()| Value::from(!text.is_empty() && text.chars().all(|c| c.is_ascii_digit()))),
+        "isdecimal" => {
+            from_args(arguments).map(|()| Value::from(!text.is_empty() && text.chars().all(|c| c.is_ascii_digit())))
+        }
         _ => return None,
     })
 }
@@ -383,18 +410,33 @@ fn swap_case(character: char) -> char {
 
 /// What CI-tron's own objects compute, here from plain mappings.
 fn mapping_method(mapping: &Value, name: &str, arguments: &[Value]) -> Option<Result<Value, Error>> {
-    let text = |key: &str| mapping.get_attr(key).ok().filter(|value| !value.is_undefined() && !value.is_none()).map(|value| value.to_string());
+    let text = |key: &str| {
+        mapping
+            .get_attr(key)
+            .ok()
+            .filter(|value| !value.is_undefined() && !value.is_none())
+            .map(|value| value.to_string())
+    };
     Some(match name {
         "path_to" => from_args(arguments).and_then(|(target,): (&str,)| {
             let url = text("url").ok_or_else(|| no_key("url"))?;
             Ok(Value::from(format!("{}/_/job/{}", url.trim_end_matches('/'), target.replace('.', "/"))))
         }),
         "to_b2c_nbd" => from_args(arguments).map(|(device,): (&str,)| {
-            let parts = [("host", text("hostname")), ("port", text("tcp_port")), ("name", text("name")), ("connections", text("max_connections"))];
+            let parts = [
+                ("host", text("hostname")),
+                ("port", text("tcp_port")),
+                ("name", text("name")),
+                ("connections", text("max_connections")),
+            ];
             Value::from(b2c_option("nbd", device, parts))
         }),
         "to_b2c_filesystem" => from_args(arguments).map(|(named,): (&str,)| {
-            Value::from(b2c_option("filesystem", named, [("type", text("type")), ("src", text("src")), ("opts", text("opts"))]))
+            Value::from(b2c_option(
+                "filesystem",
+                named,
+                [("type", text("type")), ("src", text("src")), ("opts", text("opts"))],
+            ))
         }),
         "mount" => from_args(arguments).and_then(|(store,): (&str,)| mapping.get_attr("stores")?.get_attr(store)),
         "to_local_proxy" => from_args(arguments).and_then(|(image,): (&str,)| {
@@ -437,17 +479,25 @@ mod tests {
         variables.insert("environ", json!({"CI_TRON_B": "2", "CI_TRON_A": "1", "HOME": "/"}));
         variables.insert("nothing", json!(null));
         variables.insert("flag", true);
-        variables.insert("job", json!({
-            "http": {"url": "http://10.42.0.1:8080"},
-            "nbd": {"swap": {"name": "swap", "hostname": "ci-gateway", "tcp_port": 10809, "max_connections": 4}},
-        }));
-        variables.insert("imagestore", json!({"stores": {"public": {"nfs": {"type": "nfs", "src": "10.42.0.1:/images", "opts": "ro|vers=4.2"}}}}));
+        variables.insert(
+            "job",
+            json!({
+                "http": {"url": "http://10.42.0.1:8080"},
+                "nbd": {"swap": {"name": "swap", "hostname": "ci-gateway", "tcp_port": 10809, "max_connections": 4}},
+            }),
+        );
+        variables.insert(
+            "imagestore",
+            json!({"stores": {"public": {"nfs": {"type": "nfs", "src": "10.42.0.1:/images", "opts": "ro|vers=4.2"}}}}),
+        );
         variables.insert("registry", json!({"proxies": {"registry.freedesktop.org": "10.42.0.1:8002"}}));
         variables
     }
 
     fn rendered(template: &str) -> String {
-        render("job.yml", template, &variables(), &Limits::default()).unwrap_or_else(|problems| panic!("{template}: {problems}")).text
+        render("job.yml", template, &variables(), &Limits::default())
+            .unwrap_or_else(|problems| panic!("{template}: {problems}"))
+            .text
     }
 
     fn problem(template: &str) -> Problem {
@@ -473,7 +523,10 @@ mod tests {
             // strict first line: emptied
             ("#!jinja2\nversion: 1", "\nversion: 1"),
             // loops over sorted mappings with a condition
-            ("{% for k, v in environ | dictsort if k.startswith('CI_TRON_') %}{{ k }}={{ v }};{% endfor %}", "CI_TRON_A=1;CI_TRON_B=2;"),
+            (
+                "{% for k, v in environ | dictsort if k.startswith('CI_TRON_') %}{{ k }}={{ v }};{% endfor %}",
+                "CI_TRON_A=1;CI_TRON_B=2;",
+            ),
             ("{% for i in range(3) %}{{ i }}{% endfor %}", "012"),
             // Python's string methods
             ("{{ 'a,b,c'.split(',') }}", "['a', 'b', 'c']"),
@@ -491,9 +544,18 @@ mod tests {
             // what CI-tron's objects compute
             ("{{ job.http.path_to('kernel') }}", "http://10.42.0.1:8080/_/job/kernel"),
             ("{{ job.http.path_to('initramfs.1') }}", "http://10.42.0.1:8080/_/job/initramfs/1"),
-            ("{{ job.nbd.swap.to_b2c_nbd('/dev/nbd1') }}", "b2c.nbd=/dev/nbd1,host=ci-gateway,port=10809,name=swap,connections=4"),
-            ("{{ imagestore.mount('public').nfs.to_b2c_filesystem('store') }}", "b2c.filesystem=store,type=nfs,src=10.42.0.1:/images,opts=ro|vers=4.2"),
-            ("{{ registry.to_local_proxy('docker://registry.freedesktop.org/a/b:1') }}", "docker://10.42.0.1:8002/a/b:1"),
+            (
+                "{{ job.nbd.swap.to_b2c_nbd('/dev/nbd1') }}",
+                "b2c.nbd=/dev/nbd1,host=ci-gateway,port=10809,name=swap,connections=4",
+            ),
+            (
+                "{{ imagestore.mount('public').nfs.to_b2c_filesystem('store') }}",
+                "b2c.filesystem=store,type=nfs,src=10.42.0.1:/images,opts=ro|vers=4.2",
+            ),
+            (
+                "{{ registry.to_local_proxy('docker://registry.freedesktop.org/a/b:1') }}",
+                "docker://10.42.0.1:8002/a/b:1",
+            ),
             ("{{ registry.to_local_proxy('quay.io/a/b') }}", "docker://quay.io/a/b"),
         ];
         for (template, expected) in table {
@@ -506,8 +568,16 @@ mod tests {
         let table = [
             ("a\n  {{ 1 + }}", 2, "template: syntax error: unexpected end of variable block"),
             ("{{ 'x' | nofilter }}", 1, "template: unknown filter: filter nofilter is unknown"),
-            ("a\n{{ nope + 1 }}", 2, "template: invalid operation: tried to use + operator on unsupported types undefined and number"),
-            ("{{ 'abc'.index('x') }}", 1, "template: invalid operation: the text does not contain what `index` looks for"),
+            (
+                "a\n{{ nope + 1 }}",
+                2,
+                "template: invalid operation: tried to use + operator on unsupported types undefined and number",
+            ),
+            (
+                "{{ 'abc'.index('x') }}",
+                1,
+                "template: invalid operation: the text does not contain what `index` looks for",
+            ),
             ("{{ 'x'.ljust(100000000000) }}", 1, "template: invalid operation: a width is at most 10000"),
         ];
         for (template, line, what) in table {
@@ -518,7 +588,12 @@ mod tests {
 
     #[test]
     fn a_template_cannot_reach_files_or_code() {
-        for template in ["{% include '/etc/passwd' %}", "{% import 'os' as os %}", "{% extends 'x' %}", "{{ ''.__class__.__mro__() }}"] {
+        for template in [
+            "{% include '/etc/passwd' %}",
+            "{% import 'os' as os %}",
+            "{% extends 'x' %}",
+            "{{ ''.__class__.__mro__() }}",
+        ] {
             problem(template);
         }
         assert_eq!(rendered("[{{ ''.__class__.__mro__ }}]"), "[]");
@@ -550,21 +625,66 @@ mod tests {
     fn inline_data_is_strict_only_when_it_says_so() {
         let inline = |text: &str| render_inline("data", text, &variables(), &Limits::default());
         assert_eq!(inline("id={{ machine_id }}\n"), Ok("id=52:54:00:11:22:33\n".to_owned()));
-        assert_eq!(inline("#!/bin/sh\necho ${#x} {{ nope + 1 }}\n"), Ok("#!/bin/sh\necho ${#x} {{ nope + 1 }}\n".to_owned()));
+        assert_eq!(
+            inline("#!/bin/sh\necho ${#x} {{ nope + 1 }}\n"),
+            Ok("#!/bin/sh\necho ${#x} {{ nope + 1 }}\n".to_owned())
+        );
         assert_eq!(inline("#!jinja2\n{{ 1 + 1 }}\n"), Ok("2\n".to_owned()));
         assert!(inline("#!jinja2\n{{ nope + 1 }}\n").is_err());
     }
 
     #[test]
     fn what_a_template_uses_can_be_listed() {
-        let used = variables_used("job.yml", "{% set x = 1 %}{{ x }}{{ machine_id }}{{ job.http.url }}{% for t in tags %}{{ t }}{% endfor %}");
+        let used = variables_used(
+            "job.yml",
+            "{% set x = 1 %}{{ x }}{{ machine_id }}{{ job.http.url }}{% for t in tags %}{{ t }}{% endfor %}",
+        );
         assert_eq!(used, Ok(vec!["job.http.url".to_owned(), "machine_id".to_owned(), "tags".to_owned()]));
     }
 
     #[test]
     fn any_bytes_never_panic_the_template_engine() {
-        let words = ["{{", "}}", "{%", "%}", "{#", "#}", " for ", "x", " in ", "if", "endif", "endfor", "|", "default", "(", ")", "[", "]", "'", "\"", "~",
-            "-", "1", ".", "a", "é", "\n", "raw", "endraw", "set ", "=", "{", "}", "\u{0}", "macro m()", "endmacro", "not ", "is ", "#!jinja2\n"];
+        let words = [
+            "{{",
+            "}}",
+            "{%",
+            "%}",
+            "{#",
+            "#}",
+            " for ",
+            "x",
+            " in ",
+            "if",
+            "endif",
+            "endfor",
+            "|",
+            "default",
+            "(",
+            ")",
+            "[",
+            "]",
+            "'",
+            "\"",
+            "~",
+            "-",
+            "1",
+            ".",
+            "a",
+            "é",
+            "\n",
+            "raw",
+            "endraw",
+            "set ",
+            "=",
+            "{",
+            "}",
+            "\u{0}",
+            "macro m()",
+            "endmacro",
+            "not ",
+            "is ",
+            "#!jinja2\n",
+        ];
         let mut random = crate::seeded::Random::new(0x5eed_0001);
         for _ in 0..1_000 {
             let template: String = (0..random.below(24)).map(|_| words[random.below(words.len())]).collect();
