@@ -17,7 +17,7 @@
 use core::net::IpAddr;
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 /// The protocols that artifacts are served by.
@@ -232,9 +232,21 @@ pub struct Access {
     protocol: Protocol,
     name: String,
     observer: Observer,
+    liveness: Liveness,
     bytes: u64,
     reported: u64,
     ended: bool,
+}
+
+/// Whether the publication that granted an access still stands: a transfer that outlives it has to stop.
+#[derive(Clone, Debug)]
+pub struct Liveness(Weak<()>);
+
+impl Liveness {
+    /// `false` once the publication was dropped.
+    pub fn is_live(&self) -> bool {
+        self.0.strong_count() > 0
+    }
 }
 
 /// Another live publication already holds the address.
@@ -251,6 +263,7 @@ struct Namespace<C> {
     entries: Vec<Entry<C>>,
     observer: Observer,
     accesses: u64,
+    live: Arc<()>,
 }
 
 struct Entry<C> {
@@ -290,7 +303,7 @@ impl<C: Clone> Namespaces<C> {
         }
         let key = NamespaceKey::random();
         table.by_key.insert(key.as_str().to_owned(), address);
-        table.by_address.insert(address, Namespace { entries: Vec::new(), observer, accesses: 0 });
+        table.by_address.insert(address, Namespace { entries: Vec::new(), observer, accesses: 0, live: Arc::new(()) });
         Ok(Publication { table: Arc::clone(&self.table), address, key })
     }
 
@@ -324,6 +337,14 @@ impl<C: Clone> Namespaces<C> {
             namespace.find(protocol, name).and_then(|index| namespace.entries[index].allows(now).map(|()| index));
         let index = allowed.inspect_err(|refusal| namespace.report_refusal(protocol, name, caller.peer(), refusal))?;
         Ok(namespace.entries[index].content.clone())
+    }
+
+    /// Whether the job or its boot method publishes exactly `name`, whatever its limits; patterns do not count, nothing is reported.
+    pub fn publishes(&self, caller: Caller<'_>, protocol: Protocol, name: &str) -> bool {
+        let mut table = lock(&self.table);
+        let is_it =
+            |entry: &Entry<C>| entry.protocol == protocol && matches!(&entry.name, Name::Exact(other) if other == name);
+        table.of(caller).is_ok_and(|namespace| namespace.entries.iter().any(is_it))
     }
 
     /// Goes on with an access that this boot already counted (a byte range of a file whose start was read). A name never opened
@@ -387,6 +408,7 @@ impl<C> Namespace<C> {
             protocol,
             name: name.to_owned(),
             observer: Arc::clone(&self.observer),
+            liveness: Liveness(Arc::downgrade(&self.live)),
             bytes: 0,
             reported: 0,
             ended: false,
@@ -487,6 +509,11 @@ impl<C> Drop for Publication<C> {
 }
 
 impl Access {
+    /// A watch on the publication behind this access.
+    pub fn liveness(&self) -> Liveness {
+        self.liveness.clone()
+    }
+
     /// `bytes` more were taken by the peer.
     pub fn took(&mut self, bytes: u64) {
         // 256 KiB: often enough to see a stall within seconds on a slow link, rare enough to cost nothing on a fast one.
@@ -647,7 +674,10 @@ mod tests {
         let key = scene.publication.key().as_str().to_owned();
         assert!(scene.namespaces.publish(DUT, Arc::new(|_| ())).is_err(), "one live namespace per address");
         let Scene { namespaces, publication, start, .. } = scene;
+        let running = namespaces.open(Caller::Address(DUT), Protocol::Http, "/a", start).unwrap().access.liveness();
+        assert!(running.is_live());
         drop(publication);
+        assert!(!running.is_live(), "a transfer that runs hears of it");
         assert_eq!(
             namespaces.open(Caller::Address(DUT), Protocol::Http, "/a", start).unwrap_err(),
             Refusal::UnknownCaller
@@ -657,6 +687,17 @@ mod tests {
             Refusal::UnknownCaller
         );
         assert!(namespaces.publish(DUT, Arc::new(|_| ())).is_ok());
+    }
+
+    #[test]
+    fn only_exact_names_are_published_exactly() {
+        let scene = scene();
+        scene.put("/a", "a", Exposure::default());
+        let any = Name::Matching("/.*".into(), Arc::new(|_| true));
+        scene.publication.put(Protocol::Http, any, "any", Exposure::default(), Origin::Job, scene.start);
+        let publishes = |name| scene.namespaces.publishes(Caller::Address(DUT), Protocol::Http, name);
+        assert_eq!((publishes("/a"), publishes("/b")), (true, false));
+        assert!(scene.seen.lock().unwrap().is_empty(), "asking is not an access");
     }
 
     #[test]

@@ -310,6 +310,7 @@ async fn two_caches_on_one_directory_do_not_spoil_each_other() {
     assert_eq!(read_all(&first).await.unwrap(), "0123456789");
     let names = |name: &str| directory.path().join(name).read_dir().unwrap().count();
     first.wait_complete().await.unwrap();
+    second.wait_complete().await.unwrap();
     assert_eq!((names("index"), names("bodies"), names("partial")), (1, 1, 0));
 }
 

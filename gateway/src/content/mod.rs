@@ -16,6 +16,8 @@ mod file;
 mod revalidation;
 mod store;
 
+pub(crate) use self::file::LARGE_READ_BYTES;
+
 use std::fmt;
 use std::hash::Hasher;
 use std::io;

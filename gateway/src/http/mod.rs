@@ -1,1 +1,436 @@
-//! http
+//! HTTP towards DUTs: hyper's HTTP/1 server over the namespaces.
+//!
+//! ```text
+//!  TcpListener ── accept (at most CONNECTIONS_MAX, CONNECTIONS_PER_PEER_MAX) ──► connection.rs
+//!    request ──► answer.rs: target, way ──► Namespaces: look (HEAD) | open | resume ──► Content ──► Reader
+//!                                             └─ Refusal ──► 404, 410               └─ error ──► 500, 502, 504
+//!            ──► answer.rs: status, range ──► transfer.rs: the bytes, accounted to the access
+//! ```
+//! Connections stay open after an answer (EDK2's HTTP boot fails otherwise, edk2 #9920), and each answer has its `Content-Length`.
+
+mod answer;
+mod connection;
+mod transfer;
+
+use core::net::{IpAddr, SocketAddr};
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use hyper::body::Incoming;
+use hyper::header::{
+    ACCEPT_RANGES, ALLOW, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue,
+    IF_NONE_MATCH, IF_RANGE, RANGE,
+};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::TokioTimer;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinHandle, JoinSet};
+
+use self::answer::{Conditions, Method, Target, Way};
+use self::connection::{Patient, Running};
+use self::transfer::{AnswerBody, Transfer};
+use crate::content::{Content, ContentError, Reader, content_type};
+use crate::namespace::{Access, Caller, Namespaces, Opened, Outcome, Protocol, Refusal};
+use crate::net::Net;
+
+/// How HTTP is served.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The network to listen in.
+    pub net: Net,
+    /// The only link that connections may come from; `None` for all.
+    pub interface: Option<String>,
+    /// Where to listen; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// A peer that takes no byte for this long loses its connection.
+    pub write_timeout: Duration,
+    /// A connection without a request for this long is closed.
+    pub idle_timeout: Duration,
+}
+
+impl Config {
+    /// 120 s of not reading: a DUT that erases flash between two reads stays connected. 75 s without a request: what nginx
+    /// keeps, longer than any firmware waits between its HEAD and its GET.
+    pub fn new(net: Net, listen: SocketAddr) -> Self {
+        let (write_timeout, idle_timeout) = (Duration::from_secs(120), Duration::from_secs(75));
+        Config { net, interface: None, listen, write_timeout, idle_timeout }
+    }
+}
+
+/// A running HTTP server; dropping it closes all connections.
+#[derive(Debug)]
+pub struct Server {
+    address: SocketAddr,
+    stop: watch::Sender<Stop>,
+    task: Option<JoinHandle<()>>,
+    abort: AbortHandle,
+}
+
+/// Whether connections end after the answer they are in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stop {
+    No,
+    AfterThisAnswer,
+}
+
+/// 1024: a rack that is switched on at once, several connections per DUT; each costs some 10 KiB until it transfers.
+const CONNECTIONS_MAX: usize = 1024;
+
+/// 64 per peer: iPXE and EDK2 use one or two, a Linux installer a dozen; a DUT that leaks connections must not starve the others.
+const CONNECTIONS_PER_PEER_MAX: usize = 64;
+
+/// What a request's head may take, and what is buffered of an answer.
+const BUFFER_BYTES_MAX: usize = 256 * 1024;
+
+/// Listens, and serves `namespaces` until the [`Server`] is dropped or drained.
+pub async fn start(config: Config, namespaces: Namespaces<Content>) -> io::Result<Server> {
+    let listener = config.net.tcp_listener(config.listen)?;
+    if let Some(interface) = &config.interface {
+        socket2::SockRef::from(&listener).bind_device(Some(interface.as_bytes()))?;
+    }
+    let address = listener.local_addr()?;
+    let (stop, stopped) = watch::channel(Stop::No);
+    let desk = Arc::new(Desk { config, namespaces, peers: Mutex::default() });
+    let task = tokio::spawn(accept_all(listener, desk, stopped));
+    let abort = task.abort_handle();
+    tracing::info!(%address, "HTTP for DUTs");
+    Ok(Server { address, stop, task: Some(task), abort })
+}
+
+impl Server {
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Takes no more connections, and waits until the running answers are sent; for 5 s, because who stops a server is waiting too.
+    pub async fn drain(mut self) {
+        const LONGEST: Duration = Duration::from_secs(5);
+        self.stop.send_replace(Stop::AfterThisAnswer);
+        if let Some(task) = self.task.take() {
+            let _ = tokio::time::timeout(LONGEST, task).await;
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.abort.abort();
+    }
+}
+
+/// What all connections share.
+struct Desk {
+    config: Config,
+    namespaces: Namespaces<Content>,
+    peers: Mutex<HashMap<IpAddr, usize>>,
+}
+
+/// A place among the connections of one peer.
+struct Seat {
+    desk: Arc<Desk>,
+    peer: IpAddr,
+}
+
+impl Seat {
+    fn take(desk: &Arc<Desk>, peer: IpAddr) -> Option<Self> {
+        let mut peers = desk.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = peers.entry(peer).or_default();
+        if *count >= CONNECTIONS_PER_PEER_MAX {
+            return None;
+        }
+        *count += 1;
+        Some(Seat { desk: Arc::clone(desk), peer })
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut peers = self.desk.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = peers.get_mut(&self.peer) {
+            *count -= 1;
+            if *count == 0 {
+                peers.remove(&self.peer);
+            }
+        }
+    }
+}
+
+async fn accept_all(listener: TcpListener, desk: Arc<Desk>, mut stopped: watch::Receiver<Stop>) {
+    let mut connections = JoinSet::new();
+    let handed_on = stopped.clone();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, peer)) => admit(stream, peer.ip().to_canonical(), &desk, &handed_on, &mut connections),
+                Err(error) => {
+                    // 50 ms: out of descriptors, most likely; others close some meanwhile.
+                    tracing::warn!(%error, "cannot accept an HTTP connection");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            },
+            Some(_) = connections.join_next() => {}
+            () = stop_wanted(&mut stopped) => break,
+        }
+    }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
+}
+
+/// Returns when the server is to stop, also when it is gone.
+async fn stop_wanted(stopped: &mut watch::Receiver<Stop>) {
+    let _ = stopped.wait_for(|stop| *stop == Stop::AfterThisAnswer).await;
+}
+
+fn admit(
+    stream: TcpStream,
+    peer: IpAddr,
+    desk: &Arc<Desk>,
+    stopped: &watch::Receiver<Stop>,
+    connections: &mut JoinSet<()>,
+) {
+    match Seat::take(desk, peer) {
+        Some(seat) if connections.len() < CONNECTIONS_MAX => {
+            connections.spawn(converse(stream, seat, stopped.clone()));
+        }
+        _ => tracing::warn!(%peer, "too many HTTP connections; closed this one"),
+    }
+}
+
+/// One connection, request after request.
+async fn converse(stream: TcpStream, seat: Seat, mut stopped: watch::Receiver<Stop>) {
+    // Without it a 1 KiB script takes 44 ms: Nagle waits for the peer's delayed ACK.
+    let _ = stream.set_nodelay(true);
+    let (desk, peer) = (Arc::clone(&seat.desk), seat.peer);
+    let running = Arc::new(Running::default());
+    let service = service_fn(|request| {
+        let (desk, running) = (Arc::clone(&desk), Arc::clone(&running));
+        async move { Ok::<_, Infallible>(desk.answer(request, peer, running).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(desk.config.idle_timeout)
+        .max_buf_size(BUFFER_BYTES_MAX)
+        .serve_connection(Patient::new(stream, desk.config.write_timeout), service);
+    let mut connection = std::pin::pin!(connection);
+    let mut stopping = false;
+    loop {
+        tokio::select! {
+            ended = connection.as_mut() => {
+                if let Err(error) = ended {
+                    tracing::debug!(%peer, %error, "HTTP connection ended");
+                }
+                return;
+            }
+            () = running.orphaned() => {
+                tracing::debug!(%peer, "HTTP connection closed: the job took its artifacts back");
+                return;
+            }
+            () = stop_wanted(&mut stopped), if !stopping => {
+                stopping = true;
+                connection.as_mut().graceful_shutdown();
+            }
+        }
+    }
+}
+
+/// An answer that is not the artifact: a status and a sentence.
+struct Failure {
+    status: StatusCode,
+    sentence: String,
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        let status = match refusal {
+            Refusal::UnknownCaller | Refusal::NoSuchName => StatusCode::NOT_FOUND,
+            Refusal::Exhausted { .. } | Refusal::FirstReadOver { .. } | Refusal::Expired { .. } => StatusCode::GONE,
+        };
+        Failure { status, sentence: refusal.to_string() }
+    }
+}
+
+impl From<&ContentError> for Failure {
+    fn from(error: &ContentError) -> Self {
+        let status = match error {
+            ContentError::Stalled { .. } => StatusCode::GATEWAY_TIMEOUT,
+            ContentError::BadUrl { .. }
+            | ContentError::Status { .. }
+            | ContentError::Unreachable { .. }
+            | ContentError::Changed { .. }
+            | ContentError::Cancelled { .. } => StatusCode::BAD_GATEWAY,
+            ContentError::File { .. }
+            | ContentError::NotAFile { .. }
+            | ContentError::Shrunk { .. }
+            | ContentError::Cache { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        // The path of a file on our disk is for the job's log, not for the DUT.
+        let sentence = match status {
+            StatusCode::INTERNAL_SERVER_ERROR => {
+                "the gateway cannot read this artifact; the job's log says why".to_owned()
+            }
+            _ => error.to_string(),
+        };
+        Failure { status, sentence }
+    }
+}
+
+impl Desk {
+    async fn answer(&self, request: Request<Incoming>, peer: IpAddr, running: Arc<Running>) -> Response<AnswerBody> {
+        let path = request.uri().path();
+        let answered = match method(&request) {
+            Some(method) => self.answer_path(method, path, request.headers(), peer, running).await,
+            None => Err(Failure {
+                status: StatusCode::METHOD_NOT_ALLOWED,
+                sentence: format!("artifacts are read with GET or HEAD, not {}", request.method()),
+            }),
+        };
+        let response = answered.unwrap_or_else(|failure| sentence(&failure));
+        tracing::debug!(%peer, method = %request.method(), path, status = response.status().as_u16(), "HTTP request");
+        response
+    }
+
+    async fn answer_path(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &HeaderMap,
+        peer: IpAddr,
+        running: Arc<Running>,
+    ) -> Result<Response<AnswerBody>, Failure> {
+        let target = answer::route(path).map_err(|bad| {
+            let status = StatusCode::from_u16(bad.status()).unwrap_or(StatusCode::BAD_REQUEST);
+            Failure { status, sentence: bad.to_string() }
+        })?;
+        let caller = caller(&target, peer);
+        let name = self.name(caller, &target.name);
+        let asked = conditions(headers);
+        match method {
+            Method::Head => {
+                let content = self.namespaces.look(caller, Protocol::Http, name, Instant::now())?;
+                let (reader, size) = open(&content).await.map_err(|error| Failure::from(&error))?;
+                Ok(respond(name, &reader, answer::answer(asked, size, reader.etag().as_deref()), |_, _| None))
+            }
+            Method::Get => {
+                let opened = self.open(caller, name, answer::way(asked.range))?;
+                running.begin(opened.access.liveness());
+                send(name, opened, asked, running).await
+            }
+        }
+    }
+
+    fn open(&self, caller: Caller<'_>, name: &str, way: Way) -> Result<Opened<Content>, Refusal> {
+        match way {
+            Way::Open => self.namespaces.open(caller, Protocol::Http, name, Instant::now()),
+            Way::Resume => self.namespaces.resume(caller, Protocol::Http, name, Instant::now()),
+        }
+    }
+
+    /// The name that answers: CI-tron's path to the boot script, unless the job publishes just that name.
+    fn name<'a>(&self, caller: Caller<'_>, name: &'a str) -> &'a str {
+        match answer::alias(name) {
+            Some(alias) if !self.namespaces.publishes(caller, Protocol::Http, name) => alias,
+            _ => name,
+        }
+    }
+}
+
+fn method(request: &Request<Incoming>) -> Option<Method> {
+    match *request.method() {
+        hyper::Method::GET => Some(Method::Get),
+        hyper::Method::HEAD => Some(Method::Head),
+        _ => None,
+    }
+}
+
+fn caller(target: &Target, peer: IpAddr) -> Caller<'_> {
+    match &target.key {
+        Some(key) => Caller::Key(key, peer),
+        None => Caller::Address(peer),
+    }
+}
+
+fn conditions(headers: &HeaderMap) -> Conditions<'_> {
+    let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+    Conditions { range: text(RANGE), if_range: text(IF_RANGE), if_none_match: text(IF_NONE_MATCH) }
+}
+
+/// Opens `content` and waits for its size: firmware needs a Content-Length.
+async fn open(content: &Content) -> Result<(Reader, u64), ContentError> {
+    let reader = content.open().await?;
+    let size = reader.complete_size().await?;
+    Ok((reader, size))
+}
+
+/// The answer to a GET that was granted; the access ends with its last byte, or here.
+async fn send(
+    name: &str,
+    opened: Opened<Content>,
+    asked: Conditions<'_>,
+    running: Arc<Running>,
+) -> Result<Response<AnswerBody>, Failure> {
+    let Opened { content, access } = opened;
+    let (reader, size) = match open(&content).await {
+        Ok(opened) => opened,
+        Err(error) => {
+            running.end();
+            access.end(Outcome::Failed(error.to_string()));
+            return Err(Failure::from(&error));
+        }
+    };
+    let answer = answer::answer(asked, size, reader.etag().as_deref());
+    let body = |reader: Reader, access: Access, offset, length| Transfer::new(reader, access, running, offset, length);
+    Ok(respond(name, &reader, answer, |offset, length| Some(body(reader.clone(), access, offset, length))))
+}
+
+fn respond(
+    name: &str,
+    reader: &Reader,
+    answer: answer::Answer,
+    transfer: impl FnOnce(u64, u64) -> Option<Transfer>,
+) -> Response<AnswerBody> {
+    let body = transfer(answer.offset, answer.length.unwrap_or(0));
+    let mut response = Response::new(body.map_or(AnswerBody::Text(None), AnswerBody::Artifact));
+    *response.status_mut() = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::OK);
+    let headers = response.headers_mut();
+    headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    if answer.status == 200 || answer.status == 206 {
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type(name)));
+    }
+    if let Some(length) = answer.length {
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    let texts = [(ETAG, reader.etag()), (CONTENT_RANGE, answer.content_range)];
+    for (name, text) in texts {
+        // Absent rather than empty: an empty header value hangs OVMF (edk2 #7443).
+        if let Some(value) = text.and_then(|text| HeaderValue::from_str(&text).ok()) {
+            headers.insert(name, value);
+        }
+    }
+    response
+}
+
+/// A plain sentence with a newline, for who looks with curl.
+fn sentence(failure: &Failure) -> Response<AnswerBody> {
+    let text = Bytes::from(format!("{}\n", failure.sentence));
+    let length = text.len();
+    let mut response = Response::new(AnswerBody::Text(Some(text)));
+    *response.status_mut() = failure.status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    if failure.status == StatusCode::METHOD_NOT_ALLOWED {
+        headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests;
