@@ -37,7 +37,8 @@ pub struct BootRule {
     pub bootfile: String,
     /// The server of the file; `None` is this server.
     pub next_server: Option<Ipv4Addr>,
-    /// Further options by number and raw value; they replace what the server would say under the same number.
+    /// Further options by number and raw value; they replace what the server would say under the same number. Numbers that
+    /// [`is_settable`] refuses are left out.
     pub options: Vec<(u8, Vec<u8>)>,
     /// Value of option 60 in the reply. `None` says `HTTPClient` to UEFI HTTP boot, which ignores an offer without it, and nothing
     /// to the rest: see `vendor_options` in `reply.rs` for what `PXEClient` would start.
@@ -55,6 +56,12 @@ pub struct BootMatch {
     pub vendor_class_prefix: Option<String>,
     /// The request comes from this kind of program.
     pub client: Option<ClientKind>,
+}
+
+/// Whether a rule may set option `code`: not the marks of padding (0) and end (255), not what the exchange itself is made of
+/// (53 message type, 54 server) and not what belongs to client and relay (61, 82).
+pub fn is_settable(code: u8) -> bool {
+    !matches!(code, 0 | 53 | 54 | 61 | 82 | 255)
 }
 
 /// A user class to look for.

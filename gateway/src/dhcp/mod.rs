@@ -26,7 +26,7 @@ pub mod reply;
 pub mod request;
 pub mod table;
 
-pub use boot::{Architecture, BootMatch, BootOffer, BootRule, Class};
+pub use boot::{Architecture, BootMatch, BootOffer, BootRule, Class, is_settable};
 pub use reply::{DhcpEvent, Outcome, Silence};
 pub use request::{ClientKind, Mac, MachineUuid, NotAMac};
 pub use table::{AddressProblem, Lease, Machine, Network, Refusal, Reservation};

@@ -21,7 +21,7 @@ use std::time::Instant;
 use dhcproto::v4::{CLIENT_PORT, DhcpOption, Message, MessageType, Opcode, OptionCode, SERVER_PORT, UnknownOption};
 use dhcproto::{Encodable, Encoder};
 
-use super::boot::{Architecture, BootRule};
+use super::boot::{Architecture, BootRule, is_settable};
 use super::request::{ClientKind, Mac, MachineUuid, Request, RequestKind};
 use super::table::{LEASE, Machine, Network, Refusal, Table};
 
@@ -342,7 +342,7 @@ impl Reply {
             // OFFER in 4 ms instead of 2.2 s.
             self.options.push(raw(175, vec![176, 1, 1]));
         }
-        for (code, value) in &rule.options {
+        for (code, value) in rule.options.iter().filter(|(code, _)| is_settable(*code)) {
             self.options.retain(|option| u8::from(OptionCode::from(option)) != *code);
             self.options.push(raw(*code, value.clone()));
         }

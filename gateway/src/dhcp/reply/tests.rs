@@ -459,7 +459,7 @@ fn a_rule_may_name_another_server_its_own_options_and_the_class_for_firmware_tha
         matches: BootMatch { vendor_class_prefix: Some("PXEClient".to_owned()), ..BootMatch::default() },
         bootfile: "bootcode.bin".to_owned(),
         next_server: Some(Ipv4Addr::new(10, 77, 0, 9)),
-        options: vec![(6, vec![9, 9, 9, 9]), (209, b"grub.cfg".to_vec())],
+        options: vec![(6, vec![9, 9, 9, 9]), (53, vec![6]), (255, vec![]), (0, vec![1]), (209, b"grub.cfg".to_vec())],
         vendor_class_reply: Some("PXEClient".to_owned()),
     };
     scene.table.set_boot(DUT, BootOffer { rules: vec![rule] });
