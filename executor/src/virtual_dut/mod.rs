@@ -9,5 +9,9 @@
 //!   tiny        a boot payload of some hundred bytes for machines that need no Linux
 //! ```
 
+pub mod initramfs;
+pub mod install;
 pub mod network;
+pub mod qemu;
 pub mod simulated;
+pub mod tiny;

@@ -281,6 +281,11 @@ pub fn enter_user_namespace_if_needed() -> Result<(), NetworkError> {
     enter_user_namespace().map_err(|source| NetworkError::Refused { what: "a user namespace", source })
 }
 
+/// Whether a private network may be made here. Tried, not guessed: capabilities, sysctls, LSMs and seccomp all have a say.
+pub fn is_permitted() -> bool {
+    on_own_thread(enter_new_namespace).is_ok()
+}
+
 /// Enters a user namespace in which we are root; outside of it we stay who we are.
 fn enter_user_namespace() -> io::Result<()> {
     let (user, group) = (geteuid(), getegid());
