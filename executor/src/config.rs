@@ -1,8 +1,17 @@
 //! The farm file: which machines there are, on which network, and who may talk to us where.
+//!
+//! ```text
+//!  farm.yml ── job_schema::load_checked ──► FarmFile (as written) ── checks across fields ──► FarmConfig (cannot be wrong)
+//!                                              └── every mistake of the file at once, as for a job ──► Problems
+//! ```
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+
+mod file;
+
+pub use file::{parse, schema};
 
 /// A whole farm, checked.
 #[derive(Clone, Debug)]
@@ -15,7 +24,7 @@ pub struct FarmConfig {
     pub dhcp_range: Option<(Ipv4Addr, Ipv4Addr)>,
     /// The operator's listener.
     pub api: SocketAddr,
-    /// Where jobs, logs and the artifact cache are kept.
+    /// Where jobs and logs are kept.
     pub state: PathBuf,
     /// What a job may use as `{{ name }}` besides what the farm knows.
     pub job_variables: BTreeMap<String, String>,

@@ -407,7 +407,8 @@ impl Session {
         }
         let mute = self.state == State::Booted && !self.seen.firmware && !self.seen.console_active;
         if mute {
-            summary.push_str("; the DUT never asked the network for anything and its console stayed silent in this boot");
+            summary
+                .push_str("; the DUT never asked the network for anything and its console stayed silent in this boot");
         }
         let cause = if mute { Cause::Network } else { Cause::Timeout };
         let status = self.status_of_patterns();
@@ -559,7 +560,8 @@ impl Timers {
     }
 
     fn take_expired(&mut self, now: Instant) -> Vec<Hit> {
-        let names: Vec<_> = self.running.iter().filter(|(_, (end, _))| *end <= now).map(|(name, _)| name.clone()).collect();
+        let names: Vec<_> =
+            self.running.iter().filter(|(_, (end, _))| *end <= now).map(|(name, _)| name.clone()).collect();
         names
             .into_iter()
             .filter_map(|name| self.running.remove(&name).map(|(_, timeout)| self.retry(name, timeout)))

@@ -50,9 +50,9 @@ pub fn plan(pending: &[Pending], duts: &[Candidate]) -> Vec<(u64, Placement)> {
             }
             None => {
                 waiting += 1;
-                // A free DUT that an older request waits for is this one's no more than a busy one.
-                taken.extend(fitting.iter().filter(|dut| dut.busy().is_none()).map(|dut| dut.id.as_str()));
-                let reason = |dut: &&Candidate| dut.busy().unwrap_or_else(|| format!("{} goes to an earlier job", dut.full_name));
+                let reason = |dut: &&Candidate| {
+                    dut.busy().unwrap_or_else(|| format!("{} goes to an earlier job", dut.full_name))
+                };
                 Placement::Waits { place: waiting, reasons: fitting.iter().map(reason).collect() }
             }
         };

@@ -154,7 +154,8 @@ impl Waiting {
         let mut state = self.desk.lock();
         let pending: Vec<_> = state.queue.values().map(|(_, pending)| pending.clone()).collect();
         let placements = plan(&pending, &state.candidates());
-        let placement = placements.into_iter().find(|(number, _)| *number == self.number).map(|(_, placement)| placement)?;
+        let placement =
+            placements.into_iter().find(|(number, _)| *number == self.number).map(|(_, placement)| placement)?;
         if self.last.as_ref() == Some(&placement) {
             return None;
         }
@@ -224,7 +225,9 @@ mod tests {
         let mut first = desk.request("1", any(), 0).unwrap();
         let lease = granted(&mut first).await;
         let mut second = desk.request("2", any(), 0).unwrap();
-        assert!(matches!(second.next().await, Step::Waits { place: 1, reasons } if reasons == ["farm-a is busy with job 1"]));
+        assert!(
+            matches!(second.next().await, Step::Waits { place: 1, reasons } if reasons == ["farm-a is busy with job 1"])
+        );
         assert_eq!(desk.free_now(&any(), 0), Err(vec!["farm-a is busy with job 1".into()]));
         let old_pass = lease.pass.clone();
         lease.give_back();

@@ -48,8 +48,13 @@ impl Candidate {
         {
             return Err(format!("{} is not `{id}`", self.full_name));
         }
-        let missing: Vec<_> = wants.tags.iter().filter(|tag| !self.tags.contains(tag)).map(|tag| format!("`{tag}`")).collect();
-        if missing.is_empty() { Ok(()) } else { Err(format!("{} lacks the tags {}", self.full_name, missing.join(", "))) }
+        let missing: Vec<_> =
+            wants.tags.iter().filter(|tag| !self.tags.contains(tag)).map(|tag| format!("`{tag}`")).collect();
+        if missing.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("{} lacks the tags {}", self.full_name, missing.join(", ")))
+        }
     }
 
     /// Why not now, for a DUT that fits.

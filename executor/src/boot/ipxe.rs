@@ -1,0 +1,150 @@
+//! Boot by iPXE, for BIOS and UEFI: firmware that is not iPXE yet is sent an iPXE image, iPXE is sent a script.
+//!
+//! ```text
+//!  PXE firmware ── DHCP ──► undionly.kpxe | snponly.efi (TFTP; HTTP for UEFI HTTP boot) ──► iPXE ── DHCP ──► /_/boot/boot.ipxe (HTTP)
+//!                                                                                                          └─► kernel, initramfs (HTTP)
+//! ```
+//! The images come from the system's `ipxe` package; a farm without one still boots network cards with an iPXE ROM.
+
+use std::path::{Path, PathBuf};
+
+use gateway::dhcp::{Architecture, BootMatch, BootOffer, BootRule, Class};
+use gateway::namespace::{Exposure, Name, Origin, Protocol};
+use job_schema::job::Deployment;
+
+use super::{BootMethod, BootPlan, Place, Planned, Source, storage};
+
+/// Name of the boot script on the DUT side.
+pub const SCRIPT_NAME: &str = "/_/boot/boot.ipxe";
+
+/// An iPXE image, the client architectures (RFC 4578 and IANA's list) that are sent it, and how they load it.
+struct Image {
+    file: &'static str,
+    architectures: &'static [Architecture],
+    by: Protocol,
+}
+
+const IMAGES: &[Image] = &[
+    Image { file: "undionly.kpxe", architectures: &[Architecture::X86Bios], by: Protocol::Tftp },
+    Image { file: "snponly.efi", architectures: &[Architecture::X64Uefi, Architecture::Ebc], by: Protocol::Tftp },
+    Image { file: "snponly.efi", architectures: &[Architecture::X64UefiHttp], by: Protocol::Http },
+    Image { file: "ipxe-arm64.efi", architectures: &[Architecture::Arm64Uefi], by: Protocol::Tftp },
+    Image { file: "ipxe-arm64.efi", architectures: &[Architecture::Arm64UefiHttp], by: Protocol::Http },
+];
+
+/// The method; `images` is the folder of the iPXE images.
+pub struct Ipxe {
+    images: PathBuf,
+}
+
+impl Ipxe {
+    /// Images as Debian's and Ubuntu's `ipxe` package installs them.
+    pub fn of_the_system() -> Self {
+        Ipxe { images: PathBuf::from("/usr/lib/ipxe") }
+    }
+
+    fn image(&self, image: &Image) -> Planned {
+        let name = match image.by {
+            Protocol::Tftp => format!("/{}", image.file),
+            Protocol::Http => format!("/_/boot/{}", image.file),
+        };
+        generated(image.by, &name, Source::Firmware(self.images.join(image.file)))
+    }
+}
+
+impl BootMethod for Ipxe {
+    fn plan(&self, deployment: &Deployment, place: Place) -> BootPlan {
+        let mut artifacts = storage(deployment);
+        let Some(kernel) = &deployment.kernel else {
+            // Nothing to boot from the network: no boot file, so the firmware goes on to its next boot device.
+            return BootPlan { artifacts, dhcp: BootOffer { rules: Vec::new() } };
+        };
+        artifacts.extend(IMAGES.iter().map(|image| self.image(image)));
+        artifacts.push(generated(Protocol::Http, SCRIPT_NAME, Source::Text(script(deployment, place))));
+        let kernel = Source::Artifacts(vec![kernel.artifact.clone()]);
+        artifacts.push(generated(Protocol::Http, "/_/job/kernel", kernel));
+        artifacts.extend(parts("/_/job/initramfs", &deployment.initramfs));
+        artifacts.extend(parts("/_/job/dtb", &deployment.dtb));
+        BootPlan { artifacts, dhcp: BootOffer { rules: rules(&self.images, place) } }
+    }
+}
+
+/// The list as a whole under `name` (its parts one after the other), and each part under `name/<index>`.
+fn parts(name: &str, list: &[job_schema::job::Artifact]) -> Vec<Planned> {
+    if list.is_empty() {
+        return Vec::new();
+    }
+    let whole = generated(Protocol::Http, name, Source::Artifacts(list.to_vec()));
+    let part = |(index, artifact): (usize, &job_schema::job::Artifact)| {
+        generated(Protocol::Http, &format!("{name}/{index}"), Source::Artifacts(vec![artifact.clone()]))
+    };
+    std::iter::once(whole).chain(list.iter().enumerate().map(part)).collect()
+}
+
+fn generated(protocol: Protocol, name: &str, source: Source) -> Planned {
+    Planned {
+        protocol,
+        name: Name::Exact(name.to_owned()),
+        source,
+        exposure: Exposure::default(),
+        origin: Origin::Generated,
+    }
+}
+
+fn rules(images: &Path, place: Place) -> Vec<BootRule> {
+    let script = BootRule {
+        matches: BootMatch { user_class: Some(Class::Ipxe), ..BootMatch::default() },
+        bootfile: format!("{}{SCRIPT_NAME}", place.http_url()),
+        ..BootRule::default()
+    };
+    let chainload = |image: &Image| BootRule {
+        matches: BootMatch { architecture: Some(image.architectures.to_vec()), ..BootMatch::default() },
+        bootfile: match image.by {
+            Protocol::Tftp => image.file.to_owned(),
+            Protocol::Http => format!("{}/_/boot/{}", place.http_url(), image.file),
+        },
+        vendor_class_reply: (image.by == Protocol::Http).then(|| "HTTPClient".to_owned()),
+        ..BootRule::default()
+    };
+    let installed = IMAGES.iter().filter(|image| images.join(image.file).exists());
+    std::iter::once(script).chain(installed.map(chainload)).collect()
+}
+
+/// The script. UEFI kernels find their initramfs by the `initrd=` word, BIOS kernels are handed it.
+fn script(deployment: &Deployment, place: Place) -> String {
+    let base = place.http_url();
+    let (setup, cmdline) = command_line(&deployment.cmdline_text());
+    let kernel = format!("kernel --name kernel {base}/_/job/kernel");
+    if deployment.initramfs.is_empty() {
+        return format!("#!ipxe\n{setup}{kernel} {cmdline}\nboot\n");
+    }
+    format!(
+        "#!ipxe\n{setup}iseq ${{platform}} efi && goto efi ||\n\
+         {kernel} {cmdline}\n\
+         goto initramfs\n\
+         :efi\n\
+         {kernel} initrd=initramfs {cmdline}\n\
+         :initramfs\n\
+         initrd --name initramfs {base}/_/job/initramfs\n\
+         boot\n"
+    )
+}
+
+/// The command line as iPXE must read it: as it is when that is safe, else through a setting. iPXE splits a line into words
+/// (and ends a command at a `;`, `&&` or `||`, and the line at a `#`) before it expands settings, so what a setting holds is
+/// passed on letter by letter. `${net0/mac}` and the like in a command line are expanded by iPXE, as CI-tron's users expect.
+fn command_line(text: &str) -> (String, String) {
+    let special = |character: char| {
+        matches!(character, ';' | '&' | '|' | '#' | '"' | '\'' | '\\' | '\n' | '\r' | '\t') || !character.is_ascii()
+    };
+    if !text.contains(special) && !text.contains("  ") && text.trim() == text {
+        return (String::new(), text.to_owned());
+    }
+    let line: String =
+        text.chars().map(|character| if character.is_ascii_control() { ' ' } else { character }).collect();
+    let hex: String = line.bytes().map(|byte| format!("{byte:02x}")).collect();
+    (format!("set cmdline:hexraw {hex}\n"), "${cmdline:string}".to_owned())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,127 @@
+//! `wharf check`: the problems of job and farm files, and what a DUT would boot, without a server.
+
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use crate::boot::Place;
+use crate::config::{FarmConfig, NetworkConfig};
+use crate::farm::{Planner, Preview, Submission, SubmitError};
+
+/// Arguments of `wharf check`.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Job or farm files
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+    /// The farm to check jobs against: shows command line, boot script and artifacts for a DUT
+    #[arg(long)]
+    farm: Option<PathBuf>,
+    /// The DUT to show, by id or full name; the first that fits when absent
+    #[arg(long, requires = "farm")]
+    dut: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Checks every file; status 0 when all are right, 1 otherwise.
+pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    let farm = arguments.farm.as_ref().map(super::serve::read_farm).transpose()?;
+    let mut all_right = true;
+    for path in &arguments.files {
+        let text = super::read_text(path)?;
+        let right = if is_farm_file(&text) {
+            check_farm(path, &text)
+        } else {
+            check_job(path, &text, farm.as_ref(), &arguments).await
+        };
+        all_right &= right;
+    }
+    Ok(if all_right { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// A farm file has `duts:` or `network:` at its left edge; a job never has.
+fn is_farm_file(text: &str) -> bool {
+    text.lines().any(|line| line.starts_with("duts:") || line.starts_with("network:"))
+}
+
+fn check_farm(path: &Path, text: &str) -> bool {
+    let directory = path.parent().unwrap_or(Path::new(""));
+    match crate::config::parse(&path.display().to_string(), text, directory) {
+        Ok(farm) => {
+            println!("{}: a farm of {} DUTs, no problems", path.display(), farm.duts.len());
+            true
+        }
+        Err(problems) => {
+            eprintln!("{problems}");
+            false
+        }
+    }
+}
+
+async fn check_job(path: &Path, text: &str, farm: Option<&FarmConfig>, arguments: &Arguments) -> bool {
+    let submission =
+        Submission { source_name: path.display().to_string(), text: text.to_owned(), ..Submission::default() };
+    let planner = Planner { config: farm.cloned().unwrap_or_else(no_farm), place: place_of(farm) };
+    let outcome = match farm {
+        Some(_) => planner.preview(&submission, arguments.dut.as_deref()).await.map(Some),
+        None => planner.wants(&submission).await.map(|_| None),
+    };
+    match outcome {
+        Ok(preview) => {
+            show(path, preview.as_ref(), arguments.json);
+            true
+        }
+        Err(SubmitError::Invalid(problems)) if arguments.json => {
+            println!("{}", serde_json::json!({ "file": path, "problems": problems.list() }));
+            false
+        }
+        Err(error) => {
+            eprintln!("{error}");
+            false
+        }
+    }
+}
+
+fn show(path: &Path, preview: Option<&Preview>, json: bool) {
+    match preview {
+        _ if json => println!("{}", serde_json::json!({ "file": path, "problems": [], "preview": preview })),
+        None => println!("{}: no problems", path.display()),
+        Some(preview) => {
+            println!("{}: no problems\n", path.display());
+            println!("DUT        {}\nfitting    {}", preview.dut, preview.fitting_duts.join(", "));
+            println!("start      {}\ncontinue   {}", preview.start_cmdline, preview.continue_cmdline);
+            match &preview.boot_script {
+                Some(script) => println!("\nboot script\n{}", script.trim_end()),
+                None => println!("\nno boot script: nothing is booted from the network"),
+            }
+            let mut table = comfy_table::Table::new();
+            table.load_preset(comfy_table::presets::NOTHING).set_header(["protocol", "name", "source", "limits"]);
+            table.add_rows(preview.artifacts.clone());
+            println!("\nartifacts\n{table}");
+        }
+    }
+}
+
+/// Where the farm's gateway will be. A farm on the loopback gets its port when it starts; its HTTP port is shown as 80.
+fn place_of(farm: Option<&FarmConfig>) -> Place {
+    let address = match farm.map(|farm| &farm.network) {
+        Some(NetworkConfig::Private { address, .. } | NetworkConfig::Interface { address, .. }) => *address,
+        Some(NetworkConfig::Loopback) | None => Ipv4Addr::LOCALHOST,
+    };
+    Place { address, http_port: 80 }
+}
+
+/// Enough of a farm to check a job's own text.
+fn no_farm() -> FarmConfig {
+    FarmConfig {
+        name: "farm".into(),
+        network: NetworkConfig::Loopback,
+        dhcp_range: None,
+        api: ([127, 0, 0, 1], 0).into(),
+        state: PathBuf::new(),
+        job_variables: Default::default(),
+        duts: Vec::new(),
+    }
+}

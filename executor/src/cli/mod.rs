@@ -1,0 +1,108 @@
+//! The command line: one file per subcommand, and the table that names them.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod check;
+mod client;
+mod completions;
+mod demo;
+mod duts;
+mod job;
+mod jobs;
+mod run;
+mod schema;
+mod serve;
+mod view;
+mod virtual_;
+
+/// Exit status for a wrong command line (sysexits.h EX_USAGE): 1 to 6 are verdicts.
+const USAGE: u8 = 64;
+/// Exit status when `wharf` itself failed (sysexits.h EX_SOFTWARE).
+const FAILED: u8 = 70;
+
+/// Runs a farm of machines under test: boots them over the network, runs jobs on them, judges the jobs.
+#[derive(Parser)]
+#[command(name = "wharf", version, propagate_version = true, max_term_width = 100)]
+struct Arguments {
+    /// Where the server is: an URL such as `http://127.0.0.1:8420`, or the path of its socket
+    #[arg(long, global = true, env = "WHARF_SERVER", value_name = "URL|PATH")]
+    server: Option<String>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Boot a virtual machine over the network and run a job on it
+    Demo(demo::Arguments),
+    /// Run the farm of a farm file until it is told to stop
+    Serve(serve::Arguments),
+    /// Check job and farm files; with --farm, show what a DUT would boot
+    Check(check::Arguments),
+    /// Submit a job, show its console, exit with its verdict
+    Run(run::Arguments),
+    /// List the jobs of a server
+    Jobs(jobs::Arguments),
+    /// Look at one job, or cancel it
+    Job(job::Arguments),
+    /// List the machines of a server
+    Duts(duts::Arguments),
+    /// Print the JSON Schema of job or farm files
+    Schema(schema::Arguments),
+    /// Virtual machines: what they need, what is there
+    Virtual(virtual_::Arguments),
+    /// Print a completion script for a shell
+    Completions(completions::Arguments),
+    /// Render one template under the limits of this process (what the server does with every job)
+    #[command(hide = true)]
+    RenderTemplate,
+}
+
+/// Reads the arguments and does what they say.
+pub fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    let server = arguments.server;
+    let outcome = match arguments.command {
+        Command::Demo(arguments) => demo::main(arguments),
+        Command::Serve(arguments) => serve::main(arguments),
+        Command::Check(arguments) => on_runtime(check::run(arguments)),
+        Command::Run(arguments) => on_runtime(run::run(arguments, server)),
+        Command::Jobs(arguments) => on_runtime(jobs::run(arguments, server)),
+        Command::Job(arguments) => on_runtime(job::run(arguments, server)),
+        Command::Duts(arguments) => on_runtime(duts::run(arguments, server)),
+        Command::Schema(arguments) => schema::run(arguments),
+        Command::Virtual(arguments) => on_runtime(virtual_::run(arguments)),
+        Command::Completions(arguments) => completions::run(arguments),
+        Command::RenderTemplate => crate::render::child_main().map(|()| ExitCode::SUCCESS).map_err(Into::into),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("wharf: {error:#}");
+        ExitCode::from(FAILED)
+    })
+}
+
+/// Runs a command that needs no threads of its own.
+fn on_runtime(command: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(command)
+}
+
+/// Log lines on standard error; `WHARF_LOG` (as in `info,gateway=debug`) says which.
+fn start_logging(default: &str) {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("WHARF_LOG").unwrap_or_else(|_| default.into());
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+}
+
+/// Reads a file that a person named, or says which file could not be read.
+fn read_text(path: &PathBuf) -> anyhow::Result<String> {
+    use anyhow::Context;
+    std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))
+}

@@ -1,0 +1,105 @@
+//! `wharf serve`: the farm of a farm file, until SIGINT or SIGTERM.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+
+use crate::config::{FarmConfig, MachineConfig, NetworkConfig};
+use crate::farm::Farm;
+use crate::virtual_dut::install::{self, Need};
+use crate::virtual_dut::network;
+
+/// Arguments of `wharf serve`.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// The farm file
+    #[arg(long)]
+    farm: PathBuf,
+    /// Address and port of the API, instead of the farm file's `listen.api`
+    #[arg(long)]
+    api: Option<SocketAddr>,
+    /// Folder for jobs and logs, instead of the farm file's `state`
+    #[arg(long)]
+    state: Option<PathBuf>,
+}
+
+/// Runs the farm until it is told to stop.
+pub fn main(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    super::start_logging("info");
+    let mut config = read_farm(&arguments.farm)?;
+    config.api = arguments.api.unwrap_or(config.api);
+    config.state = arguments.state.unwrap_or(config.state);
+    install_for(&config, &|line| eprintln!("{line}"))?;
+    // The listener is opened first: it belongs to the host's network, whatever network the farm makes for its DUTs.
+    let listener = std::net::TcpListener::bind(config.api)
+        .with_context(|| format!("cannot listen on {}: choose another address with --api", config.api))?;
+    enter_private_world(&config)?;
+    run_threads(async move {
+        let address = listener.local_addr()?;
+        let farm = Farm::start(config, address).await?;
+        println!("farm {} with {} DUTs: http://{address}", farm.name(), farm.duts().len());
+        let served = crate::api::serve(listener, farm.clone(), stop_signal()?).await;
+        farm.stop().await;
+        served.map(|()| ExitCode::SUCCESS).map_err(Into::into)
+    })
+}
+
+/// Reads and checks a farm file.
+pub fn read_farm(path: &PathBuf) -> anyhow::Result<FarmConfig> {
+    let text = super::read_text(path)?;
+    let directory = path.parent().map(PathBuf::from).unwrap_or_default();
+    crate::config::parse(&path.display().to_string(), &text, &directory)
+        .map_err(|problems| anyhow::anyhow!("{problems}"))
+}
+
+/// Installs what the farm's machines need and the host lacks. On a runtime of its own, which is gone (with its threads) when this
+/// returns: what follows needs a process with one thread.
+pub fn install_for(config: &FarmConfig, say: &dyn Fn(&str)) -> anyhow::Result<()> {
+    let needs = needs_of(config);
+    if needs.is_empty() {
+        return Ok(());
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(install::ensure(&needs, say))?;
+    Ok(())
+}
+
+fn needs_of(config: &FarmConfig) -> Vec<Need> {
+    let is_qemu = |machine: &MachineConfig| matches!(machine, MachineConfig::Qemu(_));
+    if !config.duts.iter().any(|dut| is_qemu(&dut.machine)) {
+        return Vec::new();
+    }
+    let mut needs = vec![Need::Qemu, Need::Ipxe, Need::Kernel, Need::Busybox];
+    let uefi = |machine: &MachineConfig| matches!(machine, MachineConfig::Qemu(qemu) if qemu.firmware != crate::config::Firmware::Bios);
+    if config.duts.iter().any(|dut| uefi(&dut.machine)) {
+        needs.push(Need::Ovmf);
+    }
+    needs
+}
+
+/// Without root, a private network takes a user namespace, and that takes a process with one thread: now, before the runtime.
+pub fn enter_private_world(config: &FarmConfig) -> anyhow::Result<()> {
+    if matches!(config.network, NetworkConfig::Private { .. }) {
+        network::enter_user_namespace_if_needed()?;
+    }
+    Ok(())
+}
+
+/// A runtime with threads, for a farm.
+pub fn run_threads(command: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(command)
+}
+
+/// Resolves at SIGINT or SIGTERM.
+pub fn stop_signal() -> anyhow::Result<impl Future<Output = ()> + Send + 'static> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    })
+}

@@ -1,0 +1,459 @@
+//! The farm file as it is written, and the way from there to a [`FarmConfig`].
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use job_schema::problem::Problems;
+use job_schema::{Findings, load_checked};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::Deserialize;
+
+use super::{
+    DutConfig, FarmConfig, Fault, Firmware, MachineConfig, Misbehaviour, NetworkConfig, QemuConfig, SimulatedConfig,
+    SimulatedFirmware,
+};
+
+/// A farm of machines under test.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+#[schemars(title = "Farm file", extend("required" = ["name", "network", "duts"], "x-lenient" = true))]
+struct FarmFile {
+    /// The farm's name: the first part of its DUTs' full names, and their tag `farm:<name>`.
+    #[schemars(extend("x-example" = "name: lab-1", "x-form" = "export-name"))]
+    name: String,
+    /// The network that the DUTs are on.
+    #[schemars(extend("x-example" = "network: {private: {address: 10.77.0.1/24}}"))]
+    network: NetworkKeys,
+    /// Addresses for machines that this file does not name.
+    dhcp: DhcpKeys,
+    /// Where operators and runners reach us.
+    listen: ListenKeys,
+    /// Folder for jobs and logs; a folder of the user's own when absent.
+    state: Option<String>,
+    /// Values that job templates may use as `{{ name }}`.
+    variables: BTreeMap<String, String>,
+    /// The machines.
+    #[schemars(extend("x-example" = "duts: []"))]
+    duts: Vec<DutKeys>,
+}
+
+/// Exactly one of the kinds of network.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+#[schemars(extend("x-exactly-one" = ["private", "interface", "loopback"]))]
+struct NetworkKeys {
+    /// A bridge in a network namespace of our own, for virtual DUTs.
+    private: Option<PrivateKeys>,
+    /// A link of this host that leads to the DUTs, and nowhere else.
+    interface: Option<InterfaceKeys>,
+    /// The host's loopback, for simulated DUTs where no namespace may be made.
+    loopback: Option<LoopbackKeys>,
+}
+
+/// A private network.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+#[schemars(extend("required" = ["address"]))]
+struct PrivateKeys {
+    /// The gateway's address and the prefix, such as `10.77.0.1/24`.
+    #[schemars(extend("x-form" = "network"))]
+    address: String,
+}
+
+/// A network of this host's.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+#[schemars(extend("required" = ["name", "address"]))]
+struct InterfaceKeys {
+    /// The link's name.
+    name: String,
+    /// The gateway's address on it and the prefix, such as `10.0.0.1/24`.
+    #[schemars(extend("x-form" = "network"))]
+    address: String,
+}
+
+/// The loopback needs no settings.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+struct LoopbackKeys {}
+
+/// Dynamic addresses.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+struct DhcpKeys {
+    /// The first and the last one; machines without an entry get no address when absent.
+    #[schemars(with = "Vec<AddressForm>")]
+    range: Vec<String>,
+}
+
+/// The schema of an IPv4 address inside a list.
+struct AddressForm;
+
+impl JsonSchema for AddressForm {
+    fn schema_name() -> Cow<'static, str> {
+        "Address".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "x-form": "address" })
+    }
+}
+
+/// Listeners for operators and runners.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+struct ListenKeys {
+    /// Address and port of the API; `127.0.0.1:8420` when absent.
+    #[schemars(extend("x-form" = "endpoint"))]
+    api: Option<String>,
+}
+
+/// One machine.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+#[schemars(extend("required" = ["mac", "address", "machine"]))]
+struct DutKeys {
+    /// What jobs name it by; its MAC when absent.
+    id: Option<String>,
+    /// The middle of its full name, `<farm>-<base name>-<n>`; `dut` when absent.
+    base_name: Option<String>,
+    /// Its full name, when it is not the farm's to make.
+    full_name: Option<String>,
+    /// The MAC it boots with.
+    #[schemars(extend("x-form" = "mac"))]
+    mac: String,
+    /// Its address on the farm's network.
+    #[schemars(extend("x-form" = "address"))]
+    address: String,
+    /// What jobs ask for.
+    tags: Vec<String>,
+    /// A note for people.
+    comment: Option<String>,
+    /// What it is made of.
+    machine: MachineKeys,
+}
+
+/// Exactly one of the kinds of machine.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+#[schemars(extend("x-exactly-one" = ["qemu", "simulated"]))]
+struct MachineKeys {
+    /// A QEMU process on the private network.
+    qemu: Option<QemuKeys>,
+    /// The PXE client of this program.
+    simulated: Option<SimulatedKeys>,
+}
+
+/// A virtual machine.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+struct QemuKeys {
+    /// `bios` when absent.
+    firmware: Option<FirmwareKey>,
+    /// Guest memory in MiB; 256 when absent.
+    #[schemars(range(min = 16, max = 65536))]
+    memory_mib: Option<u32>,
+}
+
+/// Firmware of a virtual machine.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+enum FirmwareKey {
+    /// SeaBIOS and the network card's iPXE.
+    Bios,
+    /// OVMF and the network card's iPXE.
+    UefiIpxe,
+    /// OVMF's own PXE client.
+    UefiPxe,
+}
+
+/// A simulated machine.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+struct SimulatedKeys {
+    /// What it asks the network for first; `ipxe` when absent.
+    firmware: Option<SimulatedFirmwareKey>,
+    /// Its console script, relative to the farm file; a small Linux when absent.
+    console: Option<String>,
+    /// Its faults.
+    misbehave: Vec<FaultKeys>,
+}
+
+/// Firmware of a simulated machine.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+enum SimulatedFirmwareKey {
+    /// A network card's iPXE.
+    Ipxe,
+    /// A BIOS network card's own PXE client.
+    PlainBios,
+    /// UEFI's own PXE client.
+    PlainUefi,
+}
+
+/// A fault, and in which boot.
+#[derive(Debug, Deserialize, JsonSchema)]
+struct FaultKeys {
+    /// What goes wrong.
+    what: MisbehaviourKey,
+    /// Only in this boot, from 1; in every boot when absent.
+    #[schemars(range(min = 1))]
+    boot: Option<u32>,
+}
+
+/// Faults of a simulated machine.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+enum MisbehaviourKey {
+    /// Says nothing after it fetched its kernel.
+    FallSilent,
+    /// Never sends a DHCP request.
+    NoDhcp,
+    /// Never ends.
+    Loop,
+    /// Aborts its first transfer.
+    AbortTransfer,
+    /// Comes back on the same source port in the middle of a transfer.
+    SamePort,
+    /// Never fetches its initramfs.
+    NoInitramfs,
+}
+
+/// The JSON Schema of the farm file, for `wharf schema farm`.
+pub fn schema() -> serde_json::Value {
+    job_schema::schema_of::<FarmFile>()
+}
+
+/// Reads a farm file. `directory` is where it lies: console scripts are named relative to it.
+pub fn parse(source_name: &str, text: &str, directory: &Path) -> Result<FarmConfig, Problems> {
+    load_checked::<FarmFile, FarmConfig>(source_name, text, |file, findings| check(file, findings, directory))
+}
+
+fn check(file: FarmFile, findings: &mut Findings, directory: &Path) -> FarmConfig {
+    let network = network(&file.network);
+    let duts = Duts { farm: &file.name, network: &network, directory, names: HashMap::new(), count: HashMap::new() };
+    let duts = duts.check(&file.duts, findings);
+    let range = dhcp_range(&file.dhcp, &network, &duts, findings);
+    let api = api(&file.listen, findings);
+    FarmConfig {
+        state: file.state.map_or_else(|| default_state(&file.name), PathBuf::from),
+        network,
+        dhcp_range: range,
+        api,
+        job_variables: file.variables,
+        duts,
+        name: file.name,
+    }
+}
+
+/// The text was checked by the schema's form where it matters; what is missing was told already.
+fn network(keys: &NetworkKeys) -> NetworkConfig {
+    let split = |text: &str| {
+        let (address, length) = text.split_once('/')?;
+        Some((address.parse::<Ipv4Addr>().ok()?, length.parse::<u8>().ok()?))
+    };
+    match (&keys.private, &keys.interface) {
+        (Some(private), _) => split(&private.address).map_or(NetworkConfig::Loopback, |(address, prefix_length)| {
+            NetworkConfig::Private { address, prefix_length }
+        }),
+        (None, Some(interface)) => {
+            split(&interface.address).map_or(NetworkConfig::Loopback, |(address, prefix_length)| {
+                NetworkConfig::Interface { name: interface.name.clone(), address, prefix_length }
+            })
+        }
+        (None, None) => NetworkConfig::Loopback,
+    }
+}
+
+fn contains(network: &NetworkConfig, address: Ipv4Addr) -> bool {
+    match network {
+        NetworkConfig::Private { address: ours, prefix_length }
+        | NetworkConfig::Interface { address: ours, prefix_length, .. } => {
+            let mask = u32::MAX.checked_shl(32 - u32::from(*prefix_length)).unwrap_or(0);
+            u32::from(*ours) & mask == u32::from(address) & mask && *ours != address
+        }
+        NetworkConfig::Loopback => address.is_loopback(),
+    }
+}
+
+struct Duts<'a> {
+    farm: &'a str,
+    network: &'a NetworkConfig,
+    directory: &'a Path,
+    /// Where each id, full name, MAC and address was used first.
+    names: HashMap<String, String>,
+    /// How many DUTs have a base name so far.
+    count: HashMap<String, u32>,
+}
+
+impl Duts<'_> {
+    fn check(mut self, duts: &[DutKeys], findings: &mut Findings) -> Vec<DutConfig> {
+        duts.iter().enumerate().filter_map(|(index, keys)| self.dut(index, keys, findings)).collect()
+    }
+
+    fn dut(&mut self, index: usize, keys: &DutKeys, findings: &mut Findings) -> Option<DutConfig> {
+        let at = |key: &str| vec!["duts".to_owned(), index.to_string(), key.to_owned()];
+        let mac = keys.mac.to_ascii_lowercase().replace('-', ":");
+        let address: Ipv4Addr = keys.address.parse().ok()?;
+        let id = keys.id.clone().unwrap_or_else(|| mac.clone());
+        let base_name = keys.base_name.clone().unwrap_or_else(|| "dut".to_owned());
+        let number = self.count.entry(base_name.clone()).or_default();
+        *number += 1;
+        let full_name = keys.full_name.clone().unwrap_or_else(|| format!("{}-{base_name}-{number}", self.farm));
+        self.unique(at("mac"), "MAC", &mac, findings);
+        self.unique(at("address"), "address", &keys.address, findings);
+        if keys.id.is_some() {
+            self.unique(at("id"), "id", &id, findings);
+        }
+        if keys.full_name.is_some() {
+            self.unique(at("full_name"), "full name", &full_name, findings);
+        }
+        if !contains(self.network, address) {
+            let hint = "every DUT needs an address of the farm's network that is not the gateway's own";
+            findings.tell(&at("address"), format!("`{address}` is not an address for a DUT of this network"), hint);
+        }
+        let machine = self.machine(index, &keys.machine, findings)?;
+        let (tags, comment) = (keys.tags.clone(), keys.comment.clone());
+        Some(DutConfig { id, full_name, base_name, tags, mac, address, comment, machine })
+    }
+
+    fn unique(&mut self, at: Vec<String>, noun: &str, value: &str, findings: &mut Findings) {
+        if let Some(earlier) = self.names.get(value) {
+            let what = format!("the {noun} `{value}` is already used by `{earlier}`");
+            findings.tell(&at, what, "give every DUT its own");
+        } else {
+            self.names.insert(value.to_owned(), at.join("."));
+        }
+    }
+
+    fn machine(&self, index: usize, keys: &MachineKeys, findings: &mut Findings) -> Option<MachineConfig> {
+        let at = |keys: &[&str]| {
+            let path = ["duts".to_owned(), index.to_string(), "machine".to_owned()].into_iter();
+            path.chain(keys.iter().map(|key| key.to_string())).collect::<Vec<_>>()
+        };
+        match (&keys.qemu, &keys.simulated) {
+            (Some(qemu), None) => {
+                if !matches!(self.network, NetworkConfig::Private { .. }) {
+                    let hint = "use `network: {private: {address: 10.77.0.1/24}}`";
+                    findings.tell(&at(&["qemu"]), "a QEMU machine needs the private network".to_owned(), hint);
+                }
+                Some(MachineConfig::Qemu(qemu_config(qemu)))
+            }
+            (None, Some(simulated)) => {
+                if matches!(self.network, NetworkConfig::Interface { .. }) {
+                    let hint = "use `network: {private: …}`, or `network: {loopback: {}}`";
+                    findings.tell(
+                        &at(&["simulated"]),
+                        "a simulated machine has no card on a real network".to_owned(),
+                        hint,
+                    );
+                }
+                let console = simulated.console.as_ref().map(|name| self.directory.join(name));
+                if let Some(path) = console.as_ref().filter(|path| !path.is_file()) {
+                    let hint = "name a console script relative to the farm file";
+                    findings.tell(&at(&["simulated", "console"]), format!("no file `{}`", path.display()), hint);
+                }
+                Some(MachineConfig::Simulated(simulated_config(simulated, console)))
+            }
+            (Some(_), Some(_)) | (None, None) => None,
+        }
+    }
+}
+
+fn qemu_config(keys: &QemuKeys) -> QemuConfig {
+    let firmware = match keys.firmware {
+        None | Some(FirmwareKey::Bios) => Firmware::Bios,
+        Some(FirmwareKey::UefiIpxe) => Firmware::UefiIpxe,
+        Some(FirmwareKey::UefiPxe) => Firmware::UefiPxe,
+    };
+    QemuConfig { firmware, memory_mib: keys.memory_mib.unwrap_or(256) }
+}
+
+fn simulated_config(keys: &SimulatedKeys, console: Option<PathBuf>) -> SimulatedConfig {
+    let firmware = match keys.firmware {
+        None | Some(SimulatedFirmwareKey::Ipxe) => SimulatedFirmware::Ipxe,
+        Some(SimulatedFirmwareKey::PlainBios) => SimulatedFirmware::PlainBios,
+        Some(SimulatedFirmwareKey::PlainUefi) => SimulatedFirmware::PlainUefi,
+    };
+    let fault = |keys: &FaultKeys| Fault {
+        boot: keys.boot,
+        what: match keys.what {
+            MisbehaviourKey::FallSilent => Misbehaviour::FallSilent,
+            MisbehaviourKey::NoDhcp => Misbehaviour::NoDhcp,
+            MisbehaviourKey::Loop => Misbehaviour::Loop,
+            MisbehaviourKey::AbortTransfer => Misbehaviour::AbortTransfer,
+            MisbehaviourKey::SamePort => Misbehaviour::SamePort,
+            MisbehaviourKey::NoInitramfs => Misbehaviour::NoInitramfs,
+        },
+    };
+    SimulatedConfig { firmware, console, misbehave: keys.misbehave.iter().map(fault).collect() }
+}
+
+fn dhcp_range(
+    keys: &DhcpKeys,
+    network: &NetworkConfig,
+    duts: &[DutConfig],
+    findings: &mut Findings,
+) -> Option<(Ipv4Addr, Ipv4Addr)> {
+    let at = ["dhcp".to_owned(), "range".to_owned()];
+    let [first, last] = keys.range.as_slice() else {
+        if !keys.range.is_empty() {
+            findings.tell(
+                &at,
+                format!("a range of {} addresses", keys.range.len()),
+                "write two: the first and the last",
+            );
+        }
+        return None;
+    };
+    let (first, last): (Ipv4Addr, Ipv4Addr) = (first.parse().ok()?, last.parse().ok()?);
+    if first > last || !contains(network, first) || !contains(network, last) {
+        let hint = "write the first and the last address, both of the farm's network, without the gateway's own";
+        findings.tell(&at, format!("`{first}` to `{last}` is no range of the farm's network"), hint);
+    }
+    if let Some(dut) = duts.iter().find(|dut| (first..=last).contains(&dut.address)) {
+        let what = format!("the range holds `{}`, the address of {}", dut.address, dut.full_name);
+        findings.tell(&at, what, "keep the DUTs' own addresses out of the range");
+    }
+    Some((first, last))
+}
+
+fn api(keys: &ListenKeys, findings: &mut Findings) -> SocketAddr {
+    let default = SocketAddr::from(([127, 0, 0, 1], 8420));
+    let Some(text) = &keys.api else { return default };
+    let at = ["listen".to_owned(), "api".to_owned()];
+    match text.parse::<SocketAddr>() {
+        Ok(address) if address.ip().is_loopback() => address,
+        Ok(address) => {
+            let hint =
+                "authentication comes with a later version; put a reverse proxy in front of the loopback until then";
+            findings.tell(
+                &at,
+                format!("`{address}` is not a loopback address, and nobody would have to log in there"),
+                hint,
+            );
+            default
+        }
+        Err(_) => {
+            findings.tell(&at, format!("`{text}` is not an address and port"), "write `127.0.0.1:8420`");
+            default
+        }
+    }
+}
+
+/// `/var/lib/wharf/<farm>` for root, else the user's state folder (XDG base directory specification).
+fn default_state(farm: &str) -> PathBuf {
+    let own = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/state"));
+    let base = if nix::unistd::geteuid().is_root() && own.is_none() {
+        Some(PathBuf::from("/var/lib"))
+    } else {
+        own.or_else(home)
+    };
+    base.unwrap_or_else(std::env::temp_dir).join("wharf").join(farm)
+}
+
+#[cfg(test)]
+mod tests;

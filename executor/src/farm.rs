@@ -1,0 +1,467 @@
+//! One farm: its machines, its gateway, its jobs. What the API and the command line call.
+//!
+//! ```text
+//!  submit ─► render (child) ─► Job ─► desk.request ─► waits … ─► Lease ─► render with the DUT ─► BootPlan ─► runner ─► Verdict
+//!                                                                  └────────── tear-down: revoke, off, unpublish, give back ◄──┘
+//! ```
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use gateway::Gateway;
+use job_schema::problem::Problems;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::blueprint::console::Console;
+use crate::blueprint::power::{Outlet, Pdu, PowerState};
+use crate::config::DutConfig;
+use crate::job_log::{JobEvent, JobLog, Severity};
+use crate::lease::{Candidate, Desk, Wants};
+use crate::runner::{EVENTS_MAX, INPUT_CHUNKS_MAX};
+use crate::session::Event;
+use crate::verdict::Verdict;
+
+mod carry;
+mod prepare;
+mod start;
+
+pub use prepare::{Planner, Preview};
+pub use start::StartError;
+
+/// Ended jobs that are kept for `wharf jobs`; their consoles stay on disk. A record with its log takes some 100 KiB.
+const ENDED_JOBS_MAX: usize = 1000;
+
+/// A running farm. Used as `Arc<Farm>`.
+pub struct Farm {
+    planner: Planner,
+    duts: BTreeMap<String, Arc<Dut>>,
+    desk: Desk,
+    gateway: Gateway,
+    jobs: Mutex<Jobs>,
+    /// Who hears of a DUT's DHCP requests, by MAC.
+    listeners: Arc<Listeners>,
+    stopping: watch::Sender<bool>,
+    carriers: Mutex<JoinSet<()>>,
+}
+
+/// A machine of the farm with its drivers.
+struct Dut {
+    config: DutConfig,
+    pdu: Arc<dyn Pdu>,
+    outlet: Outlet,
+    console: Arc<dyn Console>,
+    power: Mutex<Option<PowerState>>,
+}
+
+/// Events of DUTs that a session waits for, by MAC.
+#[derive(Default)]
+struct Listeners(Mutex<BTreeMap<String, mpsc::Sender<Event>>>);
+
+#[derive(Default)]
+struct Jobs {
+    records: VecDeque<Arc<JobRecord>>,
+    last_number: u64,
+}
+
+/// A job as somebody hands it in.
+#[derive(Clone, Debug, Default)]
+pub struct Submission {
+    /// The file's name, for problems.
+    pub source_name: String,
+    /// The job description, templates and all.
+    pub text: String,
+    /// Replaces the job's own target wholly.
+    pub target: Option<TargetOverride>,
+    /// What the client forwards of its environment: `environ` in templates.
+    pub environ: BTreeMap<String, String>,
+    /// Files that came along: `attached` artifacts by name.
+    pub attachments: BTreeMap<String, Bytes>,
+    /// What to do when every fitting DUT is busy.
+    pub when_busy: WhenBusy,
+    /// Higher goes first.
+    pub priority: i32,
+    /// Who submits, for the log.
+    pub submitter: String,
+}
+
+/// A target that is not the job's own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TargetOverride {
+    /// A DUT's id or full name.
+    pub id: Option<String>,
+    /// Tags that it must have.
+    pub tags: Option<Vec<String>>,
+}
+
+/// What to do with a job whose DUTs are all busy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WhenBusy {
+    /// Wait in the queue.
+    #[default]
+    Queue,
+    /// Refuse it with [`SubmitError::Busy`].
+    Refuse,
+}
+
+/// Why a job was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum SubmitError {
+    /// The description has problems.
+    #[error("{0}")]
+    Invalid(Problems),
+    /// `target.id` names no DUT of the farm.
+    #[error("no DUT `{wanted}`; DUTs: {}", known.join(", "))]
+    NoSuchDut {
+        /// What was asked for.
+        wanted: String,
+        /// What there is.
+        known: Vec<String>,
+    },
+    /// No DUT has all the tags.
+    #[error("no DUT has the tags {}: {}", tags.join(", "), reasons.join("; "))]
+    NoDutMatches {
+        /// What was asked for.
+        tags: Vec<String>,
+        /// Per DUT, what it lacks.
+        reasons: Vec<String>,
+    },
+    /// Every fitting DUT is busy, and the client does not wait.
+    #[error("every fitting DUT is busy: {}", reasons.join("; "))]
+    Busy {
+        /// Per fitting DUT, why not now.
+        reasons: Vec<String>,
+    },
+    /// The farm is stopping, or cannot keep the job.
+    #[error("{0}")]
+    Farm(String),
+}
+
+/// Why a job could not be cancelled.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CancelError {
+    /// No job has this id.
+    #[error("no job `{0}`")]
+    NoSuchJob(String),
+    /// It is over.
+    #[error("job {0} has already ended")]
+    Ended(String),
+}
+
+/// Who cancels a job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CancelledBy {
+    /// A person or program, by name.
+    Operator(String),
+    /// Nobody: its submitter's connection is gone.
+    SubmitterGone,
+}
+
+/// Where a job is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum JobState {
+    /// It waits for a DUT.
+    Queued,
+    /// It holds a DUT.
+    Running,
+    /// It has its verdict, and its DUT is given back.
+    Ended,
+}
+
+/// One job, from submission on.
+pub struct JobRecord {
+    /// Its number in this farm, as text.
+    pub id: String,
+    /// When it came.
+    pub submitted: jiff::Timestamp,
+    /// The file's name.
+    pub source_name: String,
+    /// Who submitted it.
+    pub submitter: String,
+    /// Everything it said.
+    pub log: Arc<JobLog>,
+    events: mpsc::Sender<Event>,
+    typed: mpsc::Sender<Bytes>,
+    cancelled: watch::Sender<Option<CancelledBy>>,
+    status: Mutex<JobStatus>,
+}
+
+struct JobStatus {
+    state: JobState,
+    dut: Option<String>,
+    verdict: Option<Verdict>,
+}
+
+/// A DUT's state, in CI-tron's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum DutState {
+    /// Free.
+    Idle,
+    /// Held by a job.
+    Running,
+    /// Held back by a person or by the farm.
+    Retired,
+}
+
+/// A DUT as others see it.
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct DutView {
+    /// What jobs name it by.
+    pub id: String,
+    /// `<farm>-<base name>-<n>`, or the farm file's own.
+    pub full_name: String,
+    /// CI-tron's `base_name`.
+    pub base_name: String,
+    /// What it does.
+    pub state: DutState,
+    /// Its tags, the farm's included.
+    pub tags: Vec<String>,
+    /// The MAC it boots with.
+    pub mac_address: String,
+    /// Its address on the farm's network.
+    pub ip_address: String,
+    /// The admin's note, or why it is held back.
+    pub comment: Option<String>,
+    /// The job that holds it.
+    pub job: Option<String>,
+    /// The outlet as last read back.
+    pub power: Option<PowerState>,
+}
+
+impl Farm {
+    /// The farm's name.
+    pub fn name(&self) -> &str {
+        &self.planner.config.name
+    }
+
+    /// Takes a job, or says why not. The job runs on by itself; follow its log.
+    pub async fn submit(self: &Arc<Self>, submission: Submission) -> Result<Arc<JobRecord>, SubmitError> {
+        if *self.stopping.borrow() {
+            return Err(SubmitError::Farm("the farm is stopping and takes no jobs".into()));
+        }
+        let wants = self.planner.wants(&submission).await?;
+        if submission.when_busy == WhenBusy::Refuse {
+            self.desk.free_now(&wants, submission.priority).map_err(|reasons| SubmitError::Busy { reasons })?;
+        }
+        let number = self.next_number();
+        let waiting = self
+            .desk
+            .request(&number, wants.clone(), submission.priority)
+            .map_err(|_| prepare::refusal(&self.desk.candidates(), &wants))?;
+        let (record, inbox) = self.record(number, &submission)?;
+        let carried = carry::Carried { record: Arc::clone(&record), inbox, submission };
+        self.carriers().spawn(carry::carry(Arc::clone(self), carried, waiting));
+        Ok(record)
+    }
+
+    /// All jobs, the newest first.
+    pub fn jobs(&self) -> Vec<Arc<JobRecord>> {
+        self.lock_jobs().records.iter().rev().cloned().collect()
+    }
+
+    /// One job.
+    pub fn job(&self, id: &str) -> Option<Arc<JobRecord>> {
+        self.lock_jobs().records.iter().find(|job| job.id == id).cloned()
+    }
+
+    /// The job that holds a DUT.
+    pub fn running_on(&self, dut: &str) -> Option<Arc<JobRecord>> {
+        let job = self.dut(dut)?.job?;
+        self.job(&job)
+    }
+
+    /// All DUTs, by id.
+    pub fn duts(&self) -> Vec<DutView> {
+        let candidates = self.desk.candidates();
+        candidates.iter().filter_map(|candidate| Some(self.duts.get(&candidate.id)?.view(candidate))).collect()
+    }
+
+    /// One DUT, by id or full name.
+    pub fn dut(&self, id_or_full_name: &str) -> Option<DutView> {
+        self.duts().into_iter().find(|dut| dut.id == id_or_full_name || dut.full_name == id_or_full_name)
+    }
+
+    /// Ends a job: its DUT is switched off and given back.
+    pub fn cancel(&self, job: &str, by: CancelledBy) -> Result<(), CancelError> {
+        let record = self.job(job).ok_or_else(|| CancelError::NoSuchJob(job.to_owned()))?;
+        if record.state() == JobState::Ended {
+            return Err(CancelError::Ended(job.to_owned()));
+        }
+        record.cancelled.send_if_modified(|cancelled| {
+            let first = cancelled.is_none();
+            if first {
+                *cancelled = Some(by);
+            }
+            first
+        });
+        Ok(())
+    }
+
+    /// Stops: no new jobs; running ones are cancelled and torn down; then the gateway goes.
+    pub async fn stop(self: Arc<Self>) {
+        self.stopping.send_replace(true);
+        for job in self.jobs() {
+            let _ = self.cancel(&job.id, CancelledBy::Operator("the farm's shutdown".into()));
+        }
+        let mut carriers = std::mem::take(&mut *self.carriers());
+        while carriers.join_next().await.is_some() {}
+        self.gateway.drain().await;
+    }
+
+    fn next_number(&self) -> String {
+        let mut jobs = self.lock_jobs();
+        jobs.last_number += 1;
+        jobs.last_number.to_string()
+    }
+
+    fn record(&self, id: String, submission: &Submission) -> Result<(Arc<JobRecord>, carry::Inbox), SubmitError> {
+        let directory = self.job_directory(&id);
+        let log = JobLog::create(&directory)
+            .map_err(|error| SubmitError::Farm(format!("cannot keep the job in {}: {error}", directory.display())))?;
+        let (events, events_inbox) = mpsc::channel(EVENTS_MAX);
+        let (typed, typed_inbox) = mpsc::channel(INPUT_CHUNKS_MAX);
+        let (cancelled, cancelled_inbox) = watch::channel(None);
+        let record = Arc::new(JobRecord {
+            id,
+            submitted: jiff::Timestamp::now(),
+            source_name: submission.source_name.clone(),
+            submitter: submission.submitter.clone(),
+            log,
+            events,
+            typed,
+            cancelled,
+            status: Mutex::new(JobStatus { state: JobState::Queued, dut: None, verdict: None }),
+        });
+        let mut jobs = self.lock_jobs();
+        jobs.records.push_back(Arc::clone(&record));
+        jobs.forget_old();
+        Ok((record, carry::Inbox { events: events_inbox, typed: typed_inbox, cancelled: cancelled_inbox }))
+    }
+
+    fn job_directory(&self, id: &str) -> PathBuf {
+        self.planner.config.state.join("jobs").join(id)
+    }
+
+    fn lock_jobs(&self) -> MutexGuard<'_, Jobs> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The running jobs' tasks; finished ones are let go on the way.
+    fn carriers(&self) -> MutexGuard<'_, JoinSet<()>> {
+        let mut carriers = self.carriers.lock().unwrap_or_else(PoisonError::into_inner);
+        while carriers.try_join_next().is_some() {}
+        carriers
+    }
+}
+
+impl Jobs {
+    fn forget_old(&mut self) {
+        while self.records.len() > ENDED_JOBS_MAX {
+            let Some(index) = self.records.iter().position(|job| job.state() == JobState::Ended) else { return };
+            self.records.remove(index);
+        }
+    }
+}
+
+impl Dut {
+    fn view(&self, candidate: &Candidate) -> DutView {
+        let state = match (&candidate.holder, &candidate.held_back) {
+            (Some(_), _) => DutState::Running,
+            (None, Some(_)) => DutState::Retired,
+            (None, None) => DutState::Idle,
+        };
+        DutView {
+            id: self.config.id.clone(),
+            full_name: self.config.full_name.clone(),
+            base_name: self.config.base_name.clone(),
+            state,
+            tags: candidate.tags.clone(),
+            mac_address: self.config.mac.clone(),
+            ip_address: self.config.address.to_string(),
+            comment: candidate.held_back.clone().or_else(|| self.config.comment.clone()),
+            job: candidate.holder.clone(),
+            power: *self.power.lock().unwrap_or_else(PoisonError::into_inner),
+        }
+    }
+
+    fn address(&self) -> IpAddr {
+        IpAddr::V4(self.config.address)
+    }
+
+    fn note_power(&self, state: PowerState) {
+        *self.power.lock().unwrap_or_else(PoisonError::into_inner) = Some(state);
+    }
+}
+
+impl JobRecord {
+    /// Where it is.
+    pub fn state(&self) -> JobState {
+        self.lock().state
+    }
+
+    /// The DUT it holds, or held.
+    pub fn dut(&self) -> Option<String> {
+        self.lock().dut.clone()
+    }
+
+    /// How it ended.
+    pub fn verdict(&self) -> Option<Verdict> {
+        self.lock().verdict.clone()
+    }
+
+    /// Types on the DUT's console; dropped when nobody listens or too much waits already.
+    pub fn type_on_console(&self, bytes: Bytes) {
+        let _ = self.typed.try_send(bytes);
+    }
+
+    fn note(&self, severity: Severity, text: impl Into<String>) {
+        self.log.append(JobEvent::Note { text: text.into(), severity });
+    }
+
+    fn leased(&self, dut: &Dut) {
+        let mut status = self.lock();
+        status.state = JobState::Running;
+        status.dut = Some(dut.config.id.clone());
+        drop(status);
+        self.log.append(JobEvent::Leased { dut: dut.config.full_name.clone() });
+    }
+
+    /// The status first, so that whoever reads the last record finds the job ended.
+    fn ended(&self, verdict: Verdict) {
+        let mut status = self.lock();
+        status.state = JobState::Ended;
+        status.verdict = Some(verdict.clone());
+        drop(status);
+        self.log.append(JobEvent::Ended { verdict });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, JobStatus> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Listeners {
+    fn tell(&self, mac: &str, event: Event) {
+        if let Some(session) = self.lock().get(mac) {
+            let _ = session.try_send(event);
+        }
+    }
+
+    fn listen(&self, mac: &str, session: mpsc::Sender<Event>) {
+        self.lock().insert(mac.to_owned(), session);
+    }
+
+    fn forget(&self, mac: &str) {
+        self.lock().remove(mac);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, mpsc::Sender<Event>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,179 @@
+//! A farm from its configuration: the network, the gateway on it, the machines, everything off.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use gateway::content::ContentError;
+use gateway::dhcp::{DhcpEvent, Mac, Reservation};
+use gateway::{Gateway, GatewayError, Ports};
+use tokio::sync::watch;
+
+use super::{Dut, Farm, Jobs, Listeners, Planner};
+use crate::blueprint::power::PowerState;
+use crate::boot::Place;
+use crate::config::{DutConfig, FarmConfig, MachineConfig, NetworkConfig};
+use crate::lease::Desk;
+use crate::session::Event;
+use crate::virtual_dut::network::{NetworkError, PrivateNetwork};
+use crate::virtual_dut::{images, qemu, simulated};
+
+/// Why a farm could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The private network.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// A server of the gateway.
+    #[error(transparent)]
+    Gateway(#[from] GatewayError),
+    /// The artifact cache.
+    #[error("cannot open the artifact cache: {0}")]
+    Cache(#[from] ContentError),
+    /// A machine.
+    #[error("cannot set up {dut}: {reason}")]
+    Machine {
+        /// Its full name.
+        dut: String,
+        /// What went wrong.
+        reason: String,
+    },
+    /// The folder for jobs.
+    #[error("cannot keep jobs in {path}: {source}")]
+    State {
+        /// The folder.
+        path: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+impl Farm {
+    /// Starts the farm; its API will be at `api`, where the farm's own boot images are downloaded from.
+    pub async fn start(mut config: FarmConfig, api: SocketAddr) -> Result<Arc<Farm>, StartError> {
+        keep_state_in(&config.state)?;
+        images::add_variables(&mut config.job_variables, api);
+        let listeners = Arc::new(Listeners::default());
+        let network = Network::of(&config)?;
+        let gateway = Gateway::start(network.gateway_config(&config, &listeners)).await?;
+        let addresses = gateway.addresses();
+        let place = Place { address: network.address, http_port: addresses.http.map_or(80, |address| address.port()) };
+        let mut duts = BTreeMap::new();
+        for dut in &config.duts {
+            let machine = network.machine(dut, &gateway)?;
+            reserve(&gateway, dut)?;
+            duts.insert(dut.id.clone(), machine);
+        }
+        let planner = Planner { config, place };
+        let desk = Desk::new(planner.config.duts.iter().map(|dut| planner.candidate(dut)));
+        let last_number = last_number(&planner.config.state);
+        let farm = Farm {
+            planner,
+            duts,
+            desk,
+            gateway,
+            jobs: Mutex::new(Jobs { last_number, ..Jobs::default() }),
+            listeners,
+            stopping: watch::channel(false).0,
+            carriers: Mutex::default(),
+            _network: network.private,
+        };
+        Ok(Arc::new(farm))
+    }
+}
+
+fn keep_state_in(path: &Path) -> Result<(), StartError> {
+    std::fs::create_dir_all(path).map_err(|source| StartError::State { path: path.display().to_string(), source })
+}
+
+/// Numbers go on where an earlier run of the farm stopped: its jobs' folders are still there.
+fn last_number(state: &Path) -> u64 {
+    let entries = std::fs::read_dir(state.join("jobs")).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).max().unwrap_or(0)
+}
+
+/// The network that DUTs are on, made or found.
+struct Network {
+    address: std::net::Ipv4Addr,
+    prefix_length: u8,
+    interface: Option<String>,
+    private: Option<Arc<PrivateNetwork>>,
+}
+
+impl Network {
+    fn of(config: &FarmConfig) -> Result<Network, NetworkError> {
+        Ok(match &config.network {
+            NetworkConfig::Private { address, prefix_length } => {
+                let private = PrivateNetwork::create(*address, *prefix_length)?;
+                let interface = Some(private.bridge().to_owned());
+                Network {
+                    address: *address,
+                    prefix_length: *prefix_length,
+                    interface,
+                    private: Some(Arc::new(private)),
+                }
+            }
+            NetworkConfig::Interface { name, address, prefix_length } => Network {
+                address: *address,
+                prefix_length: *prefix_length,
+                interface: Some(name.clone()),
+                private: None,
+            },
+            NetworkConfig::Loopback => {
+                Network { address: [127, 77, 0, 254].into(), prefix_length: 16, interface: None, private: None }
+            }
+        })
+    }
+
+    fn gateway_config(&self, config: &FarmConfig, listeners: &Arc<Listeners>) -> gateway::Config {
+        let listeners = Arc::clone(listeners);
+        gateway::Config {
+            net: self.private.as_ref().map(|private| private.net()).unwrap_or_default(),
+            interface: self.interface.clone(),
+            address: self.address,
+            prefix_length: self.prefix_length,
+            ports: if self.interface.is_some() { Ports::standard() } else { Ports::ephemeral() },
+            dhcp_range: config.dhcp_range,
+            dhcp_observer: Arc::new(move |event| tell(&listeners, &event)),
+            cache_directory: images::cache_directory().join("artifacts"),
+            ..gateway::Config::default()
+        }
+    }
+
+    fn machine(&self, dut: &DutConfig, gateway: &Gateway) -> Result<Arc<Dut>, StartError> {
+        let failed = |reason: String| StartError::Machine { dut: dut.full_name.clone(), reason };
+        match &dut.machine {
+            MachineConfig::Qemu(qemu) => {
+                let private =
+                    self.private.as_ref().ok_or_else(|| failed("a QEMU machine needs the private network".into()))?;
+                let machine = qemu::Machine::new(qemu.clone(), dut, Arc::clone(private))
+                    .map_err(|error| failed(error.to_string()))?;
+                Ok(Dut::new(dut, machine.outlet(), machine.clone(), machine))
+            }
+            MachineConfig::Simulated(simulated) => {
+                let wire = match &self.private {
+                    Some(private) => simulated::Wire::Private(private.port(&dut.mac)?),
+                    None => simulated::Wire::loopback(dut.address, &gateway.addresses()),
+                };
+                let machine =
+                    simulated::Machine::new(simulated, dut, wire).map_err(|error| failed(error.to_string()))?;
+                Ok(Dut::new(dut, machine.outlet(), machine.clone(), machine))
+            }
+        }
+    }
+}
+
+fn reserve(gateway: &Gateway, dut: &DutConfig) -> Result<(), StartError> {
+    let failed = |reason: String| StartError::Machine { dut: dut.full_name.clone(), reason };
+    let mac: Mac = dut.mac.parse().map_err(|error| failed(format!("{error}")))?;
+    let reservation = Reservation { mac, address: dut.address, hostname: Some(dut.full_name.clone()) };
+    gateway.dhcp().reserve(reservation).map_err(|error| failed(error.to_string()))
+}
+
+/// A DHCP request of a leased DUT's firmware: its session waits for it. A booted system that renews its address is not firmware.
+fn tell(listeners: &Listeners, event: &DhcpEvent) {
+    if event.client.boots_from_network() {
+        listeners.tell(&event.mac.to_string(), Event::FirmwareSeen);
+    }
+}

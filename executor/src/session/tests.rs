@@ -1,0 +1,307 @@
+//! The session in virtual time: what happened goes in, what to do comes out.
+
+use super::*;
+use job_schema::template::Rendered;
+
+/// A session whose clock the test moves.
+struct Scene {
+    session: Session,
+    now: Instant,
+    seen: Vec<Action>,
+}
+
+fn job(text: &str) -> Arc<Job> {
+    let rendered = Rendered::plain("job.yml", text);
+    Arc::new(Job::parse(&rendered).unwrap_or_else(|problems| panic!("{problems}")))
+}
+
+/// A job with this `timeouts` and this `console_patterns`, in flow style.
+fn scene(timeouts: &str, patterns: &str) -> Scene {
+    let text = format!(
+        "version: 1\ntarget: {{tags: []}}\ntimeouts: {timeouts}\nconsole_patterns: {patterns}\n\
+         deployment: {{start: {{kernel: {{url: 'http://host/kernel', cmdline: a}}}}}}\n"
+    );
+    let now = Instant::now();
+    let mut scene = Scene { session: Session::new(job(&text), None, now), now, seen: Vec::new() };
+    scene.drain();
+    scene
+}
+
+/// The patterns of most tests.
+const PATTERNS: &str = "{session_end: {regex: 'end'}, job_success: {regex: 'good'}, job_warn: {regex: 'odd'}, \
+                        session_reboot: {regex: 'again'}, machine_unfit_for_service: {regex: 'broken'}}";
+
+impl Scene {
+    fn drain(&mut self) {
+        while let Some(action) = self.session.poll_action() {
+            self.seen.push(action);
+        }
+    }
+
+    fn event(&mut self, event: Event) -> &mut Self {
+        self.session.handle_event(event, self.now);
+        self.drain();
+        self
+    }
+
+    fn console(&mut self, text: &str) -> &mut Self {
+        self.event(Event::Console(Bytes::copy_from_slice(text.as_bytes())))
+    }
+
+    /// Lets time pass, waking the session whenever it asks to be woken.
+    fn pass(&mut self, seconds: u64) -> &mut Self {
+        let end = self.now + Duration::from_secs(seconds);
+        while let Some(wake) = self.session.poll_timeout().filter(|wake| *wake <= end) {
+            self.now = wake;
+            self.session.handle_timeout(self.now);
+            self.drain();
+        }
+        self.now = end;
+        self
+    }
+
+    /// Sets up and goes through off and on.
+    fn boot(&mut self) -> &mut Self {
+        self.event(Event::SetupDone).cycle()
+    }
+
+    fn cycle(&mut self) -> &mut Self {
+        self.event(Event::PowerIsOff).event(Event::PowerIsOn)
+    }
+
+    fn verdict(&self) -> &Verdict {
+        match self.seen.last() {
+            Some(Action::End(verdict)) => verdict,
+            other => panic!("no verdict yet, the last action is {other:?}"),
+        }
+    }
+
+    fn ended_as(&self) -> (Status, Cause) {
+        (self.verdict().status, self.verdict().cause)
+    }
+
+    fn is_running(&self) -> bool {
+        !self.seen.iter().any(|action| matches!(action, Action::End(_)))
+    }
+
+    /// The boots so far, by deployment.
+    fn boots(&self) -> Vec<Which> {
+        let boot = |action: &Action| match action {
+            Action::BootWith { deployment, .. } => Some(*deployment),
+            _ => None,
+        };
+        self.seen.iter().filter_map(boot).collect()
+    }
+}
+
+#[test]
+fn power_is_cut_before_it_is_applied_and_the_console_decides() {
+    let mut scene = scene("{}", PATTERNS);
+    scene.event(Event::SetupDone);
+    assert_eq!(scene.seen.last(), Some(&Action::CutPower));
+    scene.event(Event::PowerIsOff);
+    assert_eq!(scene.seen.last(), Some(&Action::BootWith { deployment: Which::Start, boot: 1 }));
+    scene.event(Event::PowerIsOn).console("good\r\n").console("end\r\n");
+    assert_eq!(scene.ended_as(), (Status::Pass, Cause::Test));
+    assert_eq!(scene.session.poll_timeout(), None);
+}
+
+#[test]
+fn the_status_follows_ci_trons_order() {
+    let table = [
+        (PATTERNS, "good\nend\n", Status::Pass),
+        (PATTERNS, "odd\ngood\nend\n", Status::Warn),
+        (PATTERNS, "odd\nend\n", Status::Fail),
+        (PATTERNS, "end\n", Status::Fail),
+        ("{session_end: {regex: 'end'}}", "good\nend\n", Status::Complete),
+        ("{session_end: {regex: 'end'}, job_success: {regex: 'end'}}", "end\n", Status::Pass),
+    ];
+    for (patterns, console, expected) in table {
+        let mut scene = scene("{}", patterns);
+        scene.boot().console(console);
+        assert_eq!(scene.ended_as(), (expected, Cause::Test), "{patterns} on {console:?}");
+    }
+}
+
+#[test]
+fn a_line_counts_when_its_newline_has_come() {
+    let mut scene = scene("{}", PATTERNS);
+    scene.boot().console("good\nen").console("d");
+    assert!(scene.is_running());
+    scene.console("\n");
+    assert_eq!(scene.ended_as(), (Status::Pass, Cause::Test));
+}
+
+#[test]
+fn overall_ends_the_job_as_incomplete_even_after_success() {
+    let mut scene = scene("{overall: {seconds: 60}}", PATTERNS);
+    scene.boot().console("good\n").pass(61);
+    assert_eq!(scene.ended_as(), (Status::Incomplete, Cause::Timeout));
+    assert_eq!(scene.verdict().summary, "timeouts.overall of 60 s expired");
+}
+
+#[test]
+fn a_boot_cycle_with_retries_boots_again_with_continue_and_then_gives_up() {
+    let mut scene = scene("{boot_cycle: {seconds: 10, retries: 2}}", PATTERNS);
+    scene.boot().console("alive\n").pass(10).cycle().console("alive\n").pass(10).cycle().console("alive\n").pass(10);
+    assert_eq!(scene.boots(), [Which::Start, Which::Continue, Which::Continue]);
+    assert_eq!(scene.ended_as(), (Status::Incomplete, Cause::Timeout));
+    assert_eq!(scene.verdict().summary, "timeouts.boot_cycle of 10 s expired for the 3. time");
+}
+
+#[test]
+fn without_retries_a_reboot_request_ends_the_job() {
+    let mut scene = scene("{}", PATTERNS);
+    scene.boot().console("again\n");
+    assert_eq!(scene.ended_as(), (Status::Incomplete, Cause::Test));
+}
+
+#[test]
+fn a_reboot_request_counts_against_boot_cycle_retries_and_success_is_kept_across_boots() {
+    let mut scene = scene("{boot_cycle: {seconds: 10, retries: 1}}", PATTERNS);
+    scene.boot().console("good\nagain\n").cycle().console("end\n");
+    assert_eq!(scene.boots(), [Which::Start, Which::Continue]);
+    assert_eq!(scene.ended_as(), (Status::Pass, Cause::Test));
+}
+
+#[test]
+fn what_a_dut_wrote_before_its_power_was_cut_does_not_count_for_the_next_boot() {
+    let mut scene = scene("{boot_cycle: {seconds: 10, retries: 1}}", PATTERNS);
+    scene.boot().console("again\nen").console("end\n").event(Event::PowerIsOff).event(Event::PowerIsOn).console("d\n");
+    assert!(scene.is_running(), "the late `end` and the half line belong to the first boot");
+}
+
+#[test]
+fn first_console_activity_wants_a_newline_and_then_any_byte_is_activity() {
+    let timeouts = "{first_console_activity: {seconds: 5}, console_activity: {seconds: 5}}";
+    let mut mute = scene(timeouts, PATTERNS);
+    mute.boot().event(Event::FirmwareSeen).pass(3).console("garbage without newline").pass(2);
+    assert_eq!(mute.verdict().summary, "timeouts.first_console_activity of 5 s expired");
+    let mut talking = scene(timeouts, PATTERNS);
+    talking.boot().pass(4).console("hello\n").pass(4).console(".").pass(4).console(".");
+    assert!(talking.is_running());
+    talking.pass(5);
+    assert_eq!(talking.verdict().summary, "timeouts.console_activity of 5 s expired");
+}
+
+#[test]
+fn a_watchdog_runs_from_start_is_reset_before_it_is_stopped_and_barks_when_forgotten() {
+    let patterns = "{session_end: {regex: 'end'}, watchdogs: {dog: {start: {regex: 'start'}, reset: {regex: 'beat'}, stop: {regex: 'stop'}}}}";
+    let timeouts = "{watchdogs: {dog: {seconds: 5}}}";
+    let mut fed = scene(timeouts, patterns);
+    fed.boot()
+        .console("beat\n")
+        .pass(100)
+        .console("start\n")
+        .pass(4)
+        .console("beat\n")
+        .pass(4)
+        .console("beat stop\n")
+        .pass(4);
+    assert!(fed.is_running(), "reset wins over stop in one line");
+    fed.console("stop\n").pass(100).console("end\n");
+    assert_eq!(fed.ended_as(), (Status::Complete, Cause::Test));
+    let mut forgotten = scene(timeouts, patterns);
+    forgotten.boot().console("start\n").pass(5);
+    assert_eq!(forgotten.verdict().summary, "timeouts.watchdogs.dog of 5 s expired");
+}
+
+#[test]
+fn a_watchdogs_retry_boots_again_and_the_next_boot_starts_without_it() {
+    let patterns = "{session_end: {regex: 'end'}, watchdogs: {dog: {start: {regex: 'start'}, reset: {regex: 'beat'}, stop: {regex: 'stop'}}}}";
+    let mut scene = scene("{watchdogs: {dog: {seconds: 5, retries: 1}}}", patterns);
+    scene.boot().console("start\n").pass(5).cycle().pass(100).console("end\n");
+    assert_eq!(scene.boots(), [Which::Start, Which::Continue]);
+    assert_eq!(scene.ended_as(), (Status::Complete, Cause::Test));
+}
+
+#[test]
+fn a_watchdog_without_a_timeout_is_inert() {
+    let patterns = "{session_end: {regex: 'end'}, watchdogs: {dog: {start: {regex: 'start'}, reset: {regex: 'beat'}, stop: {regex: 'stop'}}}}";
+    let mut scene = scene("{}", patterns);
+    scene.boot().console("start\n").pass(1000);
+    assert!(scene.is_running());
+}
+
+#[test]
+fn setup_that_takes_too_long_is_a_setup_failure_with_the_artifact_as_cause() {
+    let mut scene = scene("{infra_setup: {seconds: 20}}", PATTERNS);
+    scene.pass(20);
+    assert_eq!(scene.ended_as(), (Status::SetupFail, Cause::Artifact));
+}
+
+#[test]
+fn the_jobs_deadline_is_kept() {
+    let text = "version: 1\ntarget: {tags: []}\nconsole_patterns: {}\ndeployment: {start: {}}\n";
+    let now = Instant::now();
+    let session = Session::new(job(text), Some(now + Duration::from_secs(30)), now);
+    let mut scene = Scene { session, now, seen: Vec::new() };
+    scene.boot().console("alive\n").pass(30);
+    assert_eq!(scene.verdict().summary, "timeouts.deadline of 30 s expired");
+}
+
+#[test]
+fn an_unfit_dut_ends_the_session_and_is_reported() {
+    let mut scene = scene("{}", PATTERNS);
+    scene.boot().console("good\nbroken fan\n");
+    assert_eq!(scene.ended_as(), (Status::Incomplete, Cause::Dut));
+    assert!(scene.seen.contains(&Action::DeclareUnfit { line: "broken fan".into() }));
+}
+
+#[test]
+fn a_dut_that_never_asks_the_network_for_anything_is_told_apart() {
+    let mut scene = scene("{boot_cycle: {seconds: 10}}", PATTERNS);
+    scene.boot().pass(10);
+    assert_eq!(scene.ended_as(), (Status::Incomplete, Cause::Network));
+}
+
+#[test]
+fn firmware_boot_stops_at_the_first_dhcp_request() {
+    let mut scene = scene("{firmware_boot: {seconds: 5}}", PATTERNS);
+    scene.boot().pass(4).event(Event::FirmwareSeen).pass(100);
+    assert!(scene.is_running());
+    assert!(scene.seen.contains(&Action::Say(JobEvent::FirmwareBooted { seconds: 4.0 })));
+}
+
+#[test]
+fn boot_progress_is_fed_by_artifacts_until_the_console_speaks() {
+    let mut scene = scene("{boot_progress: {seconds: 5}}", PATTERNS);
+    scene
+        .boot()
+        .pass(4)
+        .event(Event::FirmwareSeen)
+        .pass(4)
+        .event(Event::BootProgress)
+        .pass(4)
+        .console("hello\n")
+        .pass(100);
+    assert!(scene.is_running());
+    scene.console("end\n");
+    assert_eq!(scene.ended_as(), (Status::Fail, Cause::Test));
+}
+
+#[test]
+fn every_way_to_fail_names_its_cause_and_nothing_follows_the_end() {
+    let table = [
+        (Event::Cancelled { by: "ann".into() }, Cause::Cancelled),
+        (Event::SubmitterGone, Cause::Submitter),
+        (Event::PowerFailed { reason: "stuck".into() }, Cause::Power),
+        (Event::ConsoleLost { reason: "unplugged".into() }, Cause::Console),
+        (Event::FarmFailed { reason: "disk full".into() }, Cause::Farm),
+    ];
+    for (event, cause) in table {
+        let mut scene = scene("{overall: {seconds: 60}}", PATTERNS);
+        scene.boot().event(event);
+        assert_eq!(scene.ended_as(), (Status::Incomplete, cause));
+        let count = scene.seen.len();
+        scene.console("good\nend\n").pass(1000).event(Event::SubmitterGone);
+        assert_eq!(scene.seen.len(), count);
+    }
+}
+
+#[test]
+fn power_that_fails_before_the_first_boot_is_a_setup_failure() {
+    let mut scene = scene("{}", PATTERNS);
+    scene.event(Event::SetupDone).event(Event::PowerFailed { reason: "no answer".into() });
+    assert_eq!(scene.ended_as(), (Status::SetupFail, Cause::Power));
+}
