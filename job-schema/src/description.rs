@@ -56,7 +56,7 @@ pub(crate) struct TargetKeys {
     /// The machine's id or full name.
     pub(crate) id: Option<String>,
     /// Tags the machine must have, all of them.
-    #[schemars(with = "Vec<String>")]
+    #[schemars(with = "Vec<String>", extend("x-never-null" = true))]
     pub(crate) tags: Option<Vec<String>>,
 }
 
@@ -120,7 +120,7 @@ pub(crate) struct UnitKeys {
 #[serde(default)]
 pub(crate) struct PatternsKeys {
     /// Ends the session; the kernel's `reboot: Power Down` unless said otherwise.
-    #[schemars(with = "PatternKeys")]
+    #[schemars(with = "PatternKeys", extend("x-never-null" = true))]
     pub(crate) session_end: Option<PatternKeys>,
     /// Asks for another boot, counted against `timeouts.boot_cycle.retries`.
     pub(crate) session_reboot: Option<PatternKeys>,
@@ -162,7 +162,7 @@ pub(crate) struct DeploymentsKeys {
     pub(crate) start: DeploymentDescription,
     /// Every further boot: `start` with these changes.
     #[serde(rename = "continue")]
-    #[schemars(with = "DeploymentDescription")]
+    #[schemars(with = "DeploymentDescription", extend("x-never-null" = true))]
     pub(crate) continue_: Option<DeploymentDescription>,
 }
 

@@ -17,6 +17,7 @@
 //! | `x-item` | what `collection`, `one-or-list` and `named` hold |
 //! | `x-exactly-one`, `x-at-most-one` | keys that exclude each other |
 //! | `x-at-least-one` | keys of which one is needed |
+//! | `x-never-null` | a key that may be left out, but not left empty |
 //! | `x-lenient` | a mapping kept for further checks although a required key is missing |
 
 use std::collections::HashSet;
@@ -229,6 +230,8 @@ impl<'s> Walk<'s> {
         for entry in entries {
             let inner = join(field, &entry.key);
             match properties.get(&entry.key) {
+                // A key with nothing after it is as good as none.
+                Some(property) if is_null(&entry.value) && may_be_empty(schema, property, &entry.key) => {}
                 Some(property) => {
                     if let Some(value) = self.value(property, &entry.value, &inner) {
                         mapping.insert(Value::String(entry.key.clone()), value);
@@ -274,11 +277,11 @@ impl<'s> Walk<'s> {
         {
             let Some(keys) = schema[word].as_array() else { continue };
             let keys: Vec<&str> = keys.iter().filter_map(Json::as_str).collect();
-            let said = |entry: &&guard::Entry| !scalar_of(&entry.value).is_some_and(Scalar::is_null);
+            let said = |entry: &&guard::Entry| !is_null(&entry.value);
             let named = node.entries().iter().filter(|entry| keys.contains(&entry.key.as_str()));
             let present: Vec<&guard::Entry> = named.filter(said).collect();
             // `tags: null` was told already, and so was `ulr:`; that the key is missing would be the same again.
-            let refused = |key: &&str| node.entry(key).is_some() && !self.resolve(&schema["properties"][*key]).1;
+            let refused = |key: &&str| node.entry(key).is_some() && schema["properties"][*key]["x-never-null"] == true;
             let told = keys.iter().any(|key| misspelt(schema, node, key)) || keys.iter().any(refused);
             if present.len() < least && !told {
                 let what = format!("one of {} is missing", alternatives(keys.iter().copied()));
@@ -521,6 +524,16 @@ impl<'s> Walk<'s> {
     }
 }
 
+/// Whether a key may be there with nothing after it.
+fn may_be_empty(schema: &Json, property: &Json, key: &str) -> bool {
+    let required = schema["required"].as_array().is_some_and(|keys| keys.iter().any(|name| name == key));
+    !required && property["x-never-null"] != true
+}
+
+fn is_null(node: &Node) -> bool {
+    scalar_of(node).is_some_and(Scalar::is_null)
+}
+
 /// Whether a mapping has an unknown key that is `key` but for a slip of the fingers.
 fn misspelt(schema: &Json, node: &Node, key: &str) -> bool {
     let Some(properties) = schema["properties"].as_object() else { return false };
@@ -675,7 +688,6 @@ mod tests {
             .collect();
         let expected = [
             (1, "nmae", "unknown key `nmae`"),
-            (1, "name", "the key `name` is missing"),
             (2, "size", "`70000` is out of range"),
             (3, "on", "expected a boolean, found the text `maybe`"),
             (4, "duts[0].mac", "the key `mac` is missing"),

@@ -79,6 +79,15 @@ fn timeouts_are_sums_of_their_units_and_infinite_without_any() {
 }
 
 #[test]
+fn a_key_with_nothing_after_it_counts_as_absent() {
+    let text = "version:\ntarget: {id:, tags: []}\ntimeouts:\nproxy:\nconsole_patterns: {watchdogs:, job_warn: ~}\n\
+        deployment: {start: {kernel:, storage: {http:, nbd:, nfs: null}, dhcp:, fastboot: {board:}}}\n";
+    let job = parse(text);
+    assert_eq!(job.start, Deployment { fastboot: Some(Fastboot::default()), ..Deployment::default() });
+    assert_eq!(job.timeouts, Timeouts::default());
+}
+
+#[test]
 fn a_mac_address_is_a_name_whatever_yaml_1_1_says() {
     let job = parse("target: {id: 52:54:00:11:22:33}\nconsole_patterns: {}\ndeployment: {start: {}}\n");
     assert_eq!(job.target.id.as_deref(), Some("52:54:00:11:22:33"));
@@ -368,6 +377,45 @@ fn the_schema_lists_every_key_and_closes_every_mapping() {
     assert_eq!(schema["required"], serde_json::json!(["target", "console_patterns", "deployment"]));
     assert_eq!(schema["additionalProperties"], serde_json::json!(false));
     assert_eq!(schema["properties"]["version"]["minimum"], serde_json::json!(1));
+}
+
+#[test]
+fn the_jobs_shown_in_the_documentation_are_jobs() {
+    let page = include_str!("../../../docs/job-description.md");
+    let blocks: Vec<&str> = page.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    let jobs: Vec<&&str> = blocks.iter().filter(|block| block.starts_with("version:")).collect();
+    assert!(!jobs.is_empty());
+    for job in jobs {
+        let mut variables = Variables::new();
+        variables.insert("machine_id", "52:54:00:11:22:33");
+        let rendered = render("job-description.md", job, &variables, &Limits::default());
+        if let Err(problems) = rendered.and_then(|rendered| Job::parse(&rendered)) {
+            panic!("{problems}");
+        }
+    }
+    for key in schema_keys(&json_schema()) {
+        assert!(
+            page.contains(&format!("`{key}`"))
+                || page.contains(&format!("{key}:"))
+                || page.contains(&format!("{key},")),
+            "{key} is not documented"
+        );
+    }
+}
+
+/// Every key that any mapping of the schema lists.
+fn schema_keys(schema: &serde_json::Value) -> Vec<String> {
+    let mut keys = Vec::new();
+    match schema {
+        serde_json::Value::Object(object) => {
+            let listed = object.get("properties").and_then(serde_json::Value::as_object);
+            keys.extend(listed.into_iter().flatten().map(|(key, _)| key.clone()));
+            keys.extend(object.values().flat_map(schema_keys));
+        }
+        serde_json::Value::Array(items) => keys.extend(items.iter().flat_map(schema_keys)),
+        _ => {}
+    }
+    keys
 }
 
 #[test]
