@@ -423,6 +423,59 @@ mod tests {
     }
 
     #[test]
+    fn no_text_of_256_kib_takes_long() {
+        let pieces = [
+            "[",
+            "{",
+            "]",
+            "- ",
+            "? ",
+            ": ",
+            "'",
+            "\"",
+            "&a ",
+            "*a ",
+            "!!str ",
+            "!<x> ",
+            "#",
+            "# x\n",
+            "a: ",
+            "|\n",
+            ">-\n  x\n",
+            "%x y\n",
+            "---\n",
+            "...\n",
+            "\n",
+            " ",
+            "\t",
+            "a:\n ",
+            "[],",
+            "{},",
+            "a, ",
+            "\\",
+            "\"\\x\" ",
+            "é",
+            "a\n",
+            "- a\n",
+            "a: b\n",
+            "&a a\n",
+            "? a\n",
+            "<<: {}\n",
+            "[a: ",
+            "\u{feff}",
+        ];
+        for piece in pieces {
+            for start in ["", "[", "{", "a: ", "- ", "\"", "'", "a: |\n ", "[&a b, "] {
+                let repeats = (DOCUMENT_BYTES_AT_MOST - start.len()) / piece.len();
+                let text = format!("{start}{}", piece.repeat(repeats));
+                let started = Instant::now();
+                let _ = read(&text);
+                assert!(started.elapsed() < Duration::from_secs(5), "{start}{piece}… took {:?}", started.elapsed());
+            }
+        }
+    }
+
+    #[test]
     fn an_alias_bomb_is_refused() {
         let mut text = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x]\n");
         for level in 1..9 {
