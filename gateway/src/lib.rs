@@ -1,6 +1,7 @@
 //! Bytes to DUTs: the servers a machine under test boots from.
 //!
 //! ```text
+//!  Gateway   starts all of it from one Config                             (gateway.rs)
 //!            Namespaces            who may read what, how often, until when   (namespace.rs, sans-io)
 //!          ▲     ▲     ▲
 //!       http    tftp   dhcp …      a ring of sockets each, around a core without sockets
@@ -12,7 +13,10 @@
 
 pub mod content;
 pub mod dhcp;
+pub mod gateway;
 pub mod http;
 pub mod namespace;
 pub mod net;
 pub mod tftp;
+
+pub use gateway::{Addresses, Config, Gateway, GatewayError, Ports};

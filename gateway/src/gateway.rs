@@ -1,0 +1,357 @@
+//! All servers of one farm from one configuration: what the executor holds.
+//!
+//! ```text
+//!  Config ──► Gateway::start ──┬─► dhcp  0.0.0.0:67 on the interface      ports.dhcp     None: reservations kept, nobody answered
+//!                              ├─► dhcp::advertise (IPv6, lifetime 0)     with an interface only
+//!                              ├─► tftp  address:69                       ports.tftp     None: not started
+//!                              ├─► http  address:80                       ports.http     None: not started
+//!                              └─► cache (downloads leave by the host's network)
+//! ```
+//! Dropping it stops every server at once; [`Gateway::drain`] lets running transfers end first.
+
+use core::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::content::cache::{self, Cache, FileUrls};
+use crate::content::{Content, ContentError};
+use crate::dhcp::{self, ReplyTo, advertise};
+use crate::namespace::Namespaces;
+use crate::net::Net;
+use crate::{http, tftp};
+
+/// Which ports the servers take: `None` switches a server off, 0 takes a free port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ports {
+    /// DHCP, RFC 2131.
+    pub dhcp: Option<u16>,
+    /// TFTP, RFC 1350.
+    pub tftp: Option<u16>,
+    /// HTTP.
+    pub http: Option<u16>,
+}
+
+impl Ports {
+    /// The ports that firmware asks: 67, 69, 80.
+    pub const fn standard() -> Self {
+        Ports { dhcp: Some(67), tftp: Some(69), http: Some(80) }
+    }
+
+    /// Free ports, for farms on loopback: [`Gateway::addresses`] tells them.
+    pub const fn ephemeral() -> Self {
+        Ports { dhcp: Some(0), tftp: Some(0), http: Some(0) }
+    }
+}
+
+impl Default for Ports {
+    fn default() -> Self {
+        Ports::standard()
+    }
+}
+
+/// What to serve, and where.
+#[derive(Clone)]
+pub struct Config {
+    /// The network to make the sockets in.
+    pub net: Net,
+    /// The link that DUTs are on; `None` on loopback.
+    pub interface: Option<String>,
+    /// Our address on it.
+    pub address: Ipv4Addr,
+    /// Length of its network's prefix.
+    pub prefix_length: u8,
+    /// Which ports.
+    pub ports: Ports,
+    /// First and last address for machines without reservation; without it they get no answer.
+    pub dhcp_range: Option<(Ipv4Addr, Ipv4Addr)>,
+    /// The router to announce to DUTs.
+    pub router: Option<Ipv4Addr>,
+    /// The name servers to announce to DUTs.
+    pub name_servers: Vec<Ipv4Addr>,
+    /// Who hears of each DHCP request.
+    pub dhcp_observer: dhcp::Observer,
+    /// Where downloaded artifacts are kept.
+    pub cache_directory: PathBuf,
+    /// Whether jobs may name files of this machine.
+    pub file_urls: FileUrls,
+}
+
+impl Default for Config {
+    /// Loopback, free ports, the system's cache directory, and nobody who listens.
+    fn default() -> Self {
+        Config {
+            net: Net::host(),
+            interface: None,
+            address: Ipv4Addr::LOCALHOST,
+            prefix_length: 8,
+            ports: Ports::ephemeral(),
+            dhcp_range: None,
+            router: None,
+            name_servers: Vec::new(),
+            dhcp_observer: Arc::new(|_| ()),
+            cache_directory: PathBuf::from("/var/cache/wharfinger/artifacts"),
+            file_urls: FileUrls::default(),
+        }
+    }
+}
+
+/// Which server did not start, and why.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    /// The DHCP server.
+    #[error("{0}")]
+    Dhcp(#[source] io::Error),
+    /// The router advertisements.
+    #[error("cannot advertise on the farm's network: {0}")]
+    Advertise(#[source] io::Error),
+    /// The TFTP server.
+    #[error("cannot serve TFTP on {address}: {source}{}", hint(.source, *.address))]
+    Tftp {
+        /// Where it should listen.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The HTTP server.
+    #[error("cannot serve HTTP on {address}: {source}{}", hint(.source, *.address))]
+    Http {
+        /// Where it should listen.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The artifact cache.
+    #[error(transparent)]
+    Cache(#[from] ContentError),
+}
+
+/// The next step, for the errors that a farm's administrator meets first.
+fn hint(error: &io::Error, address: SocketAddr) -> String {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            format!("; another server has port {}: stop it, or give this one another port", address.port())
+        }
+        io::ErrorKind::AddrNotAvailable => "; the farm's interface does not have this address".to_owned(),
+        io::ErrorKind::PermissionDenied => "; it needs root, CAP_NET_BIND_SERVICE or a private network".to_owned(),
+        _ => String::new(),
+    }
+}
+
+/// Where the servers listen; `None` for those that are off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    /// DHCP.
+    pub dhcp: Option<SocketAddr>,
+    /// TFTP.
+    pub tftp: Option<SocketAddr>,
+    /// HTTP.
+    pub http: Option<SocketAddr>,
+}
+
+/// The running servers of one farm.
+pub struct Gateway {
+    namespaces: Namespaces<Content>,
+    cache: Cache,
+    dhcp: dhcp::Server,
+    addresses: Addresses,
+    running: Mutex<Running>,
+}
+
+/// What a drain takes away.
+#[derive(Default)]
+struct Running {
+    tftp: Option<tftp::Server>,
+    http: Option<http::Server>,
+    advertiser: Option<advertise::Advertiser>,
+}
+
+impl Gateway {
+    /// Starts the servers; either all of them run afterwards, or none.
+    pub async fn start(config: Config) -> Result<Self, GatewayError> {
+        let cache_config = cache::Config { file_urls: config.file_urls, ..cache::Config::new(&config.cache_directory) };
+        let cache = Cache::new(cache_config)?;
+        let namespaces = Namespaces::new();
+        let dhcp = start_dhcp(&config).await?;
+        let running = Running {
+            tftp: start_tftp(&config, &namespaces).await?,
+            http: start_http(&config, &namespaces).await?,
+            advertiser: start_advertiser(&config)?,
+        };
+        let addresses = Addresses {
+            dhcp: config.ports.dhcp.map(|_| dhcp.address()),
+            tftp: running.tftp.as_ref().map(tftp::Server::address),
+            http: running.http.as_ref().map(http::Server::address),
+        };
+        Ok(Gateway { namespaces, cache, dhcp, addresses, running: Mutex::new(running) })
+    }
+
+    /// Where jobs publish what their DUTs may read.
+    pub fn namespaces(&self) -> &Namespaces<Content> {
+        &self.namespaces
+    }
+
+    /// Addresses and boot files of machines.
+    pub fn dhcp(&self) -> &dhcp::Server {
+        &self.dhcp
+    }
+
+    /// Downloads.
+    pub fn cache(&self) -> &Cache {
+        &self.cache
+    }
+
+    /// Where the servers listen.
+    pub fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// Stops the servers, after the transfers that run; for 5 s, because who stops a farm has ended its jobs before.
+    pub async fn drain(&self) {
+        const LONGEST: Duration = Duration::from_secs(5);
+        let Running { tftp, http, advertiser } =
+            std::mem::take(&mut *self.running.lock().unwrap_or_else(PoisonError::into_inner));
+        drop(advertiser);
+        let tftp = async {
+            if let Some(tftp) = tftp {
+                tftp.drain().await;
+            }
+        };
+        let http = async {
+            if let Some(http) = http {
+                http.drain().await;
+            }
+        };
+        let all = async { tokio::join!(tftp, http, self.dhcp.drain()) };
+        if tokio::time::timeout(LONGEST, all).await.is_err() {
+            tracing::warn!("transfers were still running when the gateway stopped");
+        }
+    }
+}
+
+impl fmt::Debug for Gateway {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gateway")
+            .field("addresses", &self.addresses)
+            .field("cache", &self.cache)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A server that is off keeps its table, so that the executor need not ask: it has no socket in the farm's network.
+async fn start_dhcp(config: &Config) -> Result<dhcp::Server, GatewayError> {
+    let is_on = config.ports.dhcp.is_some();
+    let port = config.ports.dhcp.unwrap_or(0);
+    let listen: IpAddr = match (&config.interface, is_on) {
+        // DUTs without an address broadcast: the socket of an interface hears them only at 0.0.0.0.
+        (Some(_), true) => Ipv4Addr::UNSPECIFIED.into(),
+        (None, true) => config.address.into(),
+        (_, false) => Ipv4Addr::LOCALHOST.into(),
+    };
+    let server = dhcp::start(dhcp::Config {
+        net: if is_on { config.net.clone() } else { Net::host() },
+        interface: config.interface.clone().filter(|_| is_on),
+        listen: SocketAddr::new(listen, port),
+        server: config.address,
+        prefix_length: config.prefix_length,
+        router: config.router,
+        dns: config.name_servers.clone(),
+        range: config.dhcp_range,
+        // On loopback all clients share a host, and port 68.
+        reply_to: if config.address.is_loopback() { ReplyTo::Source } else { ReplyTo::Standard },
+        observer: Arc::clone(&config.dhcp_observer),
+    });
+    let server = server.await.map_err(GatewayError::Dhcp)?;
+    if !is_on {
+        server.drain().await;
+    }
+    Ok(server)
+}
+
+async fn start_tftp(config: &Config, namespaces: &Namespaces<Content>) -> Result<Option<tftp::Server>, GatewayError> {
+    let Some(port) = config.ports.tftp else { return Ok(None) };
+    let listen = SocketAddr::new(config.address.into(), port);
+    let (net, interface) = (config.net.clone(), config.interface.clone());
+    let server = tftp::start(tftp::Config { net, interface, listen, ..tftp::Config::default() }, namespaces.clone());
+    server.await.map(Some).map_err(|source| GatewayError::Tftp { address: listen, source })
+}
+
+async fn start_http(config: &Config, namespaces: &Namespaces<Content>) -> Result<Option<http::Server>, GatewayError> {
+    let Some(port) = config.ports.http else { return Ok(None) };
+    let listen = SocketAddr::new(config.address.into(), port);
+    let interface = config.interface.clone();
+    let server =
+        http::start(http::Config { interface, ..http::Config::new(config.net.clone(), listen) }, namespaces.clone());
+    server.await.map(Some).map_err(|source| GatewayError::Http { address: listen, source })
+}
+
+fn start_advertiser(config: &Config) -> Result<Option<advertise::Advertiser>, GatewayError> {
+    let Some(interface) = &config.interface else { return Ok(None) };
+    advertise::start(&config.net, interface).map(Some).map_err(GatewayError::Advertise)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpStream, UdpSocket};
+
+    use super::*;
+    use crate::namespace::{Exposure, Name, Origin, Protocol};
+
+    fn config(directory: &tempfile::TempDir, ports: Ports) -> Config {
+        Config { ports, cache_directory: directory.path().to_owned(), ..Config::default() }
+    }
+
+    #[tokio::test]
+    async fn one_configuration_serves_a_name_over_tftp_and_http() {
+        let directory = tempfile::tempdir().unwrap();
+        let gateway = Gateway::start(config(&directory, Ports::ephemeral())).await.unwrap();
+        let publication = gateway.namespaces().publish(Ipv4Addr::LOCALHOST.into(), Arc::new(|_| ())).unwrap();
+        for protocol in [Protocol::Http, Protocol::Tftp] {
+            let (name, content) = (Name::Exact("/a".into()), Content::Inline("ahoy".into()));
+            let now = std::time::Instant::now();
+            publication.put(protocol, name, content, Exposure::default(), Origin::Job, now);
+        }
+        let mut stream = TcpStream::connect(gateway.addresses().http.unwrap()).await.unwrap();
+        stream.write_all(b"GET /a HTTP/1.0\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.ends_with("\r\n\r\nahoy"), "{answer}");
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        socket.send_to(b"\x00\x01a\x00octet\x00", gateway.addresses().tftp.unwrap()).await.unwrap();
+        let mut block = [0; 64];
+        let (length, from) = socket.recv_from(&mut block).await.unwrap();
+        assert_eq!(&block[..length], b"\x00\x03\x00\x01ahoy");
+        socket.send_to(b"\x00\x04\x00\x01", from).await.unwrap();
+        gateway.drain().await;
+        assert!(TcpStream::connect(gateway.addresses().http.unwrap()).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn servers_that_are_off_have_no_address_and_reservations_are_kept_all_the_same() {
+        let directory = tempfile::tempdir().unwrap();
+        let none = Ports { dhcp: None, tftp: None, http: None };
+        let gateway = Gateway::start(config(&directory, none)).await.unwrap();
+        assert_eq!(gateway.addresses(), Addresses { dhcp: None, tftp: None, http: None });
+        let mac: dhcp::Mac = "52:54:00:00:00:01".parse().unwrap();
+        let address = Ipv4Addr::new(127, 0, 0, 11);
+        gateway.dhcp().reserve(dhcp::Reservation { mac, address, hostname: None }).unwrap();
+        assert_eq!(gateway.dhcp().address_of(mac), Some(address));
+    }
+
+    #[tokio::test]
+    async fn a_port_that_is_taken_is_named_with_the_next_step() {
+        let directory = tempfile::tempdir().unwrap();
+        let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let ports = Ports { http: Some(port), ..Ports::ephemeral() };
+        let error = Gateway::start(config(&directory, ports)).await.unwrap_err().to_string();
+        let expected = format!(
+            "cannot serve HTTP on 127.0.0.1:{port}: Address already in use (os error 98); another server has port {port}: stop it, \
+             or give this one another port"
+        );
+        assert_eq!(error, expected);
+    }
+}
