@@ -946,7 +946,10 @@ mod tests {
     #[tokio::test]
     async fn the_console_is_open_once_and_again_after_it_was_closed() {
         let Some((machine, folder)) = machine("hold", UUID) else { return };
+        let mut console = machine.open_console().unwrap();
         machine.power_on().await.unwrap();
+        hear(&mut console, "TINY: ready\r\n").await;
+        drop(console);
         for _ in 0..20 {
             let console = machine.open_console().unwrap();
             assert!(machine.open_console().is_none());
