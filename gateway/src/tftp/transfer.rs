@@ -165,8 +165,9 @@ impl Terms {
                 terms.block_size = u16::try_from(granted).expect("65464 is the most");
                 terms.answer.push(RequestOption::new(&option.name, granted));
             } else if option.is("tsize") {
-                // RFC 2349. The length of a netascii transfer is known only once it is translated.
-                let size = size.filter(|_| request.mode == Mode::Octet);
+                // RFC 2349. The length of a netascii transfer is known only once it is translated; curl 7.88 takes 0, with which
+                // it asked, for an illegal answer.
+                let size = size.filter(|&size| request.mode == Mode::Octet && size > 0);
                 terms.answer.extend(size.map(|size| RequestOption::new(&option.name, size)));
             } else if option.is("timeout") && (1..=255).contains(&value) {
                 terms.timeout = Some(Duration::from_secs(value));
@@ -711,6 +712,8 @@ mod tests {
         assert_eq!(answer(&[("blksize", "1024"), ("BLKSIZE", "600")], &LIMITS), "blksize=1024 ");
         let unknown = Terms::agree(&request(&[("tsize", "0")]), &LIMITS, None);
         assert_eq!(unknown.answer, [], "a length that nobody knows yet is not told");
+        let empty = Terms::agree(&request(&[("tsize", "0")]), &LIMITS, Some(0));
+        assert_eq!(empty.answer, [], "curl ends with \"invalid tsize\" when it is told 0");
     }
 
     #[test]
