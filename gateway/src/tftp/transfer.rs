@@ -816,28 +816,21 @@ mod tests {
 
     #[test]
     fn duplicate_acks_never_double_the_traffic() {
-        for (options, blocks) in [(&[][..], 41), (&[("windowsize", "4")], 41), (&[("windowsize", "16")], 41)] {
+        for options in [&[][..], &[("windowsize", "4")], &[("windowsize", "16")]] {
             let mut scene = Scene::new(40 * 512, options);
-            let window = scene.transfer.terms.window_size;
-            loop {
-                let sent = scene.sent();
-                let last = sent.last().unwrap_or_else(|| panic!("stopped after {} blocks", scene.data_sent)).clone();
-                scene.now += Duration::from_millis(2);
+            let mut sent = scene.sent();
+            while scene.outcome().is_none() {
+                let last = sent.pop().unwrap_or_else(|| panic!("stopped after {} blocks", scene.data_sent));
                 let block = if last[1] == 6 { 0 } else { u16::from_be_bytes([last[2], last[3]]) };
-                // Each acknowledgement comes three times.
+                scene.now += Duration::from_millis(2);
+                // Each acknowledgement comes three times, the copies while its answer is already on the wire.
                 for _ in 0..3 {
                     scene.ack(block);
+                    sent.extend(scene.sent());
                     scene.now += Duration::from_micros(10);
-                    if block == 41 {
-                        break;
-                    }
-                }
-                if block == 41 {
-                    break;
                 }
             }
-            assert_eq!(scene.data_sent, blocks, "windows of {window}");
-            assert_eq!(scene.outcome(), Some(Outcome::Complete));
+            assert_eq!(scene.data_sent, 41, "{options:?}");
         }
     }
 
