@@ -206,12 +206,13 @@ impl Translation<'_> {
         }
     }
 
-    /// `\0…` and three octal digits are a byte; anything else is the number of a group.
+    /// `\0…`, three octal digits and any octal digits in a class are a byte; anything else is the number of a group.
     fn number(&mut self, first: u8, within: Within) -> Result<(), String> {
         let octal = |byte: &u8| (b'0'..=b'7').contains(byte);
         let mut digits = vec![first];
         let following: Vec<u8> = self.rest().iter().copied().take(2).collect();
-        let is_octal = first == b'0' || (octal(&first) && following.len() == 2 && following.iter().all(octal));
+        let three = octal(&first) && following.len() == 2 && following.iter().all(octal);
+        let is_octal = first == b'0' || three || (within == Within::Class && octal(&first));
         for byte in following {
             let wanted = if is_octal { octal(&byte) } else { byte.is_ascii_digit() && digits.len() < 2 };
             if !wanted {
@@ -244,6 +245,11 @@ impl Translation<'_> {
         if self.rest().first() == Some(&b']') {
             self.at += 1;
             self.write("\\]");
+        }
+        // PCRE2 would take `[:a:]` for a POSIX class in the wrong place.
+        if let Some(opening @ (b':' | b'.' | b'=')) = self.rest().first().copied() {
+            self.at += 1;
+            self.out.extend([b'\\', opening]);
         }
         loop {
             match self.take() {
@@ -324,7 +330,6 @@ impl Translation<'_> {
 
     /// `(?ims)` at the start holds for all of the pattern; `(?i-s:…)` holds for its group.
     fn inline_flags(&mut self) -> Result<(), String> {
-        let start = self.at - 2;
         let end = self
             .rest()
             .iter()
@@ -339,9 +344,11 @@ impl Translation<'_> {
         // ASCII is the only reading here, so `a` says nothing.
         let kept: Cow<'_, str> = letters.replace('a', "").into();
         match closing {
-            Some(b')') if start == 0 && !letters.contains('-') => {
+            Some(b')') if self.out.is_empty() && !letters.contains('-') => {
                 self.verbose |= kept.contains('x');
-                self.flags = if kept.is_empty() { String::new() } else { format!("(?{kept})") };
+                if !kept.is_empty() {
+                    self.flags.push_str(&format!("(?{kept})"));
+                }
                 Ok(())
             }
             Some(b')') => Err(format!("`(?{letters})` must stand at the start of the pattern")),
@@ -486,9 +493,12 @@ mod tests {
             (r"^[[:alpha:]]$", b"h]", true),
             (r"^[[:alpha:]]$", b"h", false),
             (r"^[\b]$", b"\x08", true),
+            (r"^[\12\1]+$", b"\n\x01", true),
+            (r"^\[[:a:]]$", b"[:]", true),
             // flags
             (r"(?a)x", b"x", true),
             ("(?x) a b # a comment with a ( in it\n c", b"abc", true),
+            (r"(?i)(?m)^B$", b"a\nb\nc", true),
             (r"a(?i:B)c", b"abc", true),
             (r"a(?#(note)b", b"ab", true),
             // CI-tron's default end of session

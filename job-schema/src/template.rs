@@ -22,7 +22,7 @@
 
 use std::io;
 
-use minijinja::value::{Kwargs, Serde, Value, ValueKind, from_args};
+use minijinja::value::{Kwargs, Serde, Tuple, Value, ValueKind, from_args};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, UndefinedBehavior};
 use serde::{Deserialize, Serialize};
 
@@ -207,6 +207,14 @@ fn environment<'source>() -> Environment<'source> {
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_unknown_method_callback(method);
     environment.set_debug(false);
+    minijinja_contrib::add_to_environment(&mut environment);
+    environment
+        .add_filter("center", |text: &str, width: Option<usize>| justify(text, "center", width.unwrap_or(80), " "));
+    environment.add_filter("int", int_filter);
+    environment.add_filter("float", float_filter);
+    environment.add_filter("truncate", truncate_filter);
+    environment.add_filter("urlencode", url_encoded);
+    environment.add_filter("wordcount", |text: &str| text.split_whitespace().count());
     environment.add_filter("default", default_filter);
     environment.add_filter("d", default_filter);
     environment.add_filter("length", length_filter);
@@ -288,6 +296,66 @@ fn length_filter(value: &Value) -> Result<usize, Error> {
     value.len().ok_or_else(why)
 }
 
+/// The whole number a value is; `default` (0) where it is none, as in Jinja.
+fn int_filter(
+    state: &State,
+    value: &Value,
+    default: Option<Value>,
+    base: Option<u32>,
+    options: Kwargs,
+) -> Result<Value, Error> {
+    let default = default.or(options.get("default")?).unwrap_or_else(|| Value::from(0));
+    let base = base.or(options.get("base")?);
+    options.assert_all_used()?;
+    let none = std::iter::empty::<(&str, Value)>().collect();
+    Ok(minijinja::filters::int(state, value, Some(default.clone()), base, none).unwrap_or(default))
+}
+
+/// The number a value is; `default` (0.0) where it is none, as in Jinja.
+fn float_filter(value: &Value, default: Option<Value>, options: Kwargs) -> Result<Value, Error> {
+    let default = default.or(options.get("default")?).unwrap_or_else(|| Value::from(0.0));
+    options.assert_all_used()?;
+    let number = f64::try_from(value.clone()).ok().or_else(|| value.as_str()?.trim().parse().ok());
+    Ok(number.map_or(default, Value::from))
+}
+
+/// `truncate(length=255, killwords=false, end="...", leeway=5)`, positions or names, as in Jinja.
+fn truncate_filter(
+    text: &str,
+    length: Option<usize>,
+    kill_words: Option<bool>,
+    end: Option<String>,
+    leeway: Option<usize>,
+    options: Kwargs,
+) -> Result<String, Error> {
+    let length = length.or(options.get("length")?).unwrap_or(255);
+    let kill_words = kill_words.or(options.get("killwords")?).unwrap_or(false);
+    let end = end.or(options.get("end")?).unwrap_or_else(|| "...".to_owned());
+    let leeway = leeway.or(options.get("leeway")?).unwrap_or(5);
+    options.assert_all_used()?;
+    if text.chars().count() <= length.saturating_add(leeway) {
+        return Ok(text.to_owned());
+    }
+    let kept: String = text.chars().take(length.saturating_sub(end.chars().count())).collect();
+    match kept.rsplit_once(' ') {
+        Some((words, _)) if !kill_words => Ok(words.to_owned() + &end),
+        _ => Ok(kept + &end),
+    }
+}
+
+/// Percent-encoding of all but the unreserved characters (RFC 3986 section 2.3) and the slash, as Jinja does.
+fn url_encoded(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    encoded
+}
+
 /// A method the engine does not know: ours, or one of Python's.
 fn method(state: &mut State, value: &Value, name: &str, arguments: &[Value]) -> Result<Value, Error> {
     let ours = match value.kind() {
@@ -337,7 +405,7 @@ fn string_method(text: &str, name: &str, arguments: &[Value]) -> Option<Result<V
 
 fn partition(found: Option<(&str, &str)>, separator: &str, otherwise: [&str; 3]) -> Value {
     let parts = found.map_or(otherwise, |(before, after)| [before, separator, after]);
-    Value::from(parts.into_iter().map(Value::from).collect::<Vec<_>>())
+    Value::from(Tuple::from(parts.map(Value::from)))
 }
 
 fn rsplit(text: &str, separator: Option<&str>, most: Option<i64>) -> Value {
@@ -533,7 +601,7 @@ mod tests {
             ("{{ 'a,b,c'.rsplit(',', 1) }}", "['a,b', 'c']"),
             ("{{ ' a  b c '.rsplit(None, 1) }}", "['a  b', 'c']"),
             ("{{ ' a b '.rsplit() }}", "['a', 'b']"),
-            ("{{ 'k=v=w'.partition('=') }}", "['k', '=', 'v=w']"),
+            ("{{ 'k=v=w'.partition('=') }}", "('k', '=', 'v=w')"),
             ("{{ 'k=v=w'.rpartition('=')[0] }}", "k=v"),
             ("{{ 'k'.partition('=')[2] }}", ""),
             ("{{ '7'.zfill(3) }} {{ '-7'.zfill(4) }}", "007 -007"),
@@ -541,6 +609,13 @@ mod tests {
             ("[{{ 'ab'.ljust(4) }}] [{{ 'ab'.rjust(4, '.') }}] [{{ 'ab'.center(5, '-') }}]", "[ab  ] [..ab] [--ab-]"),
             ("{{ 'abc'.index('c') }} {{ 'abcb'.rindex('b') }} {{ [1, 2].index(2) }}", "2 3 1"),
             ("{{ 'aBc'.swapcase() }} {{ 'ABC'.lower() }} {{ '12'.isdecimal() }}", "AbC abc True"),
+            // filters that Jinja has and the engine has not, or has otherwise
+            (
+                "{{ 'x' | int }} {{ '5' | int + 1 }} {{ 'x' | int(7) }} {{ 'x' | float }} {{ '1.5' | float }}",
+                "0 6 7 0.0 1.5",
+            ),
+            ("{{ 'a b/é' | urlencode }} {{ 'a  b c' | wordcount }} [{{ 'x' | center(5) }}]", "a%20b/%C3%A9 3 [  x  ]"),
+            ("{{ 'Hello, World  x' | truncate(9) }} {{ 5 | filesizeformat }}", "Hello,... 5 Bytes"),
             // what CI-tron's objects compute
             ("{{ job.http.path_to('kernel') }}", "http://10.42.0.1:8080/_/job/kernel"),
             ("{{ job.http.path_to('initramfs.1') }}", "http://10.42.0.1:8080/_/job/initramfs/1"),
