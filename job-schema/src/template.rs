@@ -319,19 +319,18 @@ fn float_filter(value: &Value, default: Option<Value>, options: Kwargs) -> Resul
     Ok(number.map_or(default, Value::from))
 }
 
-/// `truncate(length=255, killwords=false, end="...", leeway=5)`, positions or names, as in Jinja.
+/// `truncate(length=255, killwords=false, end="...", leeway=5)`, as in Jinja; `leeway` by name only.
 fn truncate_filter(
     text: &str,
     length: Option<usize>,
     kill_words: Option<bool>,
     end: Option<String>,
-    leeway: Option<usize>,
     options: Kwargs,
 ) -> Result<String, Error> {
     let length = length.or(options.get("length")?).unwrap_or(255);
     let kill_words = kill_words.or(options.get("killwords")?).unwrap_or(false);
     let end = end.or(options.get("end")?).unwrap_or_else(|| "...".to_owned());
-    let leeway = leeway.or(options.get("leeway")?).unwrap_or(5);
+    let leeway = options.get::<Option<usize>>("leeway")?.unwrap_or(5);
     options.assert_all_used()?;
     if text.chars().count() <= length.saturating_add(leeway) {
         return Ok(text.to_owned());
