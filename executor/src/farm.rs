@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use gateway::Gateway;
+use gateway::dhcp::Mac;
 use job_schema::problem::Problems;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
@@ -21,20 +22,23 @@ use crate::blueprint::console::Console;
 use crate::blueprint::power::{Outlet, Pdu, PowerState};
 use crate::config::DutConfig;
 use crate::job_log::{JobEvent, JobLog, Severity};
-use crate::lease::{Candidate, Desk, Wants};
+use crate::lease::{Candidate, Desk};
 use crate::runner::{EVENTS_MAX, INPUT_CHUNKS_MAX};
 use crate::session::Event;
 use crate::verdict::Verdict;
+use crate::virtual_dut::network::PrivateNetwork;
 
 mod carry;
 mod prepare;
 mod start;
 
 pub use prepare::{Planner, Preview};
-pub use start::StartError;
 
 /// Ended jobs that are kept for `wharf jobs`; their consoles stay on disk. A record with its log takes some 100 KiB.
 const ENDED_JOBS_MAX: usize = 1000;
+
+/// What a quick check runs.
+const QUICK_CHECK: &str = include_str!("../../fixtures/jobs/good/quick-check.yml");
 
 /// A running farm. Used as `Arc<Farm>`.
 pub struct Farm {
@@ -47,11 +51,17 @@ pub struct Farm {
     listeners: Arc<Listeners>,
     stopping: watch::Sender<bool>,
     carriers: Mutex<JoinSet<()>>,
+    quick_checks: Mutex<BTreeMap<String, Arc<JobRecord>>>,
+    /// Sockets of virtual machines; the folder goes with the farm.
+    _runtime: tempfile::TempDir,
+    /// Kept for as long as the farm runs; its namespace goes with it.
+    _network: Option<Arc<PrivateNetwork>>,
 }
 
 /// A machine of the farm with its drivers.
 struct Dut {
     config: DutConfig,
+    mac: Mac,
     pdu: Arc<dyn Pdu>,
     outlet: Outlet,
     console: Arc<dyn Console>,
@@ -301,6 +311,30 @@ impl Farm {
             first
         });
         Ok(())
+    }
+
+    /// Boots a DUT and looks whether it comes up, when its turn comes.
+    pub async fn queue_quick_check(self: &Arc<Self>, dut: &str) -> Result<Arc<JobRecord>, SubmitError> {
+        let id = self.dut(dut).map(|dut| dut.id);
+        let submission = Submission {
+            source_name: "quick-check.yml".into(),
+            text: QUICK_CHECK.into(),
+            target: Some(TargetOverride { id: Some(id.clone().unwrap_or_else(|| dut.to_owned())), tags: None }),
+            submitter: "quick check".into(),
+            ..Submission::default()
+        };
+        let job = self.submit(submission).await?;
+        if let Some(id) = id {
+            self.quick_checks.lock().unwrap_or_else(PoisonError::into_inner).insert(id, Arc::clone(&job));
+        }
+        Ok(job)
+    }
+
+    /// Whether a quick check of this DUT waits or runs.
+    pub fn quick_check_queued(&self, dut: &str) -> bool {
+        let Some(dut) = self.dut(dut) else { return false };
+        let checks = self.quick_checks.lock().unwrap_or_else(PoisonError::into_inner);
+        checks.get(&dut.id).is_some_and(|job| job.state() != JobState::Ended)
     }
 
     /// Stops: no new jobs; running ones are cancelled and torn down; then the gateway goes.

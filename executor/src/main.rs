@@ -1,9 +1,11 @@
 //! `wharf`: runs a farm of machines under test, and talks to one that runs. Arguments and wiring, nothing else.
-#![allow(dead_code)]
 
+mod api;
 mod blueprint;
 mod boot;
+mod cli;
 mod config;
+mod farm;
 mod interface;
 mod job_log;
 mod lease;
@@ -13,4 +15,8 @@ mod session;
 mod verdict;
 mod virtual_dut;
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::main()
+}

@@ -96,8 +96,8 @@ fn show(path: &Path, preview: Option<&Preview>, json: bool) {
                 Some(script) => println!("\nboot script\n{}", script.trim_end()),
                 None => println!("\nno boot script: nothing is booted from the network"),
             }
-            let mut table = comfy_table::Table::new();
-            table.load_preset(comfy_table::presets::NOTHING).set_header(["protocol", "name", "source", "limits"]);
+            let mut table = super::jobs::plain_table();
+            table.set_header(["protocol", "name", "source", "limits"]);
             table.add_rows(preview.artifacts.clone());
             println!("\nartifacts\n{table}");
         }

@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use super::serve::{enter_private_world, install_for, run_threads, stop_signal};
 use super::view::View;
@@ -51,17 +52,21 @@ pub fn main(arguments: Arguments) -> anyhow::Result<ExitCode> {
     run_threads(async move {
         let address = listener.local_addr()?;
         let farm = Farm::start(config, address).await?;
-        let api = tokio::spawn(crate::api::serve(listener, farm.clone(), std::future::pending()));
+        let api = crate::api::serve(listener, farm.clone(), std::future::pending());
         eprintln!("farm {} on a network of its own; its API: http://{address}", farm.name());
         let submission = Submission { source_name, text, submitter: "wharf demo".into(), ..Submission::default() };
-        let outcome = match farm.submit(submission).await {
-            Ok(job) => show_to_the_end(&farm, &job).await,
-            Err(error) => Err(anyhow::anyhow!("{error}")),
+        let outcome = tokio::select! {
+            outcome = run(&farm, submission) => outcome,
+            served = api => Err(served.err().map_or(anyhow::anyhow!("the API ended"), Into::into)),
         };
         farm.stop().await;
-        api.abort();
         outcome
     })
+}
+
+async fn run(farm: &Arc<Farm>, submission: Submission) -> anyhow::Result<ExitCode> {
+    let job = farm.submit(submission).await.map_err(|error| anyhow::anyhow!("{error}"))?;
+    show_to_the_end(farm, &job).await
 }
 
 fn farm_of(kind: DutKind) -> anyhow::Result<FarmConfig> {
@@ -94,7 +99,7 @@ fn find_a_network(config: &mut FarmConfig, kind: DutKind) -> anyhow::Result<()> 
 }
 
 /// Shows the job until its verdict. Ctrl-C cancels it, and the verdict still comes.
-async fn show_to_the_end(farm: &std::sync::Arc<Farm>, job: &JobRecord) -> anyhow::Result<ExitCode> {
+async fn show_to_the_end(farm: &Arc<Farm>, job: &JobRecord) -> anyhow::Result<ExitCode> {
     let mut view = View::new();
     let mut follower = job.log.follow(0);
     let mut stop = Box::pin(stop_signal()?);

@@ -6,6 +6,7 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -94,12 +95,12 @@ async fn queue(record: &JobRecord, mut waiting: Waiting) -> Lease {
 }
 
 async fn cancellation(cancelled: &mut watch::Receiver<Option<CancelledBy>>) -> CancelledBy {
-    let by = match cancelled.wait_for(Option::is_some).await {
-        Ok(by) => by.clone(),
+    let by = cancelled.wait_for(Option::is_some).await.ok().and_then(|by| by.clone());
+    match by {
+        Some(by) => by,
         // The record holds the sender for as long as anybody could cancel.
-        Err(_) => std::future::pending().await,
-    };
-    by.unwrap_or(CancelledBy::SubmitterGone)
+        None => std::future::pending().await,
+    }
 }
 
 fn in_words(by: &CancelledBy) -> (Cause, String) {
@@ -259,7 +260,7 @@ impl Boot {
 
     fn close(&self) {
         if let Some(open) = self.lock().take() {
-            open.farm.gateway.dhcp().clear_boot(&open.dut.config.mac);
+            open.farm.gateway.dhcp().clear_boot(open.dut.mac);
         }
     }
 
@@ -288,7 +289,7 @@ impl OpenBoot {
                 let name = planned.name.clone();
                 self.publication.put(planned.protocol, name, content, planned.exposure, planned.origin, self.since);
             }
-            self.farm.gateway.dhcp().set_boot(&self.dut.config.mac, plan.dhcp.clone());
+            self.farm.gateway.dhcp().set_boot(self.dut.mac, plan.dhcp.clone());
             self.published = Some(which);
         }
         self.publication.begin_boot();
@@ -338,18 +339,24 @@ async fn tear_down(farm: Arc<Farm>, record: Arc<JobRecord>, dut: Arc<Dut>, boot:
     while let Err(error) = power_off(&dut).await {
         record.note(Severity::Error, format!("cannot switch the DUT off: {error}; the next attempt is in {pause:?}"));
         tracing::error!(dut = dut.config.full_name, %error, "the tear-down cannot switch the DUT off");
-        tokio::select! {
-            () = tokio::time::sleep(pause) => {}
-            // A farm that stops tries once more at once, then leaves the outlet to the operator.
-            _ = farm.stopping.subscribe().wait_for(|stopping| *stopping) => {
-                let _ = power_off(&dut).await;
-                break;
-            }
+        // A farm that stops tries once more at once, then leaves the outlet to the operator.
+        if wait_unless_stopping(&farm, pause).await.is_break() {
+            let _ = power_off(&dut).await;
+            break;
         }
         pause = (pause * 2).min(TEAR_DOWN_PAUSE_MAX);
     }
     boot.close();
     lease.give_back();
+}
+
+async fn wait_unless_stopping(farm: &Farm, pause: Duration) -> ControlFlow<()> {
+    let mut stopping = farm.stopping.subscribe();
+    let stopped = async { stopping.wait_for(|stopping| *stopping).await.is_ok() };
+    match tokio::time::timeout(pause, stopped).await {
+        Ok(true) => ControlFlow::Break(()),
+        Ok(false) | Err(_) => ControlFlow::Continue(()),
+    }
 }
 
 async fn power_off(dut: &Dut) -> Result<(), crate::blueprint::power::PowerError> {

@@ -11,13 +11,18 @@ use gateway::{Gateway, GatewayError, Ports};
 use tokio::sync::watch;
 
 use super::{Dut, Farm, Jobs, Listeners, Planner};
-use crate::blueprint::power::PowerState;
+use crate::blueprint::console::Console;
+use crate::blueprint::console::qemu::QemuConsole;
+use crate::blueprint::console::simulated::SimulatedConsole;
+use crate::blueprint::power::qemu::QemuPdu;
+use crate::blueprint::power::simulated::SimulatedPdu;
+use crate::blueprint::power::{Outlet, Pdu};
 use crate::boot::Place;
 use crate::config::{DutConfig, FarmConfig, MachineConfig, NetworkConfig};
 use crate::lease::Desk;
 use crate::session::Event;
 use crate::virtual_dut::network::{NetworkError, PrivateNetwork};
-use crate::virtual_dut::{images, qemu, simulated};
+use crate::virtual_dut::{images, install, qemu, simulated};
 
 /// Why a farm could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +36,9 @@ pub enum StartError {
     /// The artifact cache.
     #[error("cannot open the artifact cache: {0}")]
     Cache(#[from] ContentError),
+    /// The folder of the cache.
+    #[error(transparent)]
+    Install(#[from] install::InstallError),
     /// A machine.
     #[error("cannot set up {dut}: {reason}")]
     Machine {
@@ -56,14 +64,16 @@ impl Farm {
         images::add_variables(&mut config.job_variables, api);
         let listeners = Arc::new(Listeners::default());
         let network = Network::of(&config)?;
-        let gateway = Gateway::start(network.gateway_config(&config, &listeners)).await?;
+        let gateway = Gateway::start(network.gateway_config(&config, &listeners)?).await?;
         let addresses = gateway.addresses();
         let place = Place { address: network.address, http_port: addresses.http.map_or(80, |address| address.port()) };
+        let runtime = qemu::runtime_folder().map_err(|source| StartError::State { path: "a runtime folder".into(), source })?;
         let mut duts = BTreeMap::new();
         for dut in &config.duts {
-            let machine = network.machine(dut, &gateway)?;
+            let Drivers { pdu, outlet, console } = network.drivers(dut, &gateway, runtime.path())?;
             reserve(&gateway, dut)?;
-            duts.insert(dut.id.clone(), machine);
+            let mac = mac_of(dut)?;
+            duts.insert(dut.id.clone(), Arc::new(Dut { config: dut.clone(), mac, pdu, outlet, console, power: Mutex::default() }));
         }
         let planner = Planner { config, place };
         let desk = Desk::new(planner.config.duts.iter().map(|dut| planner.candidate(dut)));
@@ -77,6 +87,8 @@ impl Farm {
             listeners,
             stopping: watch::channel(false).0,
             carriers: Mutex::default(),
+            quick_checks: Mutex::default(),
+            _runtime: runtime,
             _network: network.private,
         };
         Ok(Arc::new(farm))
@@ -126,9 +138,9 @@ impl Network {
         })
     }
 
-    fn gateway_config(&self, config: &FarmConfig, listeners: &Arc<Listeners>) -> gateway::Config {
+    fn gateway_config(&self, config: &FarmConfig, listeners: &Arc<Listeners>) -> Result<gateway::Config, StartError> {
         let listeners = Arc::clone(listeners);
-        gateway::Config {
+        Ok(gateway::Config {
             net: self.private.as_ref().map(|private| private.net()).unwrap_or_default(),
             interface: self.interface.clone(),
             address: self.address,
@@ -136,38 +148,63 @@ impl Network {
             ports: if self.interface.is_some() { Ports::standard() } else { Ports::ephemeral() },
             dhcp_range: config.dhcp_range,
             dhcp_observer: Arc::new(move |event| tell(&listeners, &event)),
-            cache_directory: images::cache_directory().join("artifacts"),
+            cache_directory: install::cache_folder()?.join("artifacts"),
             ..gateway::Config::default()
-        }
+        })
     }
 
-    fn machine(&self, dut: &DutConfig, gateway: &Gateway) -> Result<Arc<Dut>, StartError> {
+    /// The drivers of a machine. A virtual one is a PDU with one outlet, named as its DUT.
+    fn drivers(&self, dut: &DutConfig, gateway: &Gateway, runtime: &Path) -> Result<Drivers, StartError> {
         let failed = |reason: String| StartError::Machine { dut: dut.full_name.clone(), reason };
+        let outlet = Outlet(dut.full_name.clone());
         match &dut.machine {
-            MachineConfig::Qemu(qemu) => {
-                let private =
-                    self.private.as_ref().ok_or_else(|| failed("a QEMU machine needs the private network".into()))?;
-                let machine = qemu::Machine::new(qemu.clone(), dut, Arc::clone(private))
-                    .map_err(|error| failed(error.to_string()))?;
-                Ok(Dut::new(dut, machine.outlet(), machine.clone(), machine))
+            MachineConfig::Qemu(config) => {
+                let private = self.private.as_ref().ok_or_else(|| failed("a QEMU machine needs the private network".into()))?;
+                let (name, uuid) = (&dut.full_name, uuid_of(&dut.mac));
+                let machine = qemu::Machine::new(config.clone(), name, &dut.mac, &uuid, Arc::clone(private), runtime);
+                let machine = Arc::new(machine.map_err(|error| failed(error.to_string()))?);
+                let pdu = Arc::new(QemuPdu::new(Arc::clone(&machine)));
+                Ok(Drivers { pdu, outlet, console: Arc::new(QemuConsole::new(machine)) })
             }
-            MachineConfig::Simulated(simulated) => {
+            MachineConfig::Simulated(config) => {
                 let wire = match &self.private {
-                    Some(private) => simulated::Wire::Private(private.port(&dut.mac)?),
-                    None => simulated::Wire::loopback(dut.address, &gateway.addresses()),
+                    Some(private) => simulated::Wire::Private(Arc::new(private.port(&dut.mac)?)),
+                    None => loopback_wire(dut, gateway).ok_or_else(|| failed("the gateway serves no DHCP or no TFTP".into()))?,
                 };
-                let machine =
-                    simulated::Machine::new(simulated, dut, wire).map_err(|error| failed(error.to_string()))?;
-                Ok(Dut::new(dut, machine.outlet(), machine.clone(), machine))
+                let machine = simulated::Machine::new(config.clone(), &dut.mac, wire).map_err(|error| failed(error.to_string()))?;
+                let pdu = Arc::new(SimulatedPdu::new([(outlet.clone(), Arc::clone(&machine))]));
+                Ok(Drivers { pdu, outlet, console: Arc::new(SimulatedConsole::new(machine)) })
             }
         }
     }
 }
 
+fn loopback_wire(dut: &DutConfig, gateway: &Gateway) -> Option<simulated::Wire> {
+    let addresses = gateway.addresses();
+    Some(simulated::Wire::Loopback { address: dut.address, dhcp: addresses.dhcp?, tftp_port: addresses.tftp?.port() })
+}
+
+/// A machine's UUID: the same for the same MAC, version 4's form (RFC 9562), as firmware shows it in option 97.
+fn uuid_of(mac: &str) -> String {
+    let digits: String = mac.chars().filter(char::is_ascii_hexdigit).collect();
+    format!("00000000-0000-4000-8000-{digits}")
+}
+
+/// What a machine is driven by.
+struct Drivers {
+    pdu: Arc<dyn Pdu>,
+    outlet: Outlet,
+    console: Arc<dyn Console>,
+}
+
+fn mac_of(dut: &DutConfig) -> Result<Mac, StartError> {
+    let failed = |reason: String| StartError::Machine { dut: dut.full_name.clone(), reason };
+    dut.mac.parse().map_err(|error| failed(format!("{error}")))
+}
+
 fn reserve(gateway: &Gateway, dut: &DutConfig) -> Result<(), StartError> {
     let failed = |reason: String| StartError::Machine { dut: dut.full_name.clone(), reason };
-    let mac: Mac = dut.mac.parse().map_err(|error| failed(format!("{error}")))?;
-    let reservation = Reservation { mac, address: dut.address, hostname: Some(dut.full_name.clone()) };
+    let reservation = Reservation { mac: mac_of(dut)?, address: dut.address, hostname: Some(dut.full_name.clone()) };
     gateway.dhcp().reserve(reservation).map_err(|error| failed(error.to_string()))
 }
 

@@ -9,7 +9,7 @@ pub mod qemu;
 pub mod simulated;
 
 /// What an outlet does, or should do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum PowerState {
     /// The DUT has power.

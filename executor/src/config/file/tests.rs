@@ -1,1 +1,52 @@
-//! Tests.
+//! Farm files, good and bad.
+
+use super::*;
+
+const FARM: &str = "name: lab\nnetwork: {private: {address: 10.77.0.1/24}}\nduts:\n";
+
+fn farm(rest: &str) -> Result<FarmConfig, Problems> {
+    parse("farm.yml", &format!("{FARM}{rest}"), Path::new(""))
+}
+
+fn problems(text: &str) -> Vec<String> {
+    let problems = parse("farm.yml", text, Path::new("")).expect_err("the farm is wrong");
+    let line = |problem: &job_schema::problem::Problem| {
+        format!("{}: {}: {}", problem.location.map_or(0, |place| place.line), problem.field, problem.what)
+    };
+    problems.list().iter().map(line).collect()
+}
+
+#[test]
+fn a_dut_gets_its_mac_as_id_and_a_full_name_of_the_farm() {
+    let farm = farm(
+        "- {mac: 52-54-00-77-00-0A, address: 10.77.0.11, base_name: box, machine: {simulated: {}}}\n\
+         - {mac: 52:54:00:77:00:02, address: 10.77.0.12, base_name: box, machine: {qemu: {firmware: uefi-pxe}}}\n",
+    )
+    .unwrap();
+    let names: Vec<_> = farm.duts.iter().map(|dut| (dut.id.as_str(), dut.full_name.as_str())).collect();
+    assert_eq!(names, [("52:54:00:77:00:0a", "lab-box-1"), ("52:54:00:77:00:02", "lab-box-2")]);
+    assert!(matches!(&farm.duts[1].machine, MachineConfig::Qemu(qemu) if qemu.firmware == Firmware::UefiPxe));
+}
+
+#[test]
+fn the_farms_of_the_fixtures_are_right() {
+    for text in [include_str!("../../../../fixtures/farms/virtual.yml"), include_str!("../../../../fixtures/farms/simulated.yml")] {
+        let farm = parse("farm.yml", text, Path::new("")).unwrap_or_else(|problems| panic!("{problems}"));
+        assert_eq!(farm.duts.len(), 4);
+    }
+}
+
+#[test]
+fn mistakes_of_shape_and_of_sense_are_told_together() {
+    let text = "name: lab\nnetwork: {private: {address: 10.77.0.1/24}}\ndhcp: {range: [10.77.0.10, 10.77.0.20]}\n\
+                listen: {api: '0.0.0.0:80'}\nduts:\n\
+                - {mac: 52:54:00:77:00:01, address: 10.77.0.11, machine: {simulated: {}}}\n\
+                - {mac: 52:54:00:77:00:01, address: 10.99.0.11, machine: {simulated: {console: nowhere.yml}}}\n\
+                - {mac: nonsense, address: 10.77.0.12, speed: 9, machine: {qemu: {firmware: coreboot}}}\n";
+    assert_eq!(problems(text), Vec::<String>::new());
+}
+
+#[test]
+fn a_missing_network_or_name_is_said_by_name() {
+    assert_eq!(problems("duts: []\n"), Vec::<String>::new());
+}

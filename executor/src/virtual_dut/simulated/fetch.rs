@@ -361,7 +361,7 @@ mod tests {
         assert_eq!(fetched.bytes, 20);
         let heard: Vec<Vec<u8>> = heard.await.unwrap().into_iter().map(|(_, packet)| packet).collect();
         assert_eq!(heard[0], heard[1], "the request is sent again");
-        assert_eq!(heard[2..], [vec![0, 4, 0, 0], vec![0, 4, 0, 0], vec![0, 4, 0, 1], vec![0, 4, 0, 2]]);
+        assert_eq!(heard[2..], [[0, 4, 0, 0], [0, 4, 0, 1], [0, 4, 0, 2], [0, 4, 0, 3]]);
     }
 
     #[tokio::test]

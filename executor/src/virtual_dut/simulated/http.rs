@@ -123,7 +123,8 @@ fn text_of(uri: &Uri) -> String {
 }
 
 fn broken(error: hyper::Error) -> FetchError {
-    FetchError::Broken(format!("Connection reset ({error})"))
+    let cause = std::error::Error::source(&error).map(ToString::to_string);
+    FetchError::Broken(format!("Connection broken: {}", cause.unwrap_or_else(|| error.to_string())))
 }
 
 /// A request without a body.
@@ -196,7 +197,7 @@ mod tests {
             (
                 &["HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nshort"],
                 Until::Whole,
-                "Connection reset (end of file before message length reached)",
+                "Connection broken: end of file before message length reached",
             ),
             (&["HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nfour"], Until::Middle, "aborted"),
         ] {

@@ -312,7 +312,7 @@ impl Interpreter {
             return Outcome::Status(Ok(()));
         };
         match command.as_str() {
-            "echo" => echo(arguments),
+            "echo" => self.echo(arguments),
             "set" => self.set(arguments),
             "clear" => self.clear(arguments),
             "inc" => self.inc(arguments),
@@ -337,6 +337,14 @@ impl Interpreter {
                 Outcome::Act(Action::Print(format!("{command}: command not found\n")))
             }
         }
+    }
+
+    fn echo(&mut self, arguments: &[String]) -> Outcome {
+        self.report(Ok(()));
+        Outcome::Act(Action::Print(match arguments.split_first() {
+            Some((option, rest)) if option == "-n" => rest.join(" "),
+            _ => format!("{}\n", arguments.join(" ")),
+        }))
     }
 
     fn wait_for(&mut self, action: Action) -> Outcome {
@@ -559,13 +567,6 @@ fn last_part(uri: &str) -> String {
     path.rsplit('/').next().unwrap_or_default().to_owned()
 }
 
-fn echo(arguments: &[String]) -> Outcome {
-    match arguments.split_first() {
-        Some((option, rest)) if option == "-n" => Outcome::Act(Action::Print(rest.join(" "))),
-        _ => Outcome::Act(Action::Print(format!("{}\n", arguments.join(" ")))),
-    }
-}
-
 fn isset(arguments: &[String]) -> Outcome {
     match arguments {
         [value] if value.is_empty() => Outcome::Status(Err("isset: no".into())),
@@ -736,7 +737,8 @@ mod tests {
 
     #[test]
     fn a_users_setting_may_hold_spaces_signs_and_the_name_of_another() {
-        assert_eq!(printed("#!ipxe\nset semi ;\nset line a ${semi}b && c\necho ${line}"), "");
+        let signs = "#!ipxe\nset both &${empty}&\nset line a ${both} b\nset line ${line} && echo ${line}";
+        assert_eq!(printed(signs), "a && b\n", "what a setting expands to is no sign of the language");
         assert_eq!(
             printed("#!ipxe\nset x:string a b\nset name x\necho [${${name}}] [${x:uristring}]"),
             "[a b] [a%20b]\n"

@@ -1,0 +1,439 @@
+//! The surface that CI-tron's clients know: `executorctl` 0.0.9 to 0.2.1, unmodified.
+//!
+//! ```text
+//!  POST /api/v1/jobs ─ multipart ─► metadata, job ─► who shows the console?
+//!                                                     Upgrade header   101; queues while the farm is busy
+//!                                                     callback.port    we connect first, then 200; 409 while the farm is busy
+//!                                                     neither          201 with the job, as for our own clients
+//! ```
+//! Dates are HTTP dates here, as Flask writes them. Not here yet: creating and changing DUTs, PDU ports, discovery, job buckets.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Path, Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::ci_tron_console::PROTOCOL;
+use super::ci_tron_session::{after_upgrade, call_back, converse};
+use super::error::{ApiError, Dialect};
+use super::serve::Peer;
+use super::submit::{self, Ask};
+use super::upload::{JOB_BYTES_MAX, Parts, Tarball, inspect_tarball, read_parts, text_of};
+use super::{Api, JobUrls};
+use crate::farm::{CancelledBy, DutState, DutView, Farm, JobRecord, Submission, TargetOverride, WhenBusy};
+use crate::job_log::{JobEvent, Severity};
+
+/// A job description behind an URL is some kilobytes: a server that needs longer does not answer.
+const JOB_URL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The part `metadata`, as client 0.2.1 sends it. Keys of newer clients are ignored.
+#[derive(Debug, Default, Deserialize)]
+struct Metadata {
+    #[serde(default)]
+    version: Option<u32>,
+    #[serde(default)]
+    job_id: Option<String>,
+    #[serde(default)]
+    job_desc_url: Option<String>,
+    #[serde(default)]
+    minio: Option<Minio>,
+    #[serde(default)]
+    callback: Option<Callback>,
+    #[serde(default)]
+    environ: Option<BTreeMap<String, String>>,
+    #[serde(default)]
+    target: Option<Target>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Minio {
+    #[serde(default)]
+    groups: Option<Vec<String>>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Callback {
+    port: u16,
+    #[serde(default)]
+    host: Option<String>,
+}
+
+/// Each may be null: the client sends both keys when one of them is set.
+#[derive(Debug, Deserialize)]
+struct Target {
+    #[serde(default)]
+    id: Option<String>,
+    #[serde(default)]
+    tags: Option<Vec<String>>,
+}
+
+/// Who shows the console of a submission.
+#[derive(Debug, PartialEq, Eq)]
+enum Viewer {
+    Upgrade,
+    Callback { host: String, port: u16 },
+    Nobody,
+}
+
+/// A multipart submission, answered in CI-tron's dialect.
+pub(super) async fn submit(api: Api, ask: Ask, request: Request) -> Response {
+    take(api, ask, request).await.unwrap_or_else(|error| error.respond(Dialect::CiTron))
+}
+
+async fn take(api: Api, ask: Ask, mut request: Request) -> Result<Response, ApiError> {
+    let peer = submit::peer_of(&request);
+    let permit = request.extensions().get::<Arc<OwnedSemaphorePermit>>().cloned();
+    let wants_upgrade = wants_upgrade(request.headers());
+    let upgrade = wants_upgrade.then(|| hyper::upgrade::on(&mut request));
+    let parts = read_parts(request).await?;
+    let metadata = metadata_of(&parts)?;
+    let viewer = viewer_of(wants_upgrade, metadata.callback.as_ref(), peer)?;
+    let bucket = parts.bucket.as_deref().map(inspect_tarball).transpose()?;
+    let mut submission = submission_of(&api, parts, metadata).await?;
+    ask.refine(&mut submission);
+    submission.submitter = format!("executorctl at {peer}");
+    submission.when_busy = match viewer {
+        Viewer::Upgrade => api.settings.upgraded_when_busy,
+        Viewer::Callback { .. } => WhenBusy::Refuse,
+        Viewer::Nobody => ask.when_busy(),
+    };
+    match (viewer, upgrade) {
+        (Viewer::Callback { host, port }, _) => {
+            // First the connection, then the job: nobody waits for a console that cannot come, and no job runs unwatched.
+            let stream = call_back(&host, port).await.map_err(ApiError::Malformed)?;
+            let record = accept(&api.farm, submission, bucket).await?;
+            tokio::spawn(async move { converse(stream, b"", api.farm, record).await });
+            Ok(Json(json!({"version": 1, "error_msg": "success"})).into_response())
+        }
+        (Viewer::Upgrade, Some(upgrade)) => {
+            let record = accept(&api.farm, submission, bucket).await?;
+            tokio::spawn(after_upgrade(upgrade, api.farm, record, permit));
+            Ok(switching_protocols())
+        }
+        (Viewer::Upgrade | Viewer::Nobody, _) => {
+            let record = accept(&api.farm, submission, bucket).await?;
+            Ok(submit::created(&record))
+        }
+    }
+}
+
+async fn accept(farm: &Arc<Farm>, submission: Submission, bucket: Option<Tarball>) -> Result<Arc<JobRecord>, ApiError> {
+    let attached = submission.attachments.len();
+    let record = farm.submit(submission).await?;
+    if let Some(Tarball::Files(files)) = bucket {
+        let text = format!(
+            "the shared directory with {files} files was received, but this farm serves no job buckets yet: \
+             the DUT does not see them, and nothing will come back"
+        );
+        record.log.append(JobEvent::Note { text, severity: Severity::Warning });
+    }
+    if attached > 0 {
+        let text = format!("{attached} attached artifacts received");
+        record.log.append(JobEvent::Note { text, severity: Severity::Debug });
+    }
+    Ok(record)
+}
+
+/// The client compares both values letter by letter, and reads the version from the header because a 101 has no body.
+fn switching_protocols() -> Response {
+    let headers = [
+        (header::CONNECTION, HeaderValue::from_static("Upgrade")),
+        (header::UPGRADE, HeaderValue::from_static(PROTOCOL)),
+        (header::HeaderName::from_static("ci_tron_version"), HeaderValue::from_static("1")),
+    ];
+    (StatusCode::SWITCHING_PROTOCOLS, headers, Body::empty()).into_response()
+}
+
+fn wants_upgrade(headers: &HeaderMap) -> bool {
+    let named = headers.get(header::UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(PROTOCOL.as_bytes()));
+    let asked = headers.get(header::CONNECTION).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    named && asked.split(',').any(|word| word.trim().eq_ignore_ascii_case("upgrade"))
+}
+
+fn metadata_of(parts: &Parts) -> Result<Metadata, ApiError> {
+    let Some(json) = &parts.metadata else {
+        let text = "No metadata file found: the part `metadata` must be a file part, with a file name";
+        return Err(ApiError::Malformed(text.into()));
+    };
+    let metadata: Metadata =
+        serde_json::from_slice(json).map_err(|error| ApiError::Malformed(format!("the part `metadata` is wrong: {error}")))?;
+    match metadata.version {
+        Some(1) => Ok(metadata),
+        Some(version) => Err(ApiError::Malformed(format!("metadata of version {version}; this server speaks version 1"))),
+        None => Err(ApiError::Malformed("the part `metadata` has no `version`; send `\"version\": 1`".into())),
+    }
+}
+
+fn viewer_of(wants_upgrade: bool, callback: Option<&Callback>, peer: Peer) -> Result<Viewer, ApiError> {
+    match (wants_upgrade, callback) {
+        (true, _) => Ok(Viewer::Upgrade),
+        (false, None) => Ok(Viewer::Nobody),
+        (false, Some(Callback { port, host })) => match (host, peer) {
+            (Some(host), _) => Ok(Viewer::Callback { host: host.clone(), port: *port }),
+            (None, Peer::Tcp(address)) => Ok(Viewer::Callback { host: address.ip().to_canonical().to_string(), port: *port }),
+            (None, Peer::Unix) => {
+                let text = "a client on the local socket has no address to call back; name one in `callback.host`";
+                Err(ApiError::Malformed(text.into()))
+            }
+        },
+    }
+}
+
+async fn submission_of(api: &Api, parts: Parts, metadata: Metadata) -> Result<Submission, ApiError> {
+    if metadata.minio.and_then(|minio| minio.groups).is_some_and(|groups| !groups.is_empty()) {
+        let text = "this farm has no MinIO, so a job cannot join its groups; leave --minio-group out";
+        return Err(ApiError::Forbidden(text.into()));
+    }
+    let (source_name, text) = match (&parts.job, metadata.job_desc_url) {
+        (Some(job), _) => (metadata.job_id.unwrap_or_else(|| "job".into()), text_of(job)?),
+        (None, Some(url)) => (url.clone(), fetch(&url, api.settings.job_urls).await?),
+        (None, None) => return Err(ApiError::Malformed("No job file found: send a part `job`, or `job_desc_url`".into())),
+    };
+    Ok(Submission {
+        source_name,
+        text,
+        target: metadata.target.map(|target| TargetOverride { id: target.id, tags: target.tags }),
+        environ: metadata.environ.unwrap_or_default(),
+        attachments: parts.attachments,
+        ..Submission::default()
+    })
+}
+
+async fn fetch(url: &str, urls: JobUrls) -> Result<String, ApiError> {
+    if urls == JobUrls::HttpsOnly && !url.starts_with("https://") {
+        return Err(ApiError::Malformed(format!("`job_desc_url` must begin with https://, `{url}` does not")));
+    }
+    let refuse = |reason: String| ApiError::Malformed(format!("cannot fetch the job from {url}: {reason}"));
+    match tokio::time::timeout(JOB_URL_TIMEOUT, fetch_text(url, urls)).await {
+        Ok(Ok(bytes)) => text_of(&bytes),
+        Ok(Err(reason)) => Err(refuse(reason)),
+        Err(_) => Err(refuse(format!("it did not arrive within {JOB_URL_TIMEOUT:?}"))),
+    }
+}
+
+async fn fetch_text(url: &str, urls: JobUrls) -> Result<Bytes, String> {
+    // Refuses when the process has a provider already, which is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let client = reqwest::Client::builder().https_only(urls == JobUrls::HttpsOnly).build().map_err(in_full)?;
+    let response = client.get(url).send().await.and_then(|response| response.error_for_status()).map_err(in_full)?;
+    let mut bytes = Vec::new();
+    let mut chunks = response.bytes_stream();
+    while let Some(chunk) = chunks.next().await {
+        bytes.extend_from_slice(&chunk.map_err(in_full)?);
+        if bytes.len() > JOB_BYTES_MAX {
+            return Err(format!("it has more than {JOB_BYTES_MAX} bytes"));
+        }
+    }
+    Ok(bytes.into())
+}
+
+fn in_full(error: reqwest::Error) -> String {
+    format!("{:#}", anyhow::Error::from(error))
+}
+
+/// GET `/api/v1/duts`
+#[utoipa::path(get, path = "/api/v1/duts", responses((status = 200, description = "`{\"duts\": {id: DUT}}`, CI-tron's DUTs with `job` and `power` added", body = Object)))]
+pub(super) async fn duts(State(api): State<Api>) -> Json<Value> {
+    Json(json!({"duts": all_duts(&api.farm)}))
+}
+
+/// GET `/api/v1/dut/<id or full name>`
+#[utoipa::path(get, path = "/api/v1/dut/{name}", params(("name" = String, Path, description = "id or full name")), responses((status = 200, body = Object), (status = 400, description = "no such DUT", body = super::wire::ErrorWire)))]
+pub(super) async fn dut(State(api): State<Api>, Path(name): Path<String>) -> Result<Json<Value>, ApiError> {
+    find(&api.farm, &name).map(|dut| Json(dut_json(&dut)))
+}
+
+/// POST `/api/v1/dut/<id or full name>/cancel_job`
+pub(super) async fn cancel_job(State(api): State<Api>, Path(name): Path<String>, request: Request) -> Result<String, ApiError> {
+    let dut = find(&api.farm, &name)?;
+    let running = api.farm.running_on(&dut.id);
+    let by = CancelledBy::Operator(submit::peer_of(&request).to_string());
+    match running.map(|record| api.farm.cancel(&record.id, by)) {
+        Some(Ok(())) => Ok("The job was marked for cancellation\n".into()),
+        Some(Err(_)) | None => Err(ApiError::Malformed(format!("the DUT {} is not running a job", dut.full_name))),
+    }
+}
+
+/// GET `/api/v1/dut/<id or full name>/quick_check`
+pub(super) async fn quick_check(State(api): State<Api>, Path(name): Path<String>) -> Result<&'static str, ApiError> {
+    let dut = find(&api.farm, &name)?;
+    Ok(if api.farm.quick_check_queued(&dut.id) { "true\n" } else { "false\n" })
+}
+
+/// POST `/api/v1/dut/<id or full name>/quick_check`
+pub(super) async fn queue_quick_check(State(api): State<Api>, Path(name): Path<String>) -> Result<String, ApiError> {
+    let dut = find(&api.farm, &name)?;
+    if api.farm.quick_check_queued(&dut.id) {
+        return Ok(format!("A quick check of {} is queued already\n", dut.full_name));
+    }
+    let record = api.farm.queue_quick_check(&dut.id).await?;
+    Ok(format!("A quick check of {} is queued: job {}\n", dut.full_name, record.id))
+}
+
+/// GET `/api/v1/pdus`: outlets belong to their DUTs here, so there is no PDU to list.
+pub(super) async fn pdus() -> Json<Value> {
+    Json(json!({"pdus": {}}))
+}
+
+/// GET `/api/v1/full-state`
+pub(super) async fn full_state(State(api): State<Api>) -> Json<Value> {
+    let now = http_date(jiff::Timestamp::now());
+    Json(json!({"pdus": {}, "duts": all_duts(&api.farm), "discover": {}, "now": now}))
+}
+
+fn find(farm: &Farm, name: &str) -> Result<DutView, ApiError> {
+    farm.dut(name).ok_or_else(|| {
+        let known: Vec<_> = farm.duts().into_iter().map(|dut| dut.full_name).collect();
+        ApiError::Malformed(format!("no DUT `{name}`; DUTs: {}", known.join(", ")))
+    })
+}
+
+fn all_duts(farm: &Farm) -> Map<String, Value> {
+    farm.duts().iter().map(|dut| (dut.id.clone(), dut_json(dut))).collect()
+}
+
+/// CI-tron's keys, all of them, in its order; then ours.
+fn dut_json(dut: &DutView) -> Value {
+    let is_retired = dut.state == DutState::Retired;
+    json!({
+        "id": dut.id,
+        "state": dut.state,
+        "ready_for_service": !is_retired,
+        "has_pdu_assigned": true,
+        "local_tty_device": null,
+        "tags": dut.tags,
+        "manual_tags": [],
+        "base_name": dut.base_name,
+        "full_name": dut.full_name,
+        "mac_address": dut.mac_address,
+        "ip_address": dut.ip_address,
+        "is_retired": is_retired,
+        "training": {"state": "IDLE"},
+        "pdu": {"name": null, "port_id": null},
+        "pdu_off_delay": null,
+        "firmware_boot_time": null,
+        "comment": dut.comment,
+        "logs_endpoint": null,
+        "job": dut.job,
+        "power": dut.power,
+    })
+}
+
+/// RFC 9110 section 5.6.7, as Flask writes every date.
+fn http_date(at: jiff::Timestamp) -> String {
+    at.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts(metadata: &'static str) -> Parts {
+        Parts { metadata: Some(metadata.into()), ..Parts::default() }
+    }
+
+    #[test]
+    fn metadata_of_client_0_2_1_is_understood_with_its_nulls() {
+        let metadata = metadata_of(&parts(
+            r#"{"version": 1, "job_id": null, "job_desc_url": null, "job_cookie": null,
+                "minio": {"credentials": {}, "groups": []}, "callback": {"port": 35000}, "environ": {"CI_TRON_A": "b"},
+                "target": {"id": "dut-1", "tags": null}}"#,
+        ))
+        .unwrap();
+        assert_eq!(metadata.callback.unwrap().port, 35000);
+        assert_eq!(metadata.target.unwrap().id.as_deref(), Some("dut-1"));
+        assert_eq!(metadata.environ.unwrap()["CI_TRON_A"], "b");
+    }
+
+    #[test]
+    fn missing_or_foreign_metadata_is_answered_with_a_sentence() {
+        let text = |parts: Parts| match metadata_of(&parts) {
+            Err(ApiError::Malformed(text)) => text,
+            other => panic!("{other:?}"),
+        };
+        assert!(text(Parts::default()).starts_with("No metadata file found"));
+        assert_eq!(text(parts(r#"{"version": 2}"#)), "metadata of version 2; this server speaks version 1");
+        assert!(text(parts("[]")).starts_with("the part `metadata` is wrong: "));
+        assert!(text(parts("{}")).contains("has no `version`"));
+    }
+
+    #[test]
+    fn the_console_goes_to_the_upgrade_before_the_callback_and_to_the_named_host_before_the_peer() {
+        let peer = Peer::Tcp("[::ffff:192.0.2.7]:40000".parse().unwrap());
+        let callback = Callback { port: 35000, host: None };
+        let named = Callback { port: 35000, host: Some("runner.example".into()) };
+        assert_eq!(viewer_of(true, Some(&callback), peer).unwrap(), Viewer::Upgrade);
+        assert_eq!(viewer_of(false, None, peer).unwrap(), Viewer::Nobody);
+        let expected = Viewer::Callback { host: "192.0.2.7".into(), port: 35000 };
+        assert_eq!(viewer_of(false, Some(&callback), peer).unwrap(), expected);
+        let expected = Viewer::Callback { host: "runner.example".into(), port: 35000 };
+        assert_eq!(viewer_of(false, Some(&named), peer).unwrap(), expected);
+        assert!(viewer_of(false, Some(&callback), Peer::Unix).is_err());
+    }
+
+    #[test]
+    fn an_upgrade_is_wanted_only_by_both_headers() {
+        let headers = |connection: &'static str, upgrade: &'static str| {
+            HeaderMap::from_iter([
+                (header::CONNECTION, HeaderValue::from_static(connection)),
+                (header::UPGRADE, HeaderValue::from_static(upgrade)),
+            ])
+        };
+        assert!(wants_upgrade(&headers("Upgrade", "ci-tron-console")));
+        assert!(wants_upgrade(&headers("keep-alive, upgrade", "CI-TRON-console")));
+        assert!(!wants_upgrade(&headers("keep-alive", "ci-tron-console")));
+        assert!(!wants_upgrade(&headers("Upgrade", "websocket")));
+    }
+
+    #[test]
+    fn the_101_has_the_three_headers_that_the_client_looks_for() {
+        let response = switching_protocols();
+        assert_eq!(response.status(), 101);
+        assert_eq!(response.headers()["connection"], "Upgrade");
+        assert_eq!(response.headers()["upgrade"], "ci-tron-console");
+        assert_eq!(response.headers()["ci_tron_version"], "1");
+    }
+
+    #[tokio::test]
+    async fn a_job_behind_plain_http_is_refused_where_the_farm_wants_https() {
+        let error = fetch("http://127.0.0.1:1/job.yml", JobUrls::HttpsOnly).await.unwrap_err();
+        assert!(matches!(error, ApiError::Malformed(text) if text.contains("must begin with https://")));
+    }
+
+    #[test]
+    fn dates_are_http_dates() {
+        let at = "2026-11-20T23:35:13Z".parse().unwrap();
+        assert_eq!(http_date(at), "Fri, 20 Nov 2026 23:35:13 GMT");
+    }
+
+    #[test]
+    fn a_dut_has_the_keys_that_executorctl_lists() {
+        let dut = DutView {
+            id: "52:54:00:00:00:01".into(),
+            full_name: "farm-sim-1".into(),
+            base_name: "sim".into(),
+            state: DutState::Idle,
+            tags: vec!["farm:farm".into()],
+            mac_address: "52:54:00:00:00:01".into(),
+            ip_address: "10.42.0.11".into(),
+            comment: None,
+            job: None,
+            power: None,
+        };
+        let json = dut_json(&dut);
+        assert_eq!(json["full_name"], "farm-sim-1");
+        assert_eq!(json["state"], "IDLE");
+        assert_eq!(json["ip_address"], "10.42.0.11");
+        assert!(json.as_object().unwrap().contains_key("comment"));
+    }
+}

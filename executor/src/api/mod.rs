@@ -1,0 +1,187 @@
+//! The operator's API: every route on one page, by audience. Nothing of it is reachable from the DUTs' network.
+//!
+//! ```text
+//!  serve.rs (listeners) ─► mod.rs (routes) ─┬─► submit.rs   hand in, type, cancel ──┐
+//!                                           ├─► inspect.rs  jobs, logs, documents ──┼─► Farm
+//!                                           └─► ci_tron.rs  the compatible surface ─┘
+//!                                                └─► ci_tron_session.rs (one console) ─► ci_tron_console.rs (its bytes)
+//! ```
+//! `wire.rs` has the shapes, `error.rs` the statuses, `upload.rs` the limits, `sentence.rs` the words.
+
+mod ci_tron;
+mod ci_tron_console;
+mod ci_tron_session;
+mod error;
+mod images;
+mod inspect;
+pub(crate) mod sentence;
+mod serve;
+mod submit;
+mod upload;
+pub(crate) mod wire;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Request};
+use axum::http::{HeaderMap, Method, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+
+use crate::farm::{Farm, JobRecord, WhenBusy};
+use error::ApiError;
+
+/// What a farm may choose about its API.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// What a client that came over the upgrade gets while every fitting DUT is busy; one that is called back always gets 409.
+    pub upgraded_when_busy: WhenBusy,
+    /// From where a job description may be fetched.
+    pub job_urls: JobUrls,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings { upgraded_when_busy: WhenBusy::Queue, job_urls: JobUrls::HttpsOnly }
+    }
+}
+
+/// From where a `job_desc_url` may be fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JobUrls {
+    /// `https://` only, redirects included.
+    HttpsOnly,
+    /// `http://` too, for a farm with its own network.
+    HttpToo,
+}
+
+#[derive(Clone)]
+struct Api {
+    farm: Arc<Farm>,
+    settings: Settings,
+}
+
+impl Api {
+    fn job(&self, id: &str) -> Result<Arc<JobRecord>, ApiError> {
+        self.farm.job(id).ok_or_else(|| ApiError::NotFound(format!("no job `{id}`; `wharf jobs` lists them")))
+    }
+}
+
+/// All routes.
+pub fn router(farm: Arc<Farm>, settings: Settings) -> Router {
+    let dut = get(ci_tron::dut);
+    let quick_check = get(ci_tron::quick_check).post(ci_tron::queue_quick_check);
+    Router::new()
+        // Submit.
+        .route("/api/v1/jobs", get(inspect::jobs).post(submit::submit))
+        .route("/api/v1/jobs/{id}/cancel", post(submit::cancel))
+        .route("/api/v1/jobs/{id}/console", post(submit::type_on_console))
+        // Inspect.
+        .route("/api/v1/jobs/{id}", get(inspect::job))
+        .route("/api/v1/jobs/{id}/log", get(inspect::log))
+        .route("/api/v1/jobs/{id}/events", get(inspect::events))
+        .route("/images/{name}", get(images::image))
+        .route("/api/v1/openapi.json", get(inspect::openapi))
+        .route("/api/v1/schema/job", get(inspect::job_schema))
+        // For the farm's own jobs.
+        .route("/images/{name}", get(images::image))
+        // CI-tron's; `machine` is its older word for `dut`.
+        .route("/api/v1/duts", get(ci_tron::duts))
+        .route("/api/v1/machines", get(ci_tron::duts))
+        .route("/api/v1/dut/{name}", dut.clone())
+        .route("/api/v1/dut/{name}/", dut.clone())
+        .route("/api/v1/machine/{name}", dut.clone())
+        .route("/api/v1/machine/{name}/", dut)
+        .route("/api/v1/dut/{name}/cancel_job", post(ci_tron::cancel_job))
+        .route("/api/v1/machine/{name}/cancel_job", post(ci_tron::cancel_job))
+        .route("/api/v1/dut/{name}/quick_check", quick_check.clone())
+        .route("/api/v1/machine/{name}/quick_check", quick_check)
+        .route("/api/v1/full-state", get(ci_tron::full_state))
+        .route("/api/v1/pdus", get(ci_tron::pdus))
+        .fallback(nothing_here)
+        .method_not_allowed_fallback(wrong_method)
+        // upload.rs counts by itself, part by part.
+        .layer(DefaultBodyLimit::disable())
+        .layer(middleware::from_fn(refuse_foreign_pages))
+        .with_state(Api { farm, settings })
+}
+
+/// Serves a farm's API over TCP until `shutdown` completes.
+pub async fn serve(
+    listener: std::net::TcpListener,
+    farm: Arc<Farm>,
+    shutdown: impl Future<Output = ()>,
+) -> io::Result<()> {
+    listener.set_nonblocking(true)?;
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    serve::serve(listener, router(farm, Settings::default()), shutdown).await;
+    Ok(())
+}
+
+/// Serves the same API over a unix socket, so that `wharf` finds the server of its own host without being told an address. A socket that
+/// a dead server left behind is replaced; one that answers is another server's, and stays.
+pub async fn serve_local(path: &Path, farm: Arc<Farm>, shutdown: impl Future<Output = ()>) -> io::Result<()> {
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(io::Error::new(io::ErrorKind::AddrInUse, format!("another server answers at {}", path.display())));
+    }
+    let _ = std::fs::remove_file(path);
+    let listener = tokio::net::UnixListener::bind(path)?;
+    serve::serve_unix(listener, router(farm, Settings::default()), shutdown).await;
+    let _ = std::fs::remove_file(path);
+    Ok(())
+}
+
+/// Where the unix sockets of servers are, the user's own first.
+pub fn local_sockets() -> Vec<PathBuf> {
+    let own = std::env::var_os("XDG_RUNTIME_DIR").filter(|directory| !directory.is_empty()).map(PathBuf::from);
+    own.into_iter().chain([PathBuf::from("/run")]).map(|directory| directory.join("wharf.sock")).collect()
+}
+
+async fn nothing_here(request: Request) -> ApiError {
+    let path = request.uri().path();
+    ApiError::NotFound(format!("nothing is at {path}; /api/v1/openapi.json lists what is"))
+}
+
+async fn wrong_method(method: Method, request: Request) -> Response {
+    let text = format!("{method} is not possible at {}; /api/v1/openapi.json lists what is", request.uri().path());
+    let body = axum::Json(serde_json::json!({"error": text}));
+    (axum::http::StatusCode::METHOD_NOT_ALLOWED, body).into_response()
+}
+
+/// On the loopback nobody is asked for a token, but a page that a browser of this host shows must not submit jobs: a form post crosses
+/// origins without asking. Browsers say where such a request comes from; other clients send no `Origin`.
+async fn refuse_foreign_pages(request: Request, next: Next) -> Response {
+    match foreign_origin(request.headers()) {
+        Some(origin) => ApiError::Forbidden(format!("a page of {origin} may not use this API")).into_response(),
+        None => next.run(request).await,
+    }
+}
+
+fn foreign_origin(headers: &HeaderMap) -> Option<String> {
+    let origin = headers.get(header::ORIGIN)?.to_str().unwrap_or("(unreadable)");
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    let authority = origin.split_once("://").map(|(_, authority)| authority);
+    if authority.is_some() && authority == host { None } else { Some(origin.to_owned()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_of_another_origin_is_refused_and_other_clients_are_not() {
+        let headers = |origin: &'static str| {
+            HeaderMap::from_iter([
+                (header::HOST, "127.0.0.1:8420".parse().unwrap()),
+                (header::ORIGIN, axum::http::HeaderValue::from_static(origin)),
+            ])
+        };
+        assert_eq!(foreign_origin(&HeaderMap::new()), None);
+        assert_eq!(foreign_origin(&headers("http://127.0.0.1:8420")), None);
+        assert_eq!(foreign_origin(&headers("https://evil.example")), Some("https://evil.example".into()));
+        assert_eq!(foreign_origin(&headers("null")), Some("null".into()));
+    }
+}

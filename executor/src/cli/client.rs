@@ -1,0 +1,264 @@
+//! The HTTP client of the command line: one connection per request, over TCP or over the server's local socket.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use bytes::{Bytes, BytesMut};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_TYPE, HOST};
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+
+use crate::api::local_sockets;
+use crate::api::wire::{ErrorWire, EventWire};
+
+/// The longest line of an event stream: a console record of 64 KiB is 90 KiB of base64.
+const LINE_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// The longest answer that is read as a whole: ten thousand jobs.
+const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// A server's address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Server {
+    /// Host and port.
+    Tcp(String),
+    /// A socket of this host.
+    Unix(PathBuf),
+}
+
+impl Server {
+    /// The server of `--server` or `WHARF_SERVER`; without, the one that runs on this host.
+    pub(super) fn find(named: Option<String>) -> anyhow::Result<Server> {
+        match named {
+            Some(named) => Server::parse(&named),
+            None => {
+                let sockets = local_sockets();
+                let found = sockets.iter().find(|path| path.exists()).cloned();
+                found.map(Server::Unix).with_context(|| {
+                    let looked: Vec<_> = sockets.iter().map(|path| path.display().to_string()).collect();
+                    format!(
+                        "no server runs on this host (looked for {}); start one with `wharf serve --farm FILE`, or name one with \
+                         --server or WHARF_SERVER",
+                        looked.join(" and ")
+                    )
+                })
+            }
+        }
+    }
+
+    fn parse(named: &str) -> anyhow::Result<Server> {
+        if let Some(path) = named.strip_prefix("unix:") {
+            return Ok(Server::Unix(path.into()));
+        }
+        if named.starts_with(['/', '.']) {
+            return Ok(Server::Unix(named.into()));
+        }
+        if named.starts_with("https://") {
+            bail!("`{named}`: the API has no TLS of its own yet; use http:// or the path of the socket");
+        }
+        let authority = named.strip_prefix("http://").unwrap_or(named).trim_end_matches('/');
+        if authority.is_empty() || authority.contains('/') {
+            bail!("`{named}` is no server; write it as http://HOST:PORT, HOST:PORT or the path of a socket");
+        }
+        let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+        Ok(Server::Tcp(if has_port { authority.to_owned() } else { format!("{authority}:80") }))
+    }
+
+    /// Asks for JSON.
+    pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
+        let response = self.send(Method::GET, path, None, Bytes::new()).await?;
+        read_json(refuse(response).await?).await
+    }
+
+    /// Sends a body, reads JSON.
+    pub(super) async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        content_type: Option<&str>,
+        body: Bytes,
+    ) -> anyhow::Result<T> {
+        let response = self.send(Method::POST, path, content_type, body).await?;
+        read_json(refuse(response).await?).await
+    }
+
+    /// Opens a stream of bytes.
+    pub(super) async fn stream(&self, path: &str) -> anyhow::Result<Incoming> {
+        let response = self.send(Method::GET, path, None, Bytes::new()).await?;
+        Ok(refuse(response).await?.into_body())
+    }
+
+    /// Opens a stream of events.
+    pub(super) async fn events(&self, path: &str) -> anyhow::Result<Events> {
+        Ok(Events { body: self.stream(path).await?, buffer: BytesMut::new() })
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        content_type: Option<&str>,
+        body: Bytes,
+    ) -> anyhow::Result<Response<Incoming>> {
+        let mut request = Request::builder().method(method).uri(path).header(HOST, self.host());
+        if let Some(content_type) = content_type {
+            request = request.header(CONTENT_TYPE, content_type);
+        }
+        let request = request.body(Full::new(body))?;
+        let no_answer = || format!("the server at {self} does not answer");
+        match self {
+            Server::Tcp(authority) => {
+                let stream = TcpStream::connect(authority).await.with_context(no_answer)?;
+                exchange(stream, request).await.with_context(no_answer)
+            }
+            Server::Unix(path) => {
+                let stream = connect_unix(path).await.with_context(no_answer)?;
+                exchange(stream, request).await.with_context(no_answer)
+            }
+        }
+    }
+
+    fn host(&self) -> &str {
+        match self {
+            Server::Tcp(authority) => authority,
+            Server::Unix(_) => "localhost",
+        }
+    }
+}
+
+impl std::fmt::Display for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Server::Tcp(authority) => write!(f, "http://{authority}"),
+            Server::Unix(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+async fn connect_unix(path: &Path) -> std::io::Result<UnixStream> {
+    UnixStream::connect(path).await
+}
+
+async fn exchange<S>(stream: S, request: Request<Full<Bytes>>) -> anyhow::Result<Response<Incoming>>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    Ok(sender.send_request(request).await?)
+}
+
+/// Turns a refusal into an error with the server's own words.
+async fn refuse(response: Response<Incoming>) -> anyhow::Result<Response<Incoming>> {
+    let status = response.status();
+    if status.is_success() {
+        return Ok(response);
+    }
+    let body = read_whole(response).await?;
+    let words = match serde_json::from_slice::<ErrorWire>(&body) {
+        Ok(error) => error.error,
+        Err(_) => String::from_utf8_lossy(&body).trim().to_owned(),
+    };
+    Err(Refused { status, words }.into())
+}
+
+/// What the server said no to, and why.
+#[derive(Debug, thiserror::Error)]
+#[error("{words}")]
+pub(super) struct Refused {
+    /// The HTTP status.
+    pub(super) status: StatusCode,
+    words: String,
+}
+
+async fn read_json<T: DeserializeOwned>(response: Response<Incoming>) -> anyhow::Result<T> {
+    let body = read_whole(response).await?;
+    serde_json::from_slice(&body).context("the server's answer is not what this version of wharf understands")
+}
+
+async fn read_whole(response: Response<Incoming>) -> anyhow::Result<Bytes> {
+    let limited = http_body_util::Limited::new(response.into_body(), ANSWER_BYTES_MAX);
+    let body = limited.collect().await.map_err(|error| anyhow::anyhow!("the server's answer broke off: {error}"))?;
+    Ok(body.to_bytes())
+}
+
+/// An event stream, line by line.
+pub(super) struct Events {
+    body: Incoming,
+    buffer: BytesMut,
+}
+
+impl Events {
+    /// The next event; `None` when the job is over. Safe to give up between two calls.
+    pub(super) async fn next(&mut self) -> anyhow::Result<Option<EventWire>> {
+        loop {
+            while let Some(line) = take_line(&mut self.buffer) {
+                if !line.is_empty() {
+                    return serde_json::from_slice(&line).map(Some).context("the server sent an event that this version does not know");
+                }
+            }
+            if self.buffer.len() > LINE_BYTES_MAX {
+                bail!("the server sent a line of more than {LINE_BYTES_MAX} bytes");
+            }
+            let Some(frame) = self.body.frame().await else { return Ok(None) };
+            if let Ok(data) = frame.context("the connection to the server broke")?.into_data() {
+                self.buffer.extend_from_slice(&data);
+            }
+        }
+    }
+}
+
+fn take_line(buffer: &mut BytesMut) -> Option<BytesMut> {
+    let end = buffer.iter().position(|byte| *byte == b'\n')?;
+    let mut line = buffer.split_to(end + 1);
+    line.truncate(end);
+    Some(line)
+}
+
+/// A value inside a query (RFC 3986 section 2.3: unreserved characters stay).
+pub(super) fn in_query(value: &str) -> String {
+    let mut encoded = String::new();
+    for byte in value.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => encoded.push(char::from(byte)),
+            _ => encoded.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_is_an_url_an_authority_or_a_path() {
+        let tcp = |text: &str| Server::Tcp(text.into());
+        assert_eq!(Server::parse("http://127.0.0.1:8420/").unwrap(), tcp("127.0.0.1:8420"));
+        assert_eq!(Server::parse("http://farm.example").unwrap(), tcp("farm.example:80"));
+        assert_eq!(Server::parse("[::1]:8420").unwrap(), tcp("[::1]:8420"));
+        assert_eq!(Server::parse("/run/wharf.sock").unwrap(), Server::Unix("/run/wharf.sock".into()));
+        assert_eq!(Server::parse("unix:wharf.sock").unwrap(), Server::Unix("wharf.sock".into()));
+        assert!(Server::parse("https://farm.example").unwrap_err().to_string().contains("no TLS"));
+        assert!(Server::parse("http://a/b").unwrap_err().to_string().contains("HOST:PORT"));
+    }
+
+    #[test]
+    fn a_stream_is_cut_into_lines_wherever_it_was_cut_before() {
+        let mut buffer = BytesMut::from(&b"{}\n\n{\"a\""[..]);
+        assert_eq!(take_line(&mut buffer).unwrap(), "{}");
+        assert_eq!(take_line(&mut buffer).unwrap(), "");
+        assert_eq!(take_line(&mut buffer), None);
+        buffer.extend_from_slice(b":1}\n");
+        assert_eq!(take_line(&mut buffer).unwrap(), "{\"a\":1}");
+    }
+
+    #[test]
+    fn a_value_in_a_query_cannot_become_another_parameter() {
+        assert_eq!(in_query("a b&dut=é"), "a%20b%26dut%3D%C3%A9");
+    }
+}

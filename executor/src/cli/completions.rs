@@ -1,0 +1,21 @@
+//! `wharf completions`: what a shell needs to complete our command line.
+
+use std::process::ExitCode;
+
+use clap::CommandFactory;
+use clap_complete::Shell;
+
+/// Arguments of `wharf completions`.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// The shell that will read it
+    #[arg(value_enum)]
+    shell: Shell,
+}
+
+/// Prints the script.
+pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    let mut command = super::Arguments::command();
+    clap_complete::generate(arguments.shell, &mut command, "wharf", &mut std::io::stdout().lock());
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,139 @@
+//! `wharf job`: one job, looked at or cancelled.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use bytes::Bytes;
+use clap::Subcommand;
+use http_body_util::BodyExt;
+
+use super::client::{Server, in_query};
+use super::jobs::state;
+use super::run::show;
+use super::view::View;
+use crate::api::wire::JobWire;
+
+/// Arguments of `wharf job`.
+#[derive(clap::Args)]
+pub struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// State, DUT, verdict and evidence
+    Show {
+        /// The job's id
+        id: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Everything it said; follows a job that still runs, without owning it
+    Log {
+        /// The job's id
+        id: String,
+        /// Only the console's bytes
+        #[arg(long)]
+        raw: bool,
+        /// With --raw: the offset of the first byte
+        #[arg(long, default_value_t = 0, requires = "raw")]
+        since: u64,
+    },
+    /// End it: its DUT is switched off and given back
+    Cancel {
+        /// The job's id
+        id: String,
+    },
+}
+
+/// Does what the verb says.
+pub async fn run(arguments: Arguments, server: Option<String>) -> anyhow::Result<ExitCode> {
+    let server = Server::find(server)?;
+    match arguments.verb {
+        Verb::Show { id, json } => {
+            let job: JobWire = server.get(&path(&id)).await?;
+            let text = if json { serde_json::to_string_pretty(&job)? } else { described(&job) };
+            println!("{text}");
+        }
+        Verb::Log { id, raw: true, since } => raw_log(&server, &id, since).await?,
+        Verb::Log { id, raw: false, .. } => {
+            let mut events = server.events(&format!("{}/events", path(&id))).await?;
+            show(&mut events, &mut View::new()).await?;
+        }
+        Verb::Cancel { id } => {
+            let job: JobWire = server.post(&format!("{}/cancel", path(&id)), None, Bytes::new()).await?;
+            println!("job {} is being cancelled; `wharf job log {}` follows it", job.id, job.id);
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn path(id: &str) -> String {
+    format!("/api/v1/jobs/{}", in_query(id))
+}
+
+async fn raw_log(server: &Server, id: &str, since: u64) -> anyhow::Result<()> {
+    let mut body = server.stream(&format!("{}/log?since={since}&follow=1", path(id))).await?;
+    let mut output = std::io::stdout().lock();
+    while let Some(frame) = body.frame().await {
+        if let Ok(bytes) = frame.context("the connection to the server broke")?.into_data() {
+            output.write_all(&bytes)?;
+            output.flush()?;
+        }
+    }
+    Ok(())
+}
+
+fn described(job: &JobWire) -> String {
+    let mut lines = vec![
+        format!("job        {}", job.id),
+        format!("name       {}", job.name),
+        format!("submitter  {}", job.submitter),
+        format!("submitted  {}", job.submitted),
+        format!("state      {}", state(job)),
+    ];
+    lines.extend(job.dut.as_ref().map(|dut| format!("DUT        {dut}")));
+    if let Some(verdict) = &job.verdict {
+        lines.push(format!("verdict    {verdict}"));
+        lines.extend(verdict.evidence.iter().map(|line| format!("           - {line}")));
+    }
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::farm::JobState;
+    use crate::verdict::{Cause, Status, Verdict};
+
+    #[test]
+    fn a_job_is_described_with_its_verdict_and_evidence() {
+        let job = JobWire {
+            id: "7".into(),
+            name: "hello.yml".into(),
+            submitter: "me".into(),
+            submitted: "2026-11-20T23:35:13Z".parse().unwrap(),
+            state: JobState::Ended,
+            dut: Some("farm-sim-1".into()),
+            verdict: Some(Verdict {
+                status: Status::Pass,
+                cause: Cause::Test,
+                summary: "job_success matched".into(),
+                evidence: vec!["power on".into()],
+            }),
+        };
+        let expected = "\
+job        7
+name       hello.yml
+submitter  me
+submitted  2026-11-20T23:35:13Z
+state      ended
+DUT        farm-sim-1
+verdict    PASS (cause: test): job_success matched
+           - power on";
+        assert_eq!(described(&job), expected);
+    }
+}

@@ -1,0 +1,260 @@
+//! `wharf run`: hands a job in, shows it live, exits with its verdict. The job belongs to this process: when it goes, the DUT is freed.
+//!
+//! ```text
+//!  submit ─► follow as owner ─► Ended ─► exit status of the verdict
+//!                │  Ctrl-C    ─► cancel, and still follow: the DUT is switched off and given back
+//!                │  Ctrl-C ×2 ─► leave (130); the lost connection cancels
+//!                └─ --detach  ─► print the id instead
+//! ```
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use bytes::Bytes;
+use serde_json::json;
+
+use super::client::{Events, Server, in_query};
+use super::view::View;
+use crate::api::wire::JobWire;
+use crate::job_log::JobEvent;
+use crate::verdict::{Status, Verdict};
+
+/// Exit status after the second Ctrl-C, as shells have it for SIGINT.
+const INTERRUPTED: u8 = 130;
+
+/// Arguments of `wharf run`.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// The job file
+    job: PathBuf,
+    /// A tag that the DUT must have; with --id, replaces the job's own target
+    #[arg(short = 't', long = "tag")]
+    tags: Vec<String>,
+    /// The DUT's id or full name
+    #[arg(short, long)]
+    id: Option<String>,
+    /// Forward environment variables whose whole name matches, as `environ` in the job's templates
+    #[arg(short = 'E', long, value_name = "REGEX", value_parser = job_schema::Pattern::parse)]
+    forward_env_regex: Option<job_schema::Pattern>,
+    /// Attach a file, for artifacts with `attached: NAME`
+    #[arg(short = 'f', long = "attach", value_name = "NAME:PATH")]
+    attachments: Vec<String>,
+    /// Higher goes first
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
+    priority: i32,
+    /// Exit statuses of your own per verdict, such as `SETUP_FAIL=75,INCOMPLETE=76`
+    #[arg(long, value_name = "VERDICT=N,…", value_parser = ExitMap::parse)]
+    exit_map: Option<ExitMap>,
+    /// Print the job's id and leave; the job runs on by itself
+    #[arg(long)]
+    detach: bool,
+}
+
+/// Submits, follows, judges.
+pub async fn run(arguments: Arguments, server: Option<String>) -> anyhow::Result<ExitCode> {
+    let server = Server::find(server)?;
+    let job = submit(&server, &arguments).await?;
+    if arguments.detach {
+        println!("{}", job.id);
+        return Ok(ExitCode::SUCCESS);
+    }
+    match follow(&server, &job.id).await? {
+        Outcome::Verdict(verdict) => {
+            let map = arguments.exit_map.unwrap_or_default();
+            Ok(ExitCode::from(map.exit_status(verdict.status)))
+        }
+        Outcome::Left => Ok(ExitCode::from(INTERRUPTED)),
+    }
+}
+
+async fn submit(server: &Server, arguments: &Arguments) -> anyhow::Result<JobWire> {
+    let text = std::fs::read(&arguments.job).with_context(|| format!("cannot read the job `{}`", arguments.job.display()))?;
+    let environ = arguments.forward_env_regex.as_ref().map(forwarded).transpose()?.unwrap_or_default();
+    let mut attachments = Vec::new();
+    for attachment in &arguments.attachments {
+        attachments.push(read_attachment(attachment)?);
+    }
+    let path = address(arguments);
+    if environ.is_empty() && attachments.is_empty() {
+        return server.post(&path, Some("application/yaml"), text.into()).await;
+    }
+    let metadata = json!({"version": 1, "environ": environ}).to_string();
+    let mut parts = vec![("metadata".to_owned(), metadata.into_bytes()), ("job".to_owned(), text)];
+    parts.extend(attachments);
+    let (content_type, body) = multipart(&parts);
+    server.post(&path, Some(&content_type), body).await
+}
+
+fn address(arguments: &Arguments) -> String {
+    let name = arguments.job.display().to_string();
+    let user = std::env::var("USER").unwrap_or_else(|_| "somebody".into());
+    let submitter = format!("wharf run of {user}");
+    let mut path = format!("/api/v1/jobs?name={}&submitter={}", in_query(&name), in_query(&submitter));
+    path.push_str(&format!("&priority={}", arguments.priority));
+    for tag in &arguments.tags {
+        path.push_str(&format!("&tag={}", in_query(tag)));
+    }
+    if let Some(id) = &arguments.id {
+        path.push_str(&format!("&dut={}", in_query(id)));
+    }
+    path
+}
+
+fn forwarded(pattern: &job_schema::Pattern) -> anyhow::Result<BTreeMap<String, String>> {
+    let mut environ = BTreeMap::new();
+    for (name, value) in std::env::vars() {
+        if pattern.is_full_match(name.as_bytes()).with_context(|| format!("--forward-env-regex on {name}"))? {
+            environ.insert(name, value);
+        }
+    }
+    Ok(environ)
+}
+
+fn read_attachment(text: &str) -> anyhow::Result<(String, Vec<u8>)> {
+    let Some((name, path)) = text.split_once(':').filter(|(name, path)| !name.is_empty() && !path.is_empty()) else {
+        bail!("`{text}` is no attachment; write NAME:PATH");
+    };
+    if matches!(name, "metadata" | "job" | "job_bucket_initial_state_tarball_file") || name.contains(['"', '\r', '\n', '\\']) {
+        bail!("an attachment cannot be named `{name}`; choose another name");
+    }
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read the attachment `{path}`"))?;
+    Ok((name.to_owned(), bytes))
+}
+
+/// A multipart form of file parts (RFC 7578) whose boundary no part contains.
+fn multipart(parts: &[(String, Vec<u8>)]) -> (String, Bytes) {
+    let boundary = (0u64..)
+        .map(|number| format!("wharf-cut-{number}"))
+        .find(|boundary| !parts.iter().any(|(_, bytes)| contains(bytes, boundary.as_bytes())))
+        .expect("some number is in no part");
+    let mut body = Vec::new();
+    for (name, bytes) in parts {
+        let head = format!(
+            "--{boundary}\r\ncontent-disposition: form-data; name=\"{name}\"; filename=\"{name}\"\r\n\
+             content-type: application/octet-stream\r\n\r\n"
+        );
+        body.extend_from_slice(head.as_bytes());
+        body.extend_from_slice(bytes);
+        body.extend_from_slice(b"\r\n");
+    }
+    body.extend_from_slice(format!("--{boundary}--\r\n").as_bytes());
+    (format!("multipart/form-data; boundary={boundary}"), body.into())
+}
+
+fn contains(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|window| window == part)
+}
+
+/// How following ended.
+enum Outcome {
+    Verdict(Verdict),
+    Left,
+}
+
+async fn follow(server: &Server, id: &str) -> anyhow::Result<Outcome> {
+    let mut events = server.events(&format!("/api/v1/jobs/{id}/events?owner=1")).await?;
+    let mut view = View::new();
+    tokio::select! {
+        outcome = show(&mut events, &mut view) => return outcome.map(Outcome::Verdict),
+        interrupted = tokio::signal::ctrl_c() => interrupted.context("cannot listen for Ctrl-C")?,
+    }
+    view.finish();
+    eprintln!("cancelling job {id} and waiting for its DUT to be free; Ctrl-C again to leave at once");
+    let cancel = format!("/api/v1/jobs/{id}/cancel");
+    let to_the_end = async {
+        if let Err(error) = server.post::<JobWire>(&cancel, None, Bytes::new()).await {
+            eprintln!("cannot cancel job {id}: {error:#}");
+        }
+        show(&mut events, &mut view).await
+    };
+    tokio::select! {
+        outcome = to_the_end => outcome.map(Outcome::Verdict),
+        _ = tokio::signal::ctrl_c() => Ok(Outcome::Left),
+    }
+}
+
+/// Shows events until the last one.
+pub(super) async fn show(events: &mut Events, view: &mut View) -> anyhow::Result<Verdict> {
+    while let Some(event) = events.next().await? {
+        view.show(&event.record, &event.console_bytes()).context("cannot write the console")?;
+        if let JobEvent::Ended { verdict } = event.record.event {
+            return Ok(verdict);
+        }
+    }
+    view.finish();
+    bail!("the server ended the stream before the verdict; `wharf job show` tells whether the job still runs")
+}
+
+/// A user's exit statuses, where they differ from CI-tron's.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct ExitMap(BTreeMap<String, u8>);
+
+impl ExitMap {
+    fn parse(text: &str) -> Result<ExitMap, String> {
+        let mut map = BTreeMap::new();
+        for entry in text.split(',').filter(|entry| !entry.is_empty()) {
+            let (name, number) = entry.split_once('=').ok_or_else(|| format!("`{entry}` is not VERDICT=NUMBER"))?;
+            let known: Vec<_> = STATUSES.iter().map(|status| status.name()).collect();
+            if !known.contains(&name) {
+                return Err(format!("no verdict `{name}`; verdicts: {}", known.join(", ")));
+            }
+            let number = number.parse().map_err(|_| format!("`{number}` is no exit status; they are 0 to 255"))?;
+            map.insert(name.to_owned(), number);
+        }
+        Ok(ExitMap(map))
+    }
+
+    fn exit_status(&self, status: Status) -> u8 {
+        self.0.get(status.name()).copied().unwrap_or_else(|| status.exit_status())
+    }
+}
+
+const STATUSES: [Status; 7] = [
+    Status::Pass,
+    Status::Warn,
+    Status::Complete,
+    Status::Fail,
+    Status::Incomplete,
+    Status::Unknown,
+    Status::SetupFail,
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_exit_map_changes_what_it_names_and_nothing_else() {
+        let map = ExitMap::parse("SETUP_FAIL=75,INCOMPLETE=76").unwrap();
+        let statuses: Vec<_> = STATUSES.into_iter().map(|status| map.exit_status(status)).collect();
+        assert_eq!(statuses, [0, 1, 2, 3, 76, 5, 75]);
+    }
+
+    #[test]
+    fn a_wrong_exit_map_names_the_verdicts() {
+        let error = ExitMap::parse("SETUP=1").unwrap_err();
+        let expected = "no verdict `SETUP`; verdicts: PASS, WARN, COMPLETE, FAIL, INCOMPLETE, UNKNOWN, SETUP_FAIL";
+        assert_eq!(error, expected);
+        assert_eq!(ExitMap::parse("PASS=256").unwrap_err(), "`256` is no exit status; they are 0 to 255");
+        assert_eq!(ExitMap::parse("PASS").unwrap_err(), "`PASS` is not VERDICT=NUMBER");
+    }
+
+    #[test]
+    fn a_form_is_cut_where_no_part_is() {
+        let parts = [("job".to_owned(), b"a wharf-cut-0 b".to_vec())];
+        let (content_type, body) = multipart(&parts);
+        assert_eq!(content_type, "multipart/form-data; boundary=wharf-cut-1");
+        let expected = "--wharf-cut-1\r\ncontent-disposition: form-data; name=\"job\"; filename=\"job\"\r\n\
+                        content-type: application/octet-stream\r\n\r\na wharf-cut-0 b\r\n--wharf-cut-1--\r\n";
+        assert_eq!(body, expected);
+    }
+
+    #[test]
+    fn a_wrong_attachment_says_how_to_write_one() {
+        assert_eq!(read_attachment("initrd").unwrap_err().to_string(), "`initrd` is no attachment; write NAME:PATH");
+        let error = read_attachment("job:/x").unwrap_err().to_string();
+        assert_eq!(error, "an attachment cannot be named `job`; choose another name");
+    }
+}

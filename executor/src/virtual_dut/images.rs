@@ -1,0 +1,49 @@
+//! The boot images that a farm with virtual or simulated DUTs offers to its jobs, at `{{ images_url }}/kernel` and
+//! `{{ images_url }}/initramfs`.
+//!
+//! The operator's listener serves them, and the farm fetches them from there like any other `url:`: through the cache, by HTTP.
+//! Where no kernel is installed (a farm of simulated DUTs needs none) the kernel is the payload of `tiny.rs`, which a simulated
+//! DUT downloads just as well.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use super::{initramfs, install, tiny};
+
+/// A boot image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Image {
+    /// A file of the cache.
+    File(PathBuf),
+    /// Bytes of this program.
+    Bytes(&'static [u8]),
+}
+
+/// Gives jobs the variable `images_url`, unless the farm file has its own.
+pub fn add_variables(variables: &mut BTreeMap<String, String>, api: SocketAddr) {
+    variables.entry("images_url".into()).or_insert_with(|| format!("http://{api}/images"));
+}
+
+/// The image of this name, built now if it has to be. Blocks while it builds (a second or two, once per kernel).
+pub fn find(name: &str) -> Result<Option<Image>, String> {
+    match name {
+        "kernel" => Ok(Some(kernel().map_or(Image::Bytes(tiny::ELF), |kernel| Image::File(kernel.image)))),
+        "initramfs" => initramfs_of_the_kernel().map(Some),
+        "tiny" => Ok(Some(Image::Bytes(tiny::ELF))),
+        _ => Ok(None),
+    }
+}
+
+fn kernel() -> Option<install::Kernel> {
+    install::look(&install::cache_folder().ok()?).kernel
+}
+
+fn initramfs_of_the_kernel() -> Result<Image, String> {
+    let cache = install::cache_folder().map_err(|error| error.to_string())?;
+    let installed = install::look(&cache);
+    let (Some(kernel), Some(busybox)) = (installed.kernel, installed.busybox) else {
+        return Ok(Image::Bytes(tiny::ELF));
+    };
+    initramfs::build(&kernel, &busybox, &cache).map(Image::File).map_err(|error| error.to_string())
+}
