@@ -155,7 +155,8 @@ fn switching_protocols() -> Response {
 }
 
 fn wants_upgrade(headers: &HeaderMap) -> bool {
-    let named = headers.get(header::UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(PROTOCOL.as_bytes()));
+    let named =
+        headers.get(header::UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(PROTOCOL.as_bytes()));
     let asked = headers.get(header::CONNECTION).and_then(|value| value.to_str().ok()).unwrap_or_default();
     named && asked.split(',').any(|word| word.trim().eq_ignore_ascii_case("upgrade"))
 }
@@ -165,11 +166,13 @@ fn metadata_of(parts: &Parts) -> Result<Metadata, ApiError> {
         let text = "No metadata file found: the part `metadata` must be a file part, with a file name";
         return Err(ApiError::Malformed(text.into()));
     };
-    let metadata: Metadata =
-        serde_json::from_slice(json).map_err(|error| ApiError::Malformed(format!("the part `metadata` is wrong: {error}")))?;
+    let metadata: Metadata = serde_json::from_slice(json)
+        .map_err(|error| ApiError::Malformed(format!("the part `metadata` is wrong: {error}")))?;
     match metadata.version {
         Some(1) => Ok(metadata),
-        Some(version) => Err(ApiError::Malformed(format!("metadata of version {version}; this server speaks version 1"))),
+        Some(version) => {
+            Err(ApiError::Malformed(format!("metadata of version {version}; this server speaks version 1")))
+        }
         None => Err(ApiError::Malformed("the part `metadata` has no `version`; send `\"version\": 1`".into())),
     }
 }
@@ -180,7 +183,9 @@ fn viewer_of(wants_upgrade: bool, callback: Option<&Callback>, peer: Peer) -> Re
         (false, None) => Ok(Viewer::Nobody),
         (false, Some(Callback { port, host })) => match (host, peer) {
             (Some(host), _) => Ok(Viewer::Callback { host: host.clone(), port: *port }),
-            (None, Peer::Tcp(address)) => Ok(Viewer::Callback { host: address.ip().to_canonical().to_string(), port: *port }),
+            (None, Peer::Tcp(address)) => {
+                Ok(Viewer::Callback { host: address.ip().to_canonical().to_string(), port: *port })
+            }
             (None, Peer::Unix) => {
                 let text = "a client on the local socket has no address to call back; name one in `callback.host`";
                 Err(ApiError::Malformed(text.into()))
@@ -197,7 +202,9 @@ async fn submission_of(api: &Api, parts: Parts, metadata: Metadata) -> Result<Su
     let (source_name, text) = match (&parts.job, metadata.job_desc_url) {
         (Some(job), _) => (metadata.job_id.unwrap_or_else(|| "job".into()), text_of(job)?),
         (None, Some(url)) => (url.clone(), fetch(&url, api.settings.job_urls).await?),
-        (None, None) => return Err(ApiError::Malformed("No job file found: send a part `job`, or `job_desc_url`".into())),
+        (None, None) => {
+            return Err(ApiError::Malformed("No job file found: send a part `job`, or `job_desc_url`".into()));
+        }
     };
     Ok(Submission {
         source_name,
@@ -254,7 +261,11 @@ pub(super) async fn dut(State(api): State<Api>, Path(name): Path<String>) -> Res
 }
 
 /// POST `/api/v1/dut/<id or full name>/cancel_job`
-pub(super) async fn cancel_job(State(api): State<Api>, Path(name): Path<String>, request: Request) -> Result<String, ApiError> {
+pub(super) async fn cancel_job(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    request: Request,
+) -> Result<String, ApiError> {
     let dut = find(&api.farm, &name)?;
     let running = api.farm.running_on(&dut.id);
     let by = CancelledBy::Operator(submit::peer_of(&request).to_string());

@@ -435,8 +435,13 @@ mod tests {
 
     #[test]
     fn a_timeout_carries_its_accounting() {
-        let event =
-            JobEvent::TimeoutHit { name: "boot_cycle".into(), seconds: 60.0, retries: 2, retried: 1, is_retrying: true };
+        let event = JobEvent::TimeoutHit {
+            name: "boot_cycle".into(),
+            seconds: 60.0,
+            retries: 2,
+            retried: 1,
+            is_retrying: true,
+        };
         let message = told(event).remove(0);
         assert_eq!(message["payload"]["tag"], 400);
         let expected = json!({"name": "boot_cycle", "seconds": 60.0, "retries": 2, "retried": 1, "is_retrying": true});
@@ -515,7 +520,10 @@ mod tests {
         let mut decoder = Decoder::default();
         decoder.push(b"\x00\x00\x00\x12{\"msg_type\":\"ctrl\"}\x00\x00\x00\x02[]");
         decoder.push(b"");
-        assert_eq!(decoder.next(), Err(FrameError::NotAMessage("EOF while parsing an object at line 1 column 18".into())));
+        assert_eq!(
+            decoder.next(),
+            Err(FrameError::NotAMessage("EOF while parsing an object at line 1 column 18".into()))
+        );
         let mut decoder = Decoder::default();
         decoder.push(b"\x00\x00\x00\x13{\"msg_type\":\"ctrl\"}");
         assert_eq!(decoder.next(), Ok(Some(FromClient::Other)));

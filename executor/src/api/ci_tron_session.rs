@@ -20,7 +20,7 @@ use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{sleep, timeout};
 
-use super::ci_tron_console::{Decoder, FromClient, Framer};
+use super::ci_tron_console::{Decoder, Framer, FromClient};
 use super::serve::prepare_tcp;
 use super::wire::console_of;
 use crate::farm::{CancelledBy, Farm, JobRecord, JobState};

@@ -60,6 +60,8 @@ mod tests {
     #[tokio::test]
     async fn an_unknown_image_lists_the_known_ones() {
         let error = image(UrlPath("kernle".into()), HeaderMap::new()).await.unwrap_err();
-        assert!(matches!(error, ApiError::NotFound(text) if text == "no image `kernle`; images: kernel, initramfs, tiny"));
+        assert!(
+            matches!(error, ApiError::NotFound(text) if text == "no image `kernle`; images: kernel, initramfs, tiny")
+        );
     }
 }

@@ -74,11 +74,7 @@ pub(super) async fn log(
 }
 
 /// The console from byte `since` on, until record `until` or the end of the job.
-fn console(
-    log: &Arc<JobLog>,
-    since: u64,
-    until: Option<usize>,
-) -> impl Stream<Item = std::io::Result<Bytes>> + use<> {
+fn console(log: &Arc<JobLog>, since: u64, until: Option<usize>) -> impl Stream<Item = std::io::Result<Bytes>> + use<> {
     stream::try_unfold((log.follow(0), 0), move |(mut follower, mut read)| async move {
         while until.is_none_or(|until| read < until) {
             let Some(record) = follower.next().await else { break };
@@ -170,9 +166,16 @@ pub(super) async fn job_schema() -> Json<Value> {
 #[openapi(
     info(title = "Wharfinger", description = "The operator's API of a farm of machines under test"),
     paths(
-        jobs, job, log, events, job_schema,
-        super::submit::submit, super::submit::cancel, super::submit::type_on_console,
-        super::ci_tron::duts, super::ci_tron::dut,
+        jobs,
+        job,
+        log,
+        events,
+        job_schema,
+        super::submit::submit,
+        super::submit::cancel,
+        super::submit::type_on_console,
+        super::ci_tron::duts,
+        super::ci_tron::dut,
     ),
     components(schemas(super::wire::ProblemWire))
 )]

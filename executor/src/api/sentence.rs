@@ -92,9 +92,6 @@ mod tests {
     fn a_timeout_reads_whether_there_is_another_boot() {
         let event =
             JobEvent::TimeoutHit { name: "overall".into(), seconds: 5.0, retries: 0, retried: 1, is_retrying: false };
-        assert_eq!(
-            sentence(&event).unwrap(),
-            "The timeout overall (5 s) expired: no retry left (1 of 0 retries used)"
-        );
+        assert_eq!(sentence(&event).unwrap(), "The timeout overall (5 s) expired: no retry left (1 of 0 retries used)");
     }
 }

@@ -180,7 +180,8 @@ async fn answer(router: Router, request: Request) -> Result<Response, Infallible
         Ok(response) => response,
         Err(_) => {
             tracing::error!(path, "a request handler panicked; the server goes on");
-            Ok(ApiError::Internal(format!("an internal error at {path}; the server's log has the place")).into_response())
+            Ok(ApiError::Internal(format!("an internal error at {path}; the server's log has the place"))
+                .into_response())
         }
     }
 }
@@ -222,7 +223,8 @@ mod tests {
             panic!("on purpose")
         }
         let router = Router::new().route("/panic", get(panics)).route("/fine", get(|| async { "fine" }));
-        let request = "GET /panic HTTP/1.1\r\nhost: x\r\n\r\nGET /fine HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+        let request =
+            "GET /panic HTTP/1.1\r\nhost: x\r\n\r\nGET /fine HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
         let answer = ask(router, request).await;
         assert!(answer.starts_with("HTTP/1.1 500 "), "{answer}");
         assert!(answer.ends_with("fine"), "{answer}");

@@ -98,12 +98,15 @@ pub(super) async fn submit(
     request: Request,
 ) -> Result<Response, ApiError> {
     let ask = Ask::of(query)?;
-    let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let content_type =
+        request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     match content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase().as_str() {
         "multipart/form-data" => Ok(ci_tron::submit(api, ask, request).await),
         "application/yaml" | "application/x-yaml" | "text/yaml" => submit_yaml(api, ask, request).await,
         other => {
-            let text = format!("cannot read a job as `{other}`; send application/yaml, or multipart/form-data as CI-tron's clients do");
+            let text = format!(
+                "cannot read a job as `{other}`; send application/yaml, or multipart/form-data as CI-tron's clients do"
+            );
             Err(ApiError::Malformed(text))
         }
     }
@@ -183,10 +186,8 @@ mod tests {
 
     #[test]
     fn tags_in_the_address_replace_the_target_wholly() {
-        let mut submission = Submission {
-            target: Some(TargetOverride { id: Some("old".into()), tags: None }),
-            ..Submission::default()
-        };
+        let mut submission =
+            Submission { target: Some(TargetOverride { id: Some("old".into()), tags: None }), ..Submission::default() };
         ask(&[("tag", "a"), ("tag", "b"), ("priority", "-3"), ("name", "x.yml")]).unwrap().refine(&mut submission);
         let target = submission.target.unwrap();
         assert_eq!((target.id, target.tags), (None, Some(vec!["a".to_owned(), "b".to_owned()])));

@@ -72,9 +72,10 @@ pub(super) async fn read_job(body: Body) -> Result<String, ApiError> {
 pub(super) fn text_of(bytes: &Bytes) -> Result<String, ApiError> {
     match std::str::from_utf8(bytes) {
         Ok(text) => Ok(text.to_owned()),
-        Err(error) => {
-            Err(ApiError::Malformed(format!("the job description is not UTF-8 at byte {}; save it as UTF-8", error.valid_up_to())))
-        }
+        Err(error) => Err(ApiError::Malformed(format!(
+            "the job description is not UTF-8 at byte {}; save it as UTF-8",
+            error.valid_up_to()
+        ))),
     }
 }
 
@@ -110,12 +111,7 @@ async fn collect(mut multipart: Multipart, mut budget: Budget) -> Result<Parts, 
     Ok(parts)
 }
 
-async fn read_part(
-    mut field: Field<'_>,
-    name: &str,
-    bytes_max: usize,
-    budget: &mut Budget,
-) -> Result<Bytes, ApiError> {
+async fn read_part(mut field: Field<'_>, name: &str, bytes_max: usize, budget: &mut Budget) -> Result<Bytes, ApiError> {
     let mut bytes = BytesMut::new();
     while let Some(chunk) = field.chunk().await.map_err(broken)? {
         budget.take(chunk.len())?;
@@ -147,12 +143,16 @@ impl Budget {
     fn take(&mut self, length: usize) -> Result<(), ApiError> {
         self.bytes += length;
         if self.bytes > SUBMISSION_BYTES_MAX {
-            let text = format!("a submission has at most {SUBMISSION_BYTES_MAX} bytes; put large files on a web server, as `url:`");
+            let text = format!(
+                "a submission has at most {SUBMISSION_BYTES_MAX} bytes; put large files on a web server, as `url:`"
+            );
             return Err(ApiError::TooLarge(text));
         }
         while self.permits.len() * 1024 * 1024 < self.bytes {
             let permit = Arc::clone(&UPLOADS).try_acquire_owned();
-            self.permits.push(permit.map_err(|_| ApiError::Unavailable("too many uploads at once; try again in a minute".into()))?);
+            self.permits.push(
+                permit.map_err(|_| ApiError::Unavailable("too many uploads at once; try again in a minute".into()))?,
+            );
         }
         Ok(())
     }
@@ -187,7 +187,8 @@ pub(super) fn inspect_tarball(bytes: &[u8]) -> Result<Tarball, ApiError> {
 
 fn member_size(header: &[u8; 512]) -> Option<usize> {
     // The checksum is taken with its own field read as eight spaces.
-    let sum: u64 = header.iter().enumerate().map(|(at, byte)| if (148..156).contains(&at) { 32 } else { u64::from(*byte) }).sum();
+    let sum: u64 =
+        header.iter().enumerate().map(|(at, byte)| if (148..156).contains(&at) { 32 } else { u64::from(*byte) }).sum();
     if octal(&header[148..156])? != sum {
         return None;
     }
@@ -259,7 +260,10 @@ mod tests {
         let end = vec![0; 1024];
         assert_eq!(inspect_tarball(&end).unwrap(), Tarball::Empty);
         assert_eq!(inspect_tarball(&[member(b'5', 0), end.clone()].concat()).unwrap(), Tarball::Empty);
-        assert_eq!(inspect_tarball(&[member(b'5', 0), member(b'0', 700), end.clone()].concat()).unwrap(), Tarball::Files(1));
+        assert_eq!(
+            inspect_tarball(&[member(b'5', 0), member(b'0', 700), end.clone()].concat()).unwrap(),
+            Tarball::Files(1)
+        );
         let mut wrong = [member(b'0', 700), end].concat();
         wrong[0] ^= 1;
         for broken in [&b""[..], b"not a tar", &wrong, &member(b'0', 700)[..600], &member(b'0', 700)] {

@@ -198,7 +198,9 @@ impl Events {
         loop {
             while let Some(line) = take_line(&mut self.buffer) {
                 if !line.is_empty() {
-                    return serde_json::from_slice(&line).map(Some).context("the server sent an event that this version does not know");
+                    return serde_json::from_slice(&line)
+                        .map(Some)
+                        .context("the server sent an event that this version does not know");
                 }
             }
             if self.buffer.len() > LINE_BYTES_MAX {

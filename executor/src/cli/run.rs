@@ -70,7 +70,8 @@ pub async fn run(arguments: Arguments, server: Option<String>) -> anyhow::Result
 }
 
 async fn submit(server: &Server, arguments: &Arguments) -> anyhow::Result<JobWire> {
-    let text = std::fs::read(&arguments.job).with_context(|| format!("cannot read the job `{}`", arguments.job.display()))?;
+    let text =
+        std::fs::read(&arguments.job).with_context(|| format!("cannot read the job `{}`", arguments.job.display()))?;
     let environ = arguments.forward_env_regex.as_ref().map(forwarded).transpose()?.unwrap_or_default();
     let mut attachments = Vec::new();
     for attachment in &arguments.attachments {
@@ -116,7 +117,9 @@ fn read_attachment(text: &str) -> anyhow::Result<(String, Vec<u8>)> {
     let Some((name, path)) = text.split_once(':').filter(|(name, path)| !name.is_empty() && !path.is_empty()) else {
         bail!("`{text}` is no attachment; write NAME:PATH");
     };
-    if matches!(name, "metadata" | "job" | "job_bucket_initial_state_tarball_file") || name.contains(['"', '\r', '\n', '\\']) {
+    if matches!(name, "metadata" | "job" | "job_bucket_initial_state_tarball_file")
+        || name.contains(['"', '\r', '\n', '\\'])
+    {
         bail!("an attachment cannot be named `{name}`; choose another name");
     }
     let bytes = std::fs::read(path).with_context(|| format!("cannot read the attachment `{path}`"))?;

@@ -137,7 +137,9 @@ impl View {
     fn boot_begins(&mut self, boot: u32) {
         self.boot_ends();
         if self.errors == Errors::Terminal {
-            let bar = self.bars.add(ProgressBar::new_spinner().with_message(format!("boot {boot}: no word on the console yet")));
+            let bar = self
+                .bars
+                .add(ProgressBar::new_spinner().with_message(format!("boot {boot}: no word on the console yet")));
             if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} ({elapsed})") {
                 bar.set_style(style);
             }
@@ -208,7 +210,8 @@ mod tests {
             summary: "job_success never matched".into(),
             evidence: vec!["power on read back".into(), "http /kernel: complete".into()],
         };
-        let expected = ["FAIL (cause: test): job_success never matched", "  - power on read back", "  - http /kernel: complete"];
+        let expected =
+            ["FAIL (cause: test): job_success never matched", "  - power on read back", "  - http /kernel: complete"];
         assert_eq!(verdict_lines(&verdict), expected);
     }
 
