@@ -127,7 +127,7 @@ fn mac(scalar: &Scalar) -> Result<Value, Option<String>> {
     checked(scalar, |text| {
         let bytes: Vec<_> = text.split([':', '-']).collect();
         let is_byte = |byte: &&str| byte.len() == 2 && byte.chars().all(|digit| digit.is_ascii_hexdigit());
-        match bytes.len() == 6 && bytes.iter().all(|byte| is_byte(byte)) {
+        match bytes.len() == 6 && bytes.iter().all(is_byte) {
             true => Ok(()),
             false => Err("it is not six bytes in hexadecimal"),
         }
