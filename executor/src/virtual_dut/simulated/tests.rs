@@ -130,11 +130,8 @@ impl Bench {
             bootfile: bootfile.into(),
             ..BootRule::default()
         };
-        let rules = vec![
-            ipxe,
-            plain(Architecture::X86Bios, "undionly.kpxe"),
-            plain(Architecture::X64Uefi, "snponly.efi"),
-        ];
+        let rules =
+            vec![ipxe, plain(Architecture::X86Bios, "undionly.kpxe"), plain(Architecture::X64Uefi, "snponly.efi")];
         dhcp.set_boot(mac, BootOffer { rules });
     }
 
@@ -258,10 +255,10 @@ async fn boots_a_job_to_its_end(on: On, firmware: SimulatedFirmware, loader: Opt
     for (ended, expected) in bench.ended().iter().zip(&expected) {
         assert!(ended.starts_with(expected.as_str()) && ended.ends_with("complete"), "{ended}");
     }
-    assert_eq!(bench.ended()[expected.len() - 2..expected.len()], [
-        "/_/job/kernel 3000000 complete",
-        "/_/job/initramfs 1000001 complete"
-    ]);
+    assert_eq!(
+        bench.ended()[expected.len() - 2..expected.len()],
+        ["/_/job/kernel 3000000 complete", "/_/job/initramfs 1000001 complete"]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -292,14 +289,7 @@ async fn power_off_stops_it_at_once(on: On) {
     let kernel = Content::Joined(vec![mebibyte; 1024].into());
     let name = || Name::Exact("/_/job/kernel".into());
     let put = |content| {
-        bench.publication.put(
-            Protocol::Http,
-            name(),
-            content,
-            Exposure::default(),
-            Origin::Generated,
-            Instant::now(),
-        );
+        bench.publication.put(Protocol::Http, name(), content, Exposure::default(), Origin::Generated, Instant::now());
     };
     put(kernel);
     bench.power(PowerState::On).await;
@@ -308,7 +298,11 @@ async fn power_off_stops_it_at_once(on: On) {
     assert_eq!(bench.machine.power().await, PowerState::Off);
     assert!(bench.is_silent().await);
     if on == On::Loopback {
-        bench.until(|ended| ended.last().is_some_and(|last| last.starts_with("/_/job/kernel") && !last.ends_with("complete"))).await;
+        bench
+            .until(|ended| {
+                ended.last().is_some_and(|last| last.starts_with("/_/job/kernel") && !last.ends_with("complete"))
+            })
+            .await;
     }
     bench.put(Protocol::Http, "/_/job/kernel", "small");
     bench.power(PowerState::On).await;
@@ -349,7 +343,10 @@ async fn it_reboots_through_dhcp_and_boots_are_counted_from_the_opening_of_the_c
 
 #[tokio::test(flavor = "multi_thread")]
 async fn faults_happen_in_the_boots_they_are_given_for() {
-    let faults = vec![Fault { what: Misbehaviour::NoDhcp, boot: Some(1) }, Fault { what: Misbehaviour::FallSilent, boot: Some(2) }];
+    let faults = vec![
+        Fault { what: Misbehaviour::NoDhcp, boot: Some(1) },
+        Fault { what: Misbehaviour::FallSilent, boot: Some(2) },
+    ];
     let config = SimulatedConfig { misbehave: faults, ..SimulatedConfig::default() };
     let mut bench = Bench::new(On::Loopback, config).await.unwrap();
     bench.power(PowerState::On).await;
@@ -374,7 +371,8 @@ async fn a_looping_dut_never_ends_and_one_without_initramfs_never_asks_for_it() 
     for _ in 0..3 {
         bench.hears("wharf: init started\r\n").await;
     }
-    let mut bench = Bench::new(On::Loopback, with(SimulatedFirmware::Ipxe, &[Misbehaviour::NoInitramfs])).await.unwrap();
+    let mut bench =
+        Bench::new(On::Loopback, with(SimulatedFirmware::Ipxe, &[Misbehaviour::NoInitramfs])).await.unwrap();
     bench.power(PowerState::On).await;
     bench.hears("/_/job/initramfs...").await;
     assert!(bench.is_silent().await);
@@ -384,7 +382,9 @@ async fn a_looping_dut_never_ends_and_one_without_initramfs_never_asks_for_it() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_aborted_transfer_is_seen_as_such_and_made_good() {
-    for (firmware, name) in [(SimulatedFirmware::PlainBios, "/undionly.kpxe"), (SimulatedFirmware::PlainUefi, "/snponly.efi")] {
+    for (firmware, name) in
+        [(SimulatedFirmware::PlainBios, "/undionly.kpxe"), (SimulatedFirmware::PlainUefi, "/snponly.efi")]
+    {
         let mut bench = Bench::new(On::Loopback, with(firmware, &[Misbehaviour::AbortTransfer])).await.unwrap();
         bench.power(PowerState::On).await;
         bench.hears("wharf: job done\r\n").await;
@@ -396,7 +396,8 @@ async fn an_aborted_transfer_is_seen_as_such_and_made_good() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dut_that_comes_back_on_the_same_port_boots_without_a_pause() {
-    let mut bench = Bench::new(On::Loopback, with(SimulatedFirmware::PlainBios, &[Misbehaviour::SamePort])).await.unwrap();
+    let mut bench =
+        Bench::new(On::Loopback, with(SimulatedFirmware::PlainBios, &[Misbehaviour::SamePort])).await.unwrap();
     bench.power(PowerState::On).await;
     bench.hears("NBP filename").await;
     let started = Instant::now();
@@ -409,7 +410,11 @@ async fn a_dut_that_comes_back_on_the_same_port_boots_without_a_pause() {
 async fn a_console_script_from_a_file_hears_what_is_typed() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("console.yml");
-    std::fs::write(&path, "- say: 'login:'\n- expect: root\n- say: welcome to boot {{ boot }}\n- expect: {regex: never, within: 1ms}\n").unwrap();
+    std::fs::write(
+        &path,
+        "- say: 'login:'\n- expect: root\n- say: welcome to boot {{ boot }}\n- expect: {regex: never, within: 1ms}\n",
+    )
+    .unwrap();
     let config = SimulatedConfig { console: Some(path), ..SimulatedConfig::default() };
     let mut bench = Bench::new(On::Loopback, config).await.unwrap();
     bench.power(PowerState::On).await;
