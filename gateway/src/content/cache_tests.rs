@@ -224,12 +224,30 @@ async fn a_missing_artifact_names_url_and_status_and_is_asked_for_again_next_tim
 }
 
 #[tokio::test]
+async fn a_piece_that_is_longer_than_announced_is_thrown_away() {
+    let site = Site::start(|number, _| match number {
+        0 => vec![send("HTTP/1.1 200 OK\r\nContent-Length: 6\r\nETag: \"v1\"\r\n\r\n0123")],
+        1 => vec![send(
+            "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 4-5/6\r\nContent-Length: 5\r\nETag: \"v1\"\r\n\r\n45678",
+        )],
+        _ => vec![send("HTTP/1.1 200 OK\r\nContent-Length: 6\r\nETag: \"v1\"\r\n\r\n012345")],
+    })
+    .await;
+    let directory = tempfile::tempdir().unwrap();
+    let cached = cache(directory.path()).fetch(&site.url("/a"));
+    cached.wait_complete().await.unwrap();
+    assert_eq!(read_all(&cached).await.unwrap(), "012345");
+    assert!(!site.heads()[2].contains("range:"), "{}", site.heads()[2]);
+}
+
+#[tokio::test]
 async fn a_server_that_always_breaks_off_is_given_up_after_so_many_tries() {
     let site = Site::start(|_, _| Vec::new()).await;
     let directory = tempfile::tempdir().unwrap();
     let error = cache(directory.path()).fetch(&site.url("/a")).wait_complete().await.unwrap_err();
     assert!(error.to_string().ends_with("(after 5 tries without progress)"), "{error}");
     assert_eq!(site.heads().len(), 5);
+    assert_eq!(directory.path().join("partial").read_dir().unwrap().count(), 0, "nothing is left of nothing");
 }
 
 #[tokio::test]

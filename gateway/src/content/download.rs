@@ -243,6 +243,10 @@ impl Download {
         let Some(part) = progress.part.take() else {
             return Err(ContentError::Cancelled { url: self.shown.clone() }.into());
         };
+        if total.is_some_and(|total| part.bytes() > total) {
+            progress.part = Some(blocking(move || part.restart(Validators::default())).await?);
+            return Err(Setback::Passing("the server sent more than it announced".to_owned()));
+        }
         let missing = total.is_some_and(|total| part.bytes() < total);
         let reason = broken.or_else(|| missing.then(|| "the connection ended too early".to_owned()));
         if let Some(reason) = reason {

@@ -328,9 +328,13 @@ impl Part {
 }
 
 impl Drop for Part {
-    /// The lock was the writer's; readers keep the open file for as long as they read. What cannot be unlocked here is unlocked
-    /// when the last of them closes it.
+    /// What nobody can go on with is removed. The lock was the writer's; readers keep the open file for as long as they read. What
+    /// cannot be unlocked here is unlocked when the last of them closes it.
     fn drop(&mut self) {
+        let is_useless = self.bytes == 0 || self.ownership == Ownership::Private;
+        if is_useless && is_still_at(&self.file, &self.path) {
+            let _ = fs::remove_file(&self.path);
+        }
         let _ = self.file.unlock();
     }
 }
