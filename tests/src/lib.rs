@@ -1,1 +1,8 @@
-//! tests
+//! What the tests of the whole house share. It sees the three crates from outside only: the binary, its wire and its files.
+//!
+//! ```text
+//!  workspace   the tree of sources and pages, for the rules that it shall keep
+//! ```
+//! The tests themselves are in `tests/it/`, one file per promise.
+
+pub mod workspace;

@@ -1,0 +1,222 @@
+//! The pages say what is: their commands parse, their examples check, their links lead somewhere.
+//!
+//! ```text
+//!  *.md ─► fences ─┬─► lines `wharf …`, `cargo run … -- …`  ─► the binary, with --help behind: every word before it is parsed
+//!                  └─► yaml with `duts:` or `deployment:`   ─► wharf check
+//!       └─► [text](target)                                 ─► a file that is there, a heading that is there
+//! ```
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use tests::workspace::{SourceFile, files, root};
+
+/// A fenced block of a page.
+struct Fence {
+    /// `page.md:12`.
+    place: String,
+    /// The word after the backticks.
+    language: String,
+    lines: Vec<String>,
+}
+
+fn wharf(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_wharf")).args(arguments).current_dir(root()).output().unwrap()
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+fn pages() -> Vec<SourceFile> {
+    let pages = files("md");
+    assert!(pages.iter().any(|page| page.path == "README.md"), "the README was not found");
+    pages
+}
+
+fn fences(page: &SourceFile) -> Vec<Fence> {
+    let mut fences: Vec<Fence> = Vec::new();
+    let mut is_open = false;
+    for (index, line) in page.text.lines().enumerate() {
+        match line.trim_start().strip_prefix("```") {
+            Some(language) if !is_open => {
+                let place = format!("{}:{}", page.path, index + 1);
+                fences.push(Fence { place, language: language.trim().to_owned(), lines: Vec::new() });
+                is_open = true;
+            }
+            Some(_) => is_open = false,
+            None if is_open => fences.last_mut().expect("one is open").lines.push(line.to_owned()),
+            None => {}
+        }
+    }
+    assert!(!is_open, "{}: a fence is not closed", page.path);
+    fences
+}
+
+/// The arguments of `wharf` that a line of a page shows, if it shows any.
+fn arguments_of(line: &str) -> Option<Vec<String>> {
+    let line = line.trim_start().trim_start_matches("$ ");
+    let command = match line.strip_prefix("wharf ") {
+        Some(rest) => rest,
+        None => line.strip_prefix("cargo run").and_then(|rest| rest.split_once(" -- "))?.1,
+    };
+    let end = [" # ", " | ", " > ", " && ", " &"].iter().filter_map(|end| command.find(end)).min();
+    let command = command[..end.unwrap_or(command.len())].trim();
+    Some(command.split_whitespace().map(|word| word.trim_matches(['\'', '"']).to_owned()).collect())
+}
+
+#[test]
+fn every_command_of_the_pages_is_one_that_the_program_knows() {
+    let mut seen = Vec::new();
+    let mut wrong = Vec::new();
+    for fence in pages().iter().flat_map(fences).filter(|fence| fence.language != "yaml" && fence.language != "rust") {
+        for arguments in fence.lines.iter().filter_map(|line| arguments_of(line)) {
+            let mut words: Vec<_> = arguments.iter().map(String::as_str).collect();
+            words.push("--help");
+            let output = wharf(&words);
+            if !output.status.success() {
+                wrong.push(format!("{}: wharf {}: {}", fence.place, arguments.join(" "), said(&output)));
+            }
+            seen.push(arguments.first().cloned().unwrap_or_default());
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    for expected in ["check", "demo", "run", "serve"] {
+        assert!(seen.iter().any(|command| command == expected), "no page shows `wharf {expected}`");
+    }
+}
+
+#[test]
+fn a_word_that_the_program_does_not_know_is_found() {
+    assert!(!wharf(&["serve", "--farm", "x.yml", "--no-such-option", "--help"]).status.success());
+    assert!(!wharf(&["no-such-command", "--help"]).status.success());
+}
+
+#[test]
+fn every_whole_job_and_farm_of_the_pages_is_right() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut checked, mut wrong) = (0, Vec::new());
+    for fence in pages().iter().flat_map(fences).filter(|fence| fence.language == "yaml") {
+        let has = |key: &str| fence.lines.iter().any(|line| line.starts_with(key));
+        let is_marked = fence.lines.first().is_some_and(|line| matches!(line.trim(), "# job" | "# farm"));
+        let is_whole = (has("network:") && has("duts:")) || (has("target:") && has("deployment:"));
+        if !is_marked && !is_whole {
+            continue;
+        }
+        checked += 1;
+        let file = folder.path().join(format!("{checked}.yml"));
+        std::fs::write(&file, fence.lines.join("\n") + "\n").unwrap();
+        let output = wharf(&["check", file.to_str().unwrap()]);
+        if !output.status.success() {
+            wrong.push(format!("{}:\n{}", fence.place, said(&output)));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(checked >= 4, "only {checked} whole examples were found");
+}
+
+#[test]
+fn the_jobs_and_farms_of_the_fixtures_are_right() {
+    for folder in ["fixtures/farms", "fixtures/jobs/good"] {
+        for file in files("yml").iter().filter(|file| Path::new(&file.path).parent() == Some(Path::new(folder))) {
+            let output = wharf(&["check", &file.path]);
+            assert!(output.status.success(), "{}:\n{}", file.path, said(&output));
+        }
+    }
+}
+
+#[test]
+fn a_job_that_is_wrong_is_found_and_its_line_named() {
+    let output = wharf(&["check", "fixtures/jobs/bad/unknown-keys.yml"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said(&output).contains("fixtures/jobs/bad/unknown-keys.yml:"), "{}", said(&output));
+}
+
+/// The targets of `[text](target)` on a line, outside of code.
+fn targets(line: &str) -> Vec<String> {
+    let text: String = line.split('`').step_by(2).collect();
+    text.split("](").skip(1).filter_map(|rest| Some(rest.split_once(')')?.0.to_owned())).collect()
+}
+
+/// The anchor that a heading gets from the usual renderers: lower case, blanks as `-`, punctuation dropped.
+fn anchor(heading: &str) -> String {
+    let kept = heading.trim_start_matches('#').trim().to_lowercase();
+    let kept = kept.chars().filter(|character| character.is_alphanumeric() || " -_".contains(*character));
+    kept.map(|character| if character == ' ' { '-' } else { character }).collect()
+}
+
+fn anchors(page: &str) -> Vec<String> {
+    page.lines().filter(|line| line.starts_with('#')).map(anchor).collect()
+}
+
+/// What is wrong with a link of this page, if anything.
+fn wrong_link(page: &SourceFile, target: &str) -> Option<String> {
+    if target.contains("://") || target.starts_with("mailto:") {
+        return None;
+    }
+    let (file, wanted) = target.split_once('#').unwrap_or((target, ""));
+    let path = if file.is_empty() {
+        root().join(&page.path)
+    } else {
+        root().join(&page.path).parent().expect("a page is in a folder").join(file)
+    };
+    if !path.exists() {
+        return Some(format!("{}: `{target}`: no such file", page.path));
+    }
+    let has_anchor =
+        wanted.is_empty() || anchors(&std::fs::read_to_string(&path).unwrap()).contains(&wanted.to_owned());
+    (!has_anchor).then(|| format!("{}: `{target}`: no such heading", page.path))
+}
+
+#[test]
+fn every_link_between_pages_leads_somewhere() {
+    let mut followed = 0;
+    let mut wrong = Vec::new();
+    for page in pages() {
+        let mut is_code = false;
+        for line in page.text.lines() {
+            if line.trim_start().starts_with("```") {
+                is_code = !is_code;
+            }
+            for target in targets(line).into_iter().filter(|_| !is_code) {
+                followed += 1;
+                wrong.extend(wrong_link(&page, &target));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(followed >= 10, "only {followed} links were found");
+}
+
+#[test]
+fn links_and_headings_are_read_as_renderers_do() {
+    assert_eq!(targets("see [a](b.md#c), `[x](y)` and [d](../e)"), ["b.md#c", "../e"]);
+    assert_eq!(anchor("### `storage.http` and `storage.tftp`"), "storagehttp-and-storagetftp");
+}
+
+/// A path in backticks that begins with a folder of the tree: `gateway/src/net.rs`, `fixtures/`. Not a pattern, not a placeholder.
+fn named_paths(line: &str) -> Vec<&str> {
+    const FOLDERS: &[&str] = &["docs/", "executor/", "fixtures/", "gateway/", "job-schema/", "tests/"];
+    let is_path = |word: &&str| {
+        FOLDERS.iter().any(|folder| word.starts_with(folder)) && !word.contains(['*', '<', '{', ' ', '…', '^'])
+    };
+    line.split('`').skip(1).step_by(2).filter(is_path).collect()
+}
+
+#[test]
+fn every_file_that_a_page_names_is_there() {
+    let mut named = 0;
+    let mut missing = Vec::new();
+    for page in pages() {
+        for (index, line) in page.text.lines().enumerate() {
+            for path in named_paths(line) {
+                named += 1;
+                if !root().join(path).exists() {
+                    missing.push(format!("{}:{}: `{path}`", page.path, index + 1));
+                }
+            }
+        }
+    }
+    assert!(missing.is_empty(), "named, but not there:\n  {}", missing.join("\n  "));
+    assert!(named >= 20, "only {named} paths were found");
+}
