@@ -87,7 +87,6 @@ pub fn router(farm: Arc<Farm>, settings: Settings) -> Router {
         .route("/api/v1/openapi.json", get(inspect::openapi))
         .route("/api/v1/schema/job", get(inspect::job_schema))
         // For the farm's own jobs.
-        .route("/images/{name}", get(images::image))
         // CI-tron's; `machine` is its older word for `dut`.
         .route("/api/v1/duts", get(ci_tron::duts))
         .route("/api/v1/machines", get(ci_tron::duts))
@@ -121,17 +120,36 @@ pub async fn serve(
     Ok(())
 }
 
-/// Serves the same API over a unix socket, so that `wharf` finds the server of its own host without being told an address. A socket that
-/// a dead server left behind is replaced; one that answers is another server's, and stays.
-pub async fn serve_local(path: &Path, farm: Arc<Farm>, shutdown: impl Future<Output = ()>) -> io::Result<()> {
-    if std::os::unix::net::UnixStream::connect(path).is_ok() {
-        return Err(io::Error::new(io::ErrorKind::AddrInUse, format!("another server answers at {}", path.display())));
+/// Serves the same API over a unix socket, so that `wharf` finds the server of its own host without being told an address.
+pub async fn serve_locally(farm: Arc<Farm>, shutdown: impl Future<Output = ()>) {
+    let mut refusals = Vec::new();
+    for path in local_sockets() {
+        match open_socket(&path) {
+            Ok(listener) => {
+                tracing::info!(path = %path.display(), "the API is at the local socket, too");
+                serve::serve_unix(listener, router(farm, Settings::default()), shutdown).await;
+                let _ = std::fs::remove_file(&path);
+                return;
+            }
+            Err(error) => refusals.push(format!("{}: {error}", path.display())),
+        }
     }
-    let _ = std::fs::remove_file(path);
+    tracing::info!("no local socket: {}; name this server with --server or WHARF_SERVER", refusals.join("; "));
+}
+
+/// A socket that a dead server left behind is replaced; one that answers is another server's, and stays.
+fn open_socket(path: &Path) -> io::Result<tokio::net::UnixListener> {
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(io::Error::new(io::ErrorKind::AddrInUse, "another server answers there"));
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
     let listener = tokio::net::UnixListener::bind(path)?;
-    serve::serve_unix(listener, router(farm, Settings::default()), shutdown).await;
-    let _ = std::fs::remove_file(path);
-    Ok(())
+    // Whoever may open it may submit jobs: the server's user only. A group's access comes with roles.
+    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+    Ok(listener)
 }
 
 /// Where the unix sockets of servers are, the user's own first.
@@ -170,6 +188,17 @@ fn foreign_origin(headers: &HeaderMap) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_dead_servers_socket_is_replaced_and_a_living_ones_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("wharf.sock");
+        drop(open_socket(&path).unwrap());
+        let living = open_socket(&path).unwrap();
+        let error = open_socket(&path).unwrap_err();
+        assert_eq!(error.to_string(), "another server answers there");
+        drop(living);
+    }
 
     #[test]
     fn a_page_of_another_origin_is_refused_and_other_clients_are_not() {

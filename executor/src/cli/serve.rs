@@ -40,8 +40,15 @@ pub fn main(arguments: Arguments) -> anyhow::Result<ExitCode> {
         let address = listener.local_addr()?;
         let farm = Farm::start(config, address).await?;
         println!("farm {} with {} DUTs: http://{address}", farm.name(), farm.duts().len());
-        let served = crate::api::serve(listener, farm.clone(), stop_signal()?).await;
-        farm.stop().await;
+        let local = tokio::spawn(crate::api::serve_locally(farm.clone(), stop_signal()?));
+        // The API stays until the farm has stopped: who follows a job still gets its verdict.
+        let stop = stop_signal()?;
+        let served = crate::api::serve(listener, farm.clone(), async {
+            stop.await;
+            farm.clone().stop().await
+        })
+        .await;
+        local.await?;
         served.map(|()| ExitCode::SUCCESS).map_err(Into::into)
     })
 }
