@@ -418,6 +418,26 @@ fn schema_keys(schema: &serde_json::Value) -> Vec<String> {
 }
 
 #[test]
+fn every_good_job_of_the_fixtures_is_a_job() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/jobs/good");
+    let mut variables = Variables::new();
+    variables.insert("images_url", "http://10.0.0.1/images");
+    variables.insert("machine_id", "52:54:00:11:22:33");
+    variables.insert(
+        "job",
+        serde_json::json!({"http": {"url": "http://10.0.0.1"}, "tftp": {"url": "tftp://10.0.0.1", "host": "10.0.0.1"}}),
+    );
+    for entry in std::fs::read_dir(&folder).expect("the fixtures are there") {
+        let path = entry.expect("the fixtures can be read").path();
+        let text = std::fs::read_to_string(&path).expect("the fixture can be read");
+        let rendered = render(&path.to_string_lossy(), &text, &variables, &Limits::default());
+        if let Err(problems) = rendered.and_then(|rendered| Job::parse(&rendered)) {
+            panic!("{problems}");
+        }
+    }
+}
+
+#[test]
 fn every_bad_job_is_answered_with_its_golden_drawing() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/jobs/bad");
     let mut jobs: Vec<PathBuf> = std::fs::read_dir(&folder)
