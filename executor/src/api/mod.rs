@@ -127,7 +127,7 @@ pub async fn serve_locally(farm: Arc<Farm>, shutdown: impl Future<Output = ()>) 
         match open_socket(&path) {
             Ok(listener) => {
                 tracing::info!(path = %path.display(), "the API is at the local socket, too");
-                serve::serve_unix(listener, router(farm, Settings::default()), shutdown).await;
+                serve::serve(listener, router(farm, Settings::default()), shutdown).await;
                 let _ = std::fs::remove_file(&path);
                 return;
             }

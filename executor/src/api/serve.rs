@@ -24,7 +24,7 @@ use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
@@ -61,32 +61,36 @@ impl std::fmt::Display for Peer {
     }
 }
 
-/// Serves the operator's API over TCP until `shutdown` completes.
-pub async fn serve(listener: TcpListener, router: Router, shutdown: impl Future<Output = ()>) {
-    accept_until(shutdown, router, async || {
-        let (stream, address) = listener.accept().await?;
+/// A listener of either kind.
+pub(super) trait Accept: Sync {
+    /// Its connections.
+    type Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static;
+
+    /// The next connection.
+    fn next(&self) -> impl Future<Output = io::Result<(Self::Stream, Peer)>> + Send;
+}
+
+impl Accept for TcpListener {
+    type Stream = TcpStream;
+
+    async fn next(&self) -> io::Result<(TcpStream, Peer)> {
+        let (stream, address) = self.accept().await?;
         prepare_tcp(&stream);
         Ok((stream, Peer::Tcp(address)))
-    })
-    .await;
+    }
 }
 
-/// Serves the operator's API over a unix socket until `shutdown` completes.
-pub async fn serve_unix(listener: UnixListener, router: Router, shutdown: impl Future<Output = ()>) {
-    accept_until(shutdown, router, async || {
-        let (stream, _) = listener.accept().await?;
+impl Accept for UnixListener {
+    type Stream = UnixStream;
+
+    async fn next(&self) -> io::Result<(UnixStream, Peer)> {
+        let (stream, _) = self.accept().await?;
         Ok((stream, Peer::Unix))
-    })
-    .await;
+    }
 }
 
-async fn accept_until<S>(
-    shutdown: impl Future<Output = ()>,
-    router: Router,
-    accept: impl AsyncFn() -> io::Result<(S, Peer)>,
-) where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
+/// Serves a router until `shutdown` completes.
+pub(super) async fn serve(listener: impl Accept, router: Router, shutdown: impl Future<Output = ()>) {
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let (stopping, stopped) = tokio::sync::watch::channel(());
     let mut connections = JoinSet::new();
@@ -95,7 +99,7 @@ async fn accept_until<S>(
         // The permit first: a full server leaves further clients in the kernel's queue.
         let next = async {
             let permit = Arc::clone(&permits).acquire_owned().await.map_err(io::Error::other)?;
-            accept().await.map(|(stream, peer)| (stream, peer, permit))
+            listener.next().await.map(|(stream, peer)| (stream, peer, permit))
         };
         tokio::select! {
             () = &mut shutdown => break,
