@@ -212,6 +212,7 @@ impl Power<'_> {
             command_line: boot.command_line,
             mac: self.mac(),
             address: station.lease.address.to_string(),
+            network: format!("{}/{}", station.lease.address, station.lease.netmask.to_bits().leading_ones()),
             boot: self.number,
         };
         loop {
@@ -231,7 +232,11 @@ impl Power<'_> {
                 Act::Kernel(text) => self.say(&format!("{} {text}\n", kernel_time(started.elapsed()))).await,
                 Act::Wait(time) => sleep(time).await,
                 Act::Expect(awaited, within) => self.await_line(&awaited, within).await,
-                Act::Fetch(address) => self.report(&address, station).await,
+                Act::Fetch(address) => {
+                    if !self.report(&address, station).await {
+                        player.failed();
+                    }
+                }
                 Act::Reboot => return End::Reboot,
                 Act::Poweroff => return End::Off,
                 Act::Hang | Act::End => return End::Stuck,
@@ -251,15 +256,17 @@ impl Power<'_> {
         }
     }
 
-    /// The lines that a real DUT's init prints as well (`fixtures/consoles/README.md`).
-    async fn report(&self, address: &str, station: &mut Station) {
-        let text = match station.fetch(address).await {
+    /// The lines that a real DUT's init prints as well (`fixtures/consoles/README.md`). Whether the file arrived.
+    async fn report(&self, address: &str, station: &mut Station) -> bool {
+        let fetched = station.fetch(address).await;
+        let text = match &fetched {
             Ok(Fetched { bytes, sha256, .. }) => {
-                format!("wharf: fetched {address} {bytes} bytes\nwharf: sha256 {sha256} {address}\n")
+                format!("wharf: sha256 {sha256} {address}\nwharf: fetched {address} {bytes} bytes\n")
             }
-            Err(error) => format!("wharf: cannot fetch {address}: {error}\n"),
+            Err(error) => format!("{address}: {error}\nwharf: failed {address}\n"),
         };
         self.say(&text).await;
+        fetched.is_ok()
     }
 
     /// Writes on the console. Without power nobody says a word any more.

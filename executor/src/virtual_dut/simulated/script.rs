@@ -214,6 +214,8 @@ pub struct Facts {
     pub mac: String,
     /// Its address.
     pub address: String,
+    /// The same with the network's prefix, `10.0.0.9/24`.
+    pub network: String,
     /// The number of this boot, from 1.
     pub boot: u32,
 }
@@ -229,7 +231,15 @@ impl Facts {
 #[derive(Debug)]
 pub struct Player {
     facts: Facts,
+    outcome: Outcome,
     frames: Vec<Frame>,
+}
+
+/// Whether everything went well so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    Done,
+    Failed,
 }
 
 #[derive(Debug)]
@@ -250,10 +260,10 @@ impl Player {
     /// From the script's first step.
     pub fn new(script: &Script, facts: Facts) -> Self {
         let frame = Frame { steps: Arc::clone(&script.0), at: 0, kind: Kind::Once };
-        Player { facts, frames: vec![frame] }
+        Player { facts, outcome: Outcome::Done, frames: vec![frame] }
     }
 
-    /// The next thing to do, once the last one is done.
+    /// The next thing to do, once the last one is done; say [`failed`](Self::failed) before if it was not.
     pub fn next(&mut self) -> Act {
         loop {
             let Some(frame) = self.frames.last_mut() else { return Act::End };
@@ -268,6 +278,11 @@ impl Player {
                 return act;
             }
         }
+    }
+
+    /// What the last act was to do did not work: `{{ outcome }}` is `failed` from now on.
+    pub fn failed(&mut self) {
+        self.outcome = Outcome::Failed;
     }
 
     fn start(&mut self, step: Step) -> Option<Act> {
@@ -351,6 +366,11 @@ impl Player {
             "cmdline" => Some(self.facts.command_line.clone()),
             "mac" => Some(self.facts.mac.clone()),
             "ip" => Some(self.facts.address.clone()),
+            "network" => Some(self.facts.network.clone()),
+            "outcome" => Some(match self.outcome {
+                Outcome::Done => "done".into(),
+                Outcome::Failed => "failed".into(),
+            }),
             "boot" => Some(self.facts.boot.to_string()),
             "n" => self.frames.iter().rev().find_map(Frame::number),
             "value" => self.frames.iter().rev().find_map(Frame::value),
@@ -416,7 +436,13 @@ mod tests {
     use super::*;
 
     fn facts(command_line: &str, boot: u32) -> Facts {
-        Facts { command_line: command_line.into(), mac: "52:54:00:12:34:56".into(), address: "10.0.0.9".into(), boot }
+        Facts {
+            command_line: command_line.into(),
+            mac: "52:54:00:12:34:56".into(),
+            address: "10.0.0.9".into(),
+            network: "10.0.0.9/24".into(),
+            boot,
+        }
     }
 
     /// The acts in words, at most 50 of them.
@@ -530,6 +556,17 @@ mod tests {
     }
 
     #[test]
+    fn a_failure_shows_in_the_outcome() {
+        let script =
+            Script::parse("- fetch: http://a/\n- say: 'job {{ outcome }}'\n- say: 'job {{ outcome }}'").unwrap();
+        let mut player = Player::new(&script, facts("", 1));
+        player.next();
+        assert!(matches!(player.next(), Act::Say(text) if text == "job done"));
+        player.failed();
+        assert!(matches!(player.next(), Act::Say(text) if text == "job failed"));
+    }
+
+    #[test]
     fn the_built_in_script_does_what_the_command_line_asks() {
         let acts = played(
             BUILT_IN,
@@ -538,7 +575,7 @@ mod tests {
         let fetched: Vec<&String> = acts.iter().filter(|act| act.starts_with("fetch ")).collect();
         assert_eq!(fetched, ["fetch http://a/1", "fetch http://a/3", "fetch tftp://a/2"]);
         assert!(acts.contains(&"[t] Kernel command line: quiet wharf.url=http://a/1 wharf.tftp=tftp://a/2 wharf.url=http://a/3 wharf.beats=1".into()));
-        assert!(acts.contains(&"wharf: init started".into()));
+        assert!(acts.contains(&"wharf: init started".into()) && acts.contains(&"wharf: network 10.0.0.9/24".into()));
         assert!(acts.contains(&"wharf: beat 1".into()) && !acts.contains(&"wharf: beat 2".into()));
         assert_eq!(acts[acts.len() - 3..], ["wharf: job done", "[t] reboot: Power Down", "Poweroff"]);
         let end = |word: &str| played(BUILT_IN, facts(word, 1)).pop().unwrap();

@@ -240,13 +240,13 @@ async fn boots_a_job_to_its_end(on: On, firmware: SimulatedFirmware, loader: Opt
     bench.hears("wharf: init started\r\n").await;
     // sha256 of 0123456789, by sha256sum.
     let digest = "84d89877f0d4041efb6bf91a16f0248f2fd573e6af05c19f96bedb9f882f7882";
-    let fetched = format!("wharf: fetched {web}/notes 10 bytes\r\nwharf: sha256 {digest} {web}/notes\r\n");
+    let fetched = format!("wharf: sha256 {digest} {web}/notes\r\nwharf: fetched {web}/notes 10 bytes\r\n");
     bench.hears(&fetched).await;
-    bench.hears(&format!("wharf: cannot fetch {web}/none: 404 Not Found\r\n")).await;
+    bench.hears(&format!("{web}/none: 404 Not Found\r\nwharf: failed {web}/none\r\n")).await;
     bench.hears(&format!("wharf: fetched {files}/notes 10 bytes\r\n")).await;
     bench.hears("wharf: beat 3\r\n").await;
     let end = bench.hears("reboot: Power Down\r\n").await;
-    assert!(end.starts_with("wharf: job done\r\n[    "), "{end}");
+    assert!(end.starts_with("wharf: job failed\r\n[    "), "{end}");
     assert_eq!(bench.machine.power().await, PowerState::On, "a DUT that switched itself off leaves its outlet on");
     assert!(bench.is_silent().await);
     let mut expected: Vec<String> = loader.map(|loader| format!("{loader} complete")).into_iter().collect();
