@@ -121,16 +121,6 @@ impl Read {
         &self.packet
     }
 
-    /// The size that the server told.
-    pub fn size(&self) -> Option<u64> {
-        self.size
-    }
-
-    /// The bytes kept so far.
-    pub fn received(&self) -> u64 {
-        self.received
-    }
-
     /// Whether half of the file is here, or the rest will come in one block: the place for a fault.
     pub fn is_midway(&self) -> bool {
         self.size.is_none_or(|size| 2 * self.received >= size || size <= self.block_size as u64)
@@ -277,14 +267,14 @@ mod tests {
         assert_eq!(read.packet(), [0, 4, 0, 1]);
         assert_eq!(read.handle_packet(&data(2, b"end")), Step::Last(b"end"));
         assert_eq!(read.packet(), [0, 4, 0, 2]);
-        assert_eq!((read.received(), read.size()), (515, None));
+        assert_eq!((read.received, read.size), (515, None));
     }
 
     #[test]
     fn a_window_is_acknowledged_at_its_end_and_a_gap_once() {
         let mut read = Read::new("a", Options { block_size: 8, window_size: 3 });
         assert_eq!(read.handle_packet(&oack(&["BLKSIZE", "8", "windowsize", "3", "tsize", "44"])), Step::Send);
-        assert_eq!((read.packet(), read.size()), (&[0, 4, 0, 0][..], Some(44)));
+        assert_eq!((read.packet(), read.size), (&[0, 4, 0, 0][..], Some(44)));
         let block = |number| data(number, &[number as u8; 8]);
         assert_eq!(read.handle_packet(&block(1)), Step::Data(&[1; 8], Reply::Later));
         assert_eq!(read.handle_packet(&block(3)), Step::Send, "block 2 is missing");
@@ -299,7 +289,7 @@ mod tests {
         read.handle_timeout();
         assert_eq!(read.packet(), [0, 4, 0, 5], "what arrived is acknowledged when the rest stays away");
         assert_eq!(read.handle_packet(&data(6, &[6; 4])), Step::Last(&[6; 4]));
-        assert_eq!(read.received(), 44);
+        assert_eq!(read.received, 44);
     }
 
     #[test]
@@ -310,7 +300,7 @@ mod tests {
             assert_eq!(read.handle_packet(&data(block as u16, &[1; 8])), Step::Data(&[1; 8], Reply::Now), "{block}");
         }
         assert_eq!(read.handle_packet(&data(70_001_u32 as u16, b"")), Step::Last(b""));
-        assert_eq!(read.received(), 560_000);
+        assert_eq!(read.received, 560_000);
     }
 
     #[test]
