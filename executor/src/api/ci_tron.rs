@@ -3,7 +3,7 @@
 //! ```text
 //!  POST /api/v1/jobs ─ multipart ─► metadata, job ─► who shows the console?
 //!                                                     Upgrade header   101; queues while the farm is busy
-//!                                                     callback.port    we connect first, then 200; 409 while the farm is busy
+//!                                                     callback.port    we connect, then 200; 409 while the farm is busy
 //!                                                     neither          201 with the job, as for our own clients
 //! ```
 //! Dates are HTTP dates here, as Flask writes them. Not here yet: creating and changing DUTs, PDU ports, discovery, job buckets.
@@ -101,7 +101,10 @@ async fn take(api: Api, ask: Ask, mut request: Request) -> Result<Response, ApiE
     let bucket = parts.bucket.as_deref().map(inspect_tarball).transpose()?;
     let mut submission = submission_of(&api, parts, metadata).await?;
     ask.refine(&mut submission);
-    submission.submitter = format!("executorctl at {peer}");
+    submission.submitter = match viewer {
+        Viewer::Upgrade | Viewer::Callback { .. } => format!("executorctl at {peer}"),
+        Viewer::Nobody => ask.submitter_at(peer),
+    };
     submission.when_busy = match viewer {
         Viewer::Upgrade => api.settings.upgraded_when_busy,
         Viewer::Callback { .. } => WhenBusy::Refuse,
@@ -109,9 +112,16 @@ async fn take(api: Api, ask: Ask, mut request: Request) -> Result<Response, ApiE
     };
     match (viewer, upgrade) {
         (Viewer::Callback { host, port }, _) => {
-            // First the connection, then the job: nobody waits for a console that cannot come, and no job runs unwatched.
-            let stream = call_back(&host, port).await.map_err(ApiError::Malformed)?;
+            // The job first: a connection for a refused one would wait in the client's backlog, and be taken for the console of its
+            // next attempt (`--wait` repeats a 409 every second on the same listener).
             let record = accept(&api.farm, submission, bucket).await?;
+            let stream = match call_back(&host, port).await {
+                Ok(stream) => stream,
+                Err(reason) => {
+                    let _ = api.farm.cancel(&record.id, CancelledBy::SubmitterGone);
+                    return Err(ApiError::Malformed(reason));
+                }
+            };
             tokio::spawn(async move { converse(stream, b"", api.farm, record).await });
             Ok(Json(json!({"version": 1, "error_msg": "success"})).into_response())
         }
@@ -122,7 +132,7 @@ async fn take(api: Api, ask: Ask, mut request: Request) -> Result<Response, ApiE
         }
         (Viewer::Upgrade | Viewer::Nobody, _) => {
             let record = accept(&api.farm, submission, bucket).await?;
-            Ok(submit::created(&record))
+            Ok(submit::created(&api.farm, &record))
         }
     }
 }
@@ -249,13 +259,13 @@ fn in_full(error: reqwest::Error) -> String {
 }
 
 /// GET `/api/v1/duts`
-#[utoipa::path(get, path = "/api/v1/duts", responses((status = 200, description = "`{\"duts\": {id: DUT}}`, CI-tron's DUTs with `job` and `power` added", body = Object)))]
+#[utoipa::path(get, tag = "ci-tron", path = "/api/v1/duts", responses((status = 200, description = "`{\"duts\": {id: DUT}}`, CI-tron's DUTs with `job` and `power` added", body = Object)))]
 pub(super) async fn duts(State(api): State<Api>) -> Json<Value> {
     Json(json!({"duts": all_duts(&api.farm)}))
 }
 
 /// GET `/api/v1/dut/<id or full name>`
-#[utoipa::path(get, path = "/api/v1/dut/{name}", params(("name" = String, Path, description = "id or full name")), responses((status = 200, body = Object), (status = 400, description = "no such DUT", body = super::wire::ErrorWire)))]
+#[utoipa::path(get, tag = "ci-tron", path = "/api/v1/dut/{name}", params(("name" = String, Path, description = "id or full name")), responses((status = 200, body = Object), (status = 400, description = "no such DUT", body = super::wire::ErrorWire)))]
 pub(super) async fn dut(State(api): State<Api>, Path(name): Path<String>) -> Result<Json<Value>, ApiError> {
     find(&api.farm, &name).map(|dut| Json(dut_json(&dut)))
 }

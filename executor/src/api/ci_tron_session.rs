@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!             ┌ upgrade: 101 alone ─► acknowledged ─► grace ─► greeting ─┐
-//!  submitted ─┤                                                          ├─► tell until session_end ─► half-close ─► wait for the client
-//!             └ callback: connected before the answer ───────────────────┘       │
+//!  accepted ──┤                                                          ├─► tell until session_end ─► half-close ─► wait for the client
+//!             └ callback: connected, then 200 ───────────────────────────┘       │
 //!                                                    client gone before the end ─┴─► cancel: SubmitterGone
 //! ```
 //! A client that never reads holds this task and nothing else: the job runs on by its own timeouts, then the connection is dropped.
@@ -25,7 +25,7 @@ use super::serve::prepare_tcp;
 use super::wire::console_of;
 use crate::farm::{CancelledBy, Farm, JobRecord, JobState};
 
-/// The client waits 15 s for the callback, counted from our answer; we connect before we answer, and its own HTTP client has no limit.
+/// We connect before we answer, and the client's HTTP has no limit of its own; it would wait 15 s more after the answer.
 const CALLBACK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// After the end: for a client that downloads its job bucket (it tries three times with pauses of 2, 4 and 8 s), and for one that

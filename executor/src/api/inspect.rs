@@ -24,19 +24,19 @@ use crate::job_log::{Follower, JobEvent, JobLog};
 const HEARTBEAT: Duration = Duration::from_secs(10);
 
 /// GET `/api/v1/jobs`
-#[utoipa::path(get, path = "/api/v1/jobs", responses((status = 200, description = "The newest first", body = JobsWire)))]
+#[utoipa::path(get, tag = "inspect", path = "/api/v1/jobs", responses((status = 200, description = "The newest first", body = JobsWire)))]
 pub(super) async fn jobs(State(api): State<Api>) -> Json<JobsWire> {
-    Json(JobsWire { jobs: api.farm.jobs().iter().map(|record| JobWire::from(&**record)).collect() })
+    Json(JobsWire { jobs: api.farm.jobs().iter().map(|record| JobWire::of(&api.farm, record)).collect() })
 }
 
 /// GET `/api/v1/jobs/{id}`
 #[utoipa::path(
-    get, path = "/api/v1/jobs/{id}",
+    get, tag = "inspect", path = "/api/v1/jobs/{id}",
     params(("id" = String, Path, description = "The job's id")),
     responses((status = 200, body = JobWire), (status = 404, body = ErrorWire))
 )]
 pub(super) async fn job(State(api): State<Api>, Path(id): Path<String>) -> Result<Json<JobWire>, ApiError> {
-    Ok(Json(JobWire::from(&*api.job(&id)?)))
+    Ok(Json(JobWire::of(&api.farm, &*api.job(&id)?)))
 }
 
 /// What of a console is wanted.
@@ -50,7 +50,7 @@ pub(super) struct LogQuery {
 
 /// GET `/api/v1/jobs/{id}/log`: the console's bytes, as the DUT sent them.
 #[utoipa::path(
-    get, path = "/api/v1/jobs/{id}/log",
+    get, tag = "inspect", path = "/api/v1/jobs/{id}/log",
     params(
         ("id" = String, Path, description = "The job's id"),
         ("since" = Option<u64>, Query, description = "Offset of the first byte"),
@@ -102,7 +102,7 @@ pub(super) struct EventsQuery {
 
 /// GET `/api/v1/jobs/{id}/events`: one JSON record per line until the job ends; empty lines are heartbeats.
 #[utoipa::path(
-    get, path = "/api/v1/jobs/{id}/events",
+    get, tag = "inspect", path = "/api/v1/jobs/{id}/events",
     params(
         ("id" = String, Path, description = "The job's id"),
         ("from" = Option<u64>, Query, description = "Number of the first record"),
@@ -157,7 +157,7 @@ impl Drop for Owner {
 }
 
 /// GET `/api/v1/schema/job`
-#[utoipa::path(get, path = "/api/v1/schema/job", responses((status = 200, description = "JSON Schema of a job description", body = Object)))]
+#[utoipa::path(get, tag = "inspect", path = "/api/v1/schema/job", responses((status = 200, description = "JSON Schema of a job description", body = Object)))]
 pub(super) async fn job_schema() -> Json<Value> {
     Json(job_schema::json_schema())
 }

@@ -1,7 +1,5 @@
 //! What submitters do: hand in a job, type on its console, cancel it.
 
-use std::sync::Arc;
-
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, Query, Request, State};
@@ -13,7 +11,7 @@ use super::error::ApiError;
 use super::serve::Peer;
 use super::wire::{ErrorWire, JobWire};
 use super::{Api, ci_tron, upload};
-use crate::farm::{CancelledBy, JobRecord, Submission, TargetOverride, WhenBusy};
+use crate::farm::{CancelledBy, Farm, JobRecord, Submission, TargetOverride, WhenBusy};
 
 /// What the address of a submission says, besides its body.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -63,6 +61,11 @@ impl Ask {
         }
     }
 
+    /// Who asks, for the log.
+    pub(super) fn submitter_at(&self, peer: Peer) -> String {
+        format!("{} at {peer}", self.submitter.as_deref().unwrap_or("a client"))
+    }
+
     /// Who can wait for an answer can wait for a DUT.
     pub(super) fn when_busy(&self) -> WhenBusy {
         self.when_busy.unwrap_or(WhenBusy::Queue)
@@ -71,7 +74,7 @@ impl Ask {
 
 /// POST `/api/v1/jobs`: hands in a job; the content type says in whose words.
 #[utoipa::path(
-    post, path = "/api/v1/jobs",
+    post, tag = "submit", path = "/api/v1/jobs",
     params(
         ("name" = Option<String>, Query, description = "The job file's name, for problems"),
         ("tag" = Option<Vec<String>>, Query, description = "A tag the DUT must have; with `dut`, replaces the job's target"),
@@ -118,20 +121,20 @@ async fn submit_yaml(api: Api, ask: Ask, request: Request) -> Result<Response, A
     let mut submission = Submission { source_name: "job.yml".into(), text, ..Submission::default() };
     ask.refine(&mut submission);
     submission.when_busy = ask.when_busy();
-    submission.submitter = format!("{} at {peer}", ask.submitter.as_deref().unwrap_or("a client"));
+    submission.submitter = ask.submitter_at(peer);
     let record = api.farm.submit(submission).await?;
-    Ok(created(&record))
+    Ok(created(&api.farm, &record))
 }
 
 /// The answer for a client that follows the job by itself.
-pub(super) fn created(record: &Arc<JobRecord>) -> Response {
+pub(super) fn created(farm: &Farm, record: &JobRecord) -> Response {
     let location = format!("/api/v1/jobs/{}", record.id);
-    (StatusCode::CREATED, [(header::LOCATION, location)], Json(JobWire::from(&**record))).into_response()
+    (StatusCode::CREATED, [(header::LOCATION, location)], Json(JobWire::of(farm, record))).into_response()
 }
 
 /// POST `/api/v1/jobs/{id}/cancel`
 #[utoipa::path(
-    post, path = "/api/v1/jobs/{id}/cancel",
+    post, tag = "submit", path = "/api/v1/jobs/{id}/cancel",
     params(("id" = String, Path, description = "The job's id")),
     responses(
         (status = 200, description = "It will end; follow its events", body = JobWire),
@@ -147,12 +150,12 @@ pub(super) async fn cancel(
     let by = CancelledBy::Operator(format!("an operator at {}", peer_of(&request)));
     let record = api.job(&id)?;
     api.farm.cancel(&record.id, by)?;
-    Ok(Json(JobWire::from(&*record)))
+    Ok(Json(JobWire::of(&api.farm, &record)))
 }
 
 /// POST `/api/v1/jobs/{id}/console`: the body's bytes are typed on the DUT's console as they come.
 #[utoipa::path(
-    post, path = "/api/v1/jobs/{id}/console",
+    post, tag = "submit", path = "/api/v1/jobs/{id}/console",
     params(("id" = String, Path, description = "The job's id")),
     request_body(content = Vec<u8>, content_type = "application/octet-stream"),
     responses((status = 204, description = "Typed; dropped where no console is open"), (status = 404, description = "No such job", body = ErrorWire))

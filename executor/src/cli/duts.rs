@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::client::Server;
 use super::jobs::plain_table;
+use super::view::print;
 
 /// Arguments of `wharf duts`.
 #[derive(clap::Args)]
@@ -34,10 +35,10 @@ struct Dut {
 pub async fn run(arguments: Arguments, server: Option<String>) -> anyhow::Result<ExitCode> {
     let answer: Value = Server::find(server)?.get("/api/v1/duts").await?;
     if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&answer)?);
+        print(&serde_json::to_string_pretty(&answer)?)?;
     } else {
         let duts: BTreeMap<String, Dut> = serde_json::from_value(answer["duts"].clone())?;
-        println!("{}", drawn(duts.values()));
+        print(&drawn(duts.values()))?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -11,7 +11,7 @@ use http_body_util::BodyExt;
 use super::client::{Server, in_query};
 use super::jobs::state;
 use super::run::show;
-use super::view::View;
+use super::view::{View, print};
 use crate::api::wire::JobWire;
 
 /// Arguments of `wharf job`.
@@ -56,7 +56,7 @@ pub async fn run(arguments: Arguments, server: Option<String>) -> anyhow::Result
         Verb::Show { id, json } => {
             let job: JobWire = server.get(&path(&id)).await?;
             let text = if json { serde_json::to_string_pretty(&job)? } else { described(&job) };
-            println!("{text}");
+            print(&text)?;
         }
         Verb::Log { id, raw: true, since } => raw_log(&server, &id, since).await?,
         Verb::Log { id, raw: false, .. } => {
@@ -65,7 +65,7 @@ pub async fn run(arguments: Arguments, server: Option<String>) -> anyhow::Result
         }
         Verb::Cancel { id } => {
             let job: JobWire = server.post(&format!("{}/cancel", path(&id)), None, Bytes::new()).await?;
-            println!("job {} is being cancelled; `wharf job log {}` follows it", job.id, job.id);
+            print(&format!("job {} is being cancelled; `wharf job log {}` follows it", job.id, job.id))?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -80,8 +80,11 @@ async fn raw_log(server: &Server, id: &str, since: u64) -> anyhow::Result<()> {
     let mut output = std::io::stdout().lock();
     while let Some(frame) = body.frame().await {
         if let Ok(bytes) = frame.context("the connection to the server broke")?.into_data() {
-            output.write_all(&bytes)?;
-            output.flush()?;
+            match output.write_all(&bytes).and_then(|()| output.flush()) {
+                // A reader that has seen enough is no error.
+                Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
+                written => written?,
+            }
         }
     }
     Ok(())

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use comfy_table::{ContentArrangement, Table, presets};
 
 use super::client::Server;
+use super::view::print;
 use crate::api::wire::{JobWire, JobsWire};
 
 /// Arguments of `wharf jobs`.
@@ -19,9 +20,9 @@ pub struct Arguments {
 pub async fn run(arguments: Arguments, server: Option<String>) -> anyhow::Result<ExitCode> {
     let jobs: JobsWire = Server::find(server)?.get("/api/v1/jobs").await?;
     if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&jobs)?);
+        print(&serde_json::to_string_pretty(&jobs)?)?;
     } else {
-        println!("{}", drawn(&jobs.jobs));
+        print(&drawn(&jobs.jobs))?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -90,7 +90,7 @@ async fn submit(server: &Server, arguments: &Arguments) -> anyhow::Result<JobWir
 
 fn address(arguments: &Arguments) -> String {
     let name = arguments.job.display().to_string();
-    let user = std::env::var("USER").unwrap_or_else(|_| "somebody".into());
+    let user = std::env::var("USER").unwrap_or_else(|_| format!("user {}", nix::unistd::getuid()));
     let submitter = format!("wharf run of {user}");
     let mut path = format!("/api/v1/jobs?name={}&submitter={}", in_query(&name), in_query(&submitter));
     path.push_str(&format!("&priority={}", arguments.priority));

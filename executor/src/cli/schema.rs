@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use super::view::print;
+
 /// Arguments of `wharf schema`.
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -25,6 +27,6 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         FileKind::Job => job_schema::json_schema(),
         FileKind::Farm => crate::config::schema(),
     };
-    println!("{}", serde_json::to_string_pretty(&schema)?);
+    print(&serde_json::to_string_pretty(&schema)?)?;
     Ok(ExitCode::SUCCESS)
 }

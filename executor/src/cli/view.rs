@@ -171,6 +171,14 @@ impl View {
     }
 }
 
+/// Prints an answer on standard output. A reader that has seen enough (`wharf jobs | head`) is no error.
+pub(super) fn print(text: &str) -> anyhow::Result<()> {
+    match writeln!(io::stdout().lock(), "{text}") {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => Ok(written?),
+    }
+}
+
 fn download_bar(url: &str) -> ProgressBar {
     let name = url.rsplit('/').find(|piece| !piece.is_empty()).unwrap_or(url);
     let bar = ProgressBar::new(0).with_message(name.to_owned());
