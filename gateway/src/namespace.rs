@@ -77,7 +77,7 @@ impl Caller<'_> {
 pub enum Name {
     /// This name and no other, with its leading slash.
     Exact(String),
-    /// Every name for which the function says yes, with its text for messages.
+    /// The name that is the text itself, and every name for which the function says yes.
     Matching(String, Arc<dyn Fn(&str) -> bool + Send + Sync>),
 }
 
@@ -389,9 +389,10 @@ impl<C> Namespace<C> {
             self.entries.iter().position(|entry| {
                 entry.protocol == protocol
                     && entry.origin == wanted
-                    && match &entry.name {
-                        Name::Exact(text) => exact && text == name,
-                        Name::Matching(_, matches) => !exact && matches(name),
+                    && match (&entry.name, exact) {
+                        (Name::Exact(text) | Name::Matching(text, _), true) => text == name,
+                        (Name::Matching(_, matches), false) => matches(name),
+                        (Name::Exact(_), false) => false,
                     }
             })
         };
@@ -663,8 +664,8 @@ mod tests {
         assert_eq!(scene.open_at(0, "/config.txt"), Ok("generated"));
         put(Name::Matching("/.*".into(), Arc::new(|_| true)), "pattern", Origin::Job);
         assert_eq!(scene.open_at(0, "/config.txt"), Ok("pattern"));
-        put(Name::Exact("/config.txt".into()), "job", Origin::Job);
-        assert_eq!(scene.open_at(0, "/config.txt"), Ok("job"));
+        put(Name::Matching("/config.txt".into(), Arc::new(|_| false)), "job", Origin::Job);
+        assert_eq!(scene.open_at(0, "/config.txt"), Ok("job"), "a pattern's own text is an exact name");
     }
 
     #[test]

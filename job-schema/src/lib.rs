@@ -30,5 +30,5 @@ pub use ids::{ArtifactPath, DutId, ExportName, JobId};
 pub use job::*;
 pub use pattern::{MatchError, Pattern};
 pub use problem::{Location, Problem, Problems};
-pub use shape::{Findings, load, load_checked, schema_of};
+pub use shape::{Findings, field_of, load, load_checked, schema_of};
 pub use template::{Limits, Rendered, Variables, render, render_inline, variables_used};

@@ -81,8 +81,17 @@ impl Findings {
     /// The value at `path` (keys of mappings, indices of lists) is wrong.
     pub fn tell(&mut self, path: &[String], what: String, hint: &str) {
         let location = Some(place_of(&self.root, path));
-        self.problems.push(Problem { location, field: path.join("."), what, hint: Some(hint.to_owned()) });
+        self.problems.push(Problem { location, field: field_of(path), what, hint: Some(hint.to_owned()) });
     }
+}
+
+/// A path as problems write it: `duts[1].mac`.
+pub fn field_of(path: &[String]) -> String {
+    path.iter().fold(String::new(), |field, step| match step.parse::<usize>() {
+        Ok(index) => format!("{field}[{index}]"),
+        Err(_) if field.is_empty() => step.clone(),
+        Err(_) => format!("{field}.{step}"),
+    })
 }
 
 /// Reads a whole YAML document as a `T` and turns it into a `U`, with checks that need more than one field. The checks run on

@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use job_schema::problem::Problems;
-use job_schema::{Findings, load_checked};
+use job_schema::{Findings, field_of, load_checked};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 
@@ -324,7 +324,7 @@ impl Duts<'_> {
             let what = format!("the {noun} `{value}` is already used by `{earlier}`");
             findings.tell(&at, what, "give every DUT its own");
         } else {
-            self.names.insert(value.to_owned(), at.join("."));
+            self.names.insert(value.to_owned(), field_of(&at));
         }
     }
 

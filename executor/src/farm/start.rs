@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
 
 use gateway::content::ContentError;
 use gateway::dhcp::{DhcpEvent, Mac, Reservation};
@@ -67,13 +68,17 @@ impl Farm {
         let gateway = Gateway::start(network.gateway_config(&config, &listeners)?).await?;
         let addresses = gateway.addresses();
         let place = Place { address: network.address, http_port: addresses.http.map_or(80, |address| address.port()) };
-        let runtime = qemu::runtime_folder().map_err(|source| StartError::State { path: "a runtime folder".into(), source })?;
+        let runtime =
+            qemu::runtime_folder().map_err(|source| StartError::State { path: "a runtime folder".into(), source })?;
         let mut duts = BTreeMap::new();
         for dut in &config.duts {
             let Drivers { pdu, outlet, console } = network.drivers(dut, &gateway, runtime.path())?;
             reserve(&gateway, dut)?;
             let mac = mac_of(dut)?;
-            duts.insert(dut.id.clone(), Arc::new(Dut { config: dut.clone(), mac, pdu, outlet, console, power: Mutex::default() }));
+            duts.insert(
+                dut.id.clone(),
+                Arc::new(Dut { config: dut.clone(), mac, pdu, outlet, console, power: Mutex::default() }),
+            );
         }
         let planner = Planner { config, place };
         let desk = Desk::new(planner.config.duts.iter().map(|dut| planner.candidate(dut)));
@@ -91,7 +96,23 @@ impl Farm {
             _runtime: runtime,
             _network: network.private,
         };
-        Ok(Arc::new(farm))
+        let farm = Arc::new(farm);
+        tokio::spawn(keep_the_cache_small(Arc::downgrade(&farm)));
+        Ok(farm)
+    }
+}
+
+/// Once a day, for as long as the farm lives, forgets downloads that no job has used for 60 days (CI-tron's period).
+async fn keep_the_cache_small(farm: Weak<Farm>) {
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+    let mut day = tokio::time::interval(DAY);
+    loop {
+        day.tick().await;
+        let Some(farm) = farm.upgrade() else { return };
+        match farm.gateway.cache().prune(60 * DAY).await {
+            Ok(pruned) => tracing::debug!(?pruned, "old downloads are gone"),
+            Err(error) => tracing::warn!(%error, "cannot prune the artifact cache"),
+        }
     }
 }
 
@@ -159,7 +180,8 @@ impl Network {
         let outlet = Outlet(dut.full_name.clone());
         match &dut.machine {
             MachineConfig::Qemu(config) => {
-                let private = self.private.as_ref().ok_or_else(|| failed("a QEMU machine needs the private network".into()))?;
+                let private =
+                    self.private.as_ref().ok_or_else(|| failed("a QEMU machine needs the private network".into()))?;
                 let (name, uuid) = (&dut.full_name, uuid_of(&dut.mac));
                 let machine = qemu::Machine::new(config.clone(), name, &dut.mac, &uuid, Arc::clone(private), runtime);
                 let machine = Arc::new(machine.map_err(|error| failed(error.to_string()))?);
@@ -169,9 +191,11 @@ impl Network {
             MachineConfig::Simulated(config) => {
                 let wire = match &self.private {
                     Some(private) => simulated::Wire::Private(Arc::new(private.port(&dut.mac)?)),
-                    None => loopback_wire(dut, gateway).ok_or_else(|| failed("the gateway serves no DHCP or no TFTP".into()))?,
+                    None => loopback_wire(dut, gateway)
+                        .ok_or_else(|| failed("the gateway serves no DHCP or no TFTP".into()))?,
                 };
-                let machine = simulated::Machine::new(config.clone(), &dut.mac, wire).map_err(|error| failed(error.to_string()))?;
+                let machine = simulated::Machine::new(config.clone(), &dut.mac, wire)
+                    .map_err(|error| failed(error.to_string()))?;
                 let pdu = Arc::new(SimulatedPdu::new([(outlet.clone(), Arc::clone(&machine))]));
                 Ok(Drivers { pdu, outlet, console: Arc::new(SimulatedConsole::new(machine)) })
             }

@@ -308,6 +308,9 @@ impl Running<'_> {
         tokio::pin!(alarm);
         let mut armed: Option<Instant> = None;
         loop {
+            if self.access.as_ref().is_some_and(|access| !access.liveness().is_live()) {
+                self.transfer.fail(ErrorCode::AccessViolation, "the job that published this has ended".to_owned());
+            }
             let step = self.hear_events();
             while let Some(burst) = self.transfer.poll_transmit(&mut out, Instant::now()) {
                 socket::send(&self.socket, self.asked.peer, burst, &out, &mut segmentation).await;

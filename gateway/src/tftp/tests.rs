@@ -487,6 +487,18 @@ async fn a_listener_on_every_address_answers_from_the_one_that_was_asked() {
 }
 
 #[tokio::test]
+async fn a_transfer_whose_job_has_ended_is_cut_off() {
+    let scene = scene().await;
+    scene.put("/kernel", Content::Inline(Bytes::from(vec![7; 5000])));
+    let mut client = scene.client().await;
+    client.ask("kernel", &[]).await;
+    assert!(matches!(client.hear().await, Heard::Data(1, _)));
+    drop(scene.publication);
+    client.ack(1).await;
+    assert_eq!(client.hear_at_last().await, Heard::Error(2, "the job that published this has ended".into()));
+}
+
+#[tokio::test]
 async fn draining_ends_running_transfers_and_takes_no_new_ones() {
     let scene = scene().await;
     let content = bytes(2000);

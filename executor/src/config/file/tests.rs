@@ -43,10 +43,22 @@ fn mistakes_of_shape_and_of_sense_are_told_together() {
                 - {mac: 52:54:00:77:00:01, address: 10.77.0.11, machine: {simulated: {}}}\n\
                 - {mac: 52:54:00:77:00:01, address: 10.99.0.11, machine: {simulated: {console: nowhere.yml}}}\n\
                 - {mac: nonsense, address: 10.77.0.12, speed: 9, machine: {qemu: {firmware: coreboot}}}\n";
-    assert_eq!(problems(text), Vec::<String>::new());
+    assert_eq!(
+        problems(text),
+        [
+            "3: dhcp.range: the range holds `10.77.0.11`, the address of lab-dut-1",
+            "4: listen.api: `0.0.0.0:80` is not a loopback address, and nobody would have to log in there",
+            "7: duts[1].mac: the MAC `52:54:00:77:00:01` is already used by `duts[0].mac`",
+            "7: duts[1].address: `10.99.0.11` is not an address for a DUT of this network",
+            "7: duts[1].machine.simulated.console: no file `nowhere.yml`",
+            "8: duts[2].mac: `nonsense` is not a MAC address: it is not six bytes in hexadecimal",
+            "8: duts[2].speed: unknown key `speed`",
+            "8: duts[2].machine.qemu.firmware: `coreboot` is not known here",
+        ]
+    );
 }
 
 #[test]
 fn a_missing_network_or_name_is_said_by_name() {
-    assert_eq!(problems("duts: []\n"), Vec::<String>::new());
+    assert_eq!(problems("duts: []\n"), ["1: name: the key `name` is missing", "1: network: the key `network` is missing"]);
 }
