@@ -285,8 +285,8 @@ async fn plain_uefi_firmware_chainloads_over_a_private_network() {
 async fn power_off_stops_it_at_once(on: On) {
     let Some(mut bench) = Bench::new(on, SimulatedConfig::default()).await else { return };
     // 1 GiB of shared zeroes: in the middle of it for as long as the test needs.
-    let mebibyte = Content::Inline(Bytes::from(vec![0; 1 << 20]));
-    let kernel = Content::Joined(vec![mebibyte; 1024].into());
+    let part = Content::Inline(Bytes::from(vec![0; 2 << 20]));
+    let kernel = Content::Joined(vec![part; 512].into());
     let name = || Name::Exact("/_/job/kernel".into());
     let put = |content| {
         bench.publication.put(Protocol::Http, name(), content, Exposure::default(), Origin::Generated, Instant::now());
