@@ -1,12 +1,17 @@
 //! `wharf check`: the problems of job and farm files, and what a DUT would boot, without a server.
 
+use std::io::IsTerminal;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use job_schema::problem::Problems;
+
 use crate::boot::Place;
 use crate::config::{FarmConfig, NetworkConfig};
 use crate::farm::{Planner, Preview, Submission, SubmitError};
+use crate::virtual_dut::images;
+use crate::virtual_dut::images;
 
 /// Arguments of `wharf check`.
 #[derive(clap::Args)]
@@ -54,16 +59,26 @@ fn check_farm(path: &Path, text: &str) -> bool {
             true
         }
         Err(problems) => {
-            eprintln!("{problems}");
+            draw(&problems);
             false
         }
+    }
+}
+
+/// With colours for a terminal.
+fn draw(problems: &Problems) {
+    match std::io::stderr().is_terminal() {
+        true => eprintln!("{}", problems.render_coloured()),
+        false => eprintln!("{problems}"),
     }
 }
 
 async fn check_job(path: &Path, text: &str, farm: Option<&FarmConfig>, arguments: &Arguments) -> bool {
     let submission =
         Submission { source_name: path.display().to_string(), text: text.to_owned(), ..Submission::default() };
-    let planner = Planner { config: farm.cloned().unwrap_or_else(no_farm), place: place_of(farm) };
+    let mut config = farm.cloned().unwrap_or_else(no_farm);
+    images::add_variables(&mut config.job_variables, config.api);
+    let planner = Planner { config, place: place_of(farm) };
     let outcome = match farm {
         Some(_) => planner.preview(&submission, arguments.dut.as_deref()).await.map(Some),
         None => planner.wants(&submission).await.map(|_| None),
@@ -77,10 +92,22 @@ async fn check_job(path: &Path, text: &str, farm: Option<&FarmConfig>, arguments
             println!("{}", serde_json::json!({ "file": path, "problems": problems.list() }));
             false
         }
+        Err(SubmitError::Invalid(problems)) => {
+            draw(&problems);
+            false
+        }
         Err(error) => {
             eprintln!("{error}");
             false
         }
+    }
+}
+
+/// A name that nobody gives renders as nothing (CI-tron's rule), which is seldom what its author meant.
+fn note_unknown_names(planner: &Planner, submission: &Submission) {
+    let used = job_schema::variables_used(&submission.source_name, &submission.text).unwrap_or_default();
+    for name in planner.unknown_names(used) {
+        eprintln!("note: `{name}` is not known here and renders as nothing; farms give it with `variables:`");
     }
 }
 
