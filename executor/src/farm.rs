@@ -17,6 +17,7 @@ use job_schema::problem::Problems;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use tracing::Instrument;
 
 use crate::blueprint::console::Console;
 use crate::blueprint::power::{Outlet, Pdu, PowerState};
@@ -250,6 +251,11 @@ impl Farm {
         &self.planner.config.name
     }
 
+    /// How jobs are taken from CI-tron's clients.
+    pub fn submission(&self) -> crate::config::SubmissionConfig {
+        self.planner.config.submission
+    }
+
     /// Takes a job, or says why not. The job runs on by itself; follow its log.
     pub async fn submit(self: &Arc<Self>, submission: Submission) -> Result<Arc<JobRecord>, SubmitError> {
         if *self.stopping.borrow() {
@@ -266,7 +272,8 @@ impl Farm {
             .map_err(|_| prepare::refusal(&self.desk.candidates(), &wants))?;
         let (record, inbox) = self.record(number, &submission)?;
         let carried = carry::Carried { record: Arc::clone(&record), inbox, submission };
-        self.carriers().spawn(carry::carry(Arc::clone(self), carried, waiting));
+        let span = tracing::info_span!("job", job = record.id);
+        self.carriers().spawn(carry::carry(Arc::clone(self), carried, waiting).instrument(span));
         Ok(record)
     }
 

@@ -32,15 +32,22 @@ const IMAGES: &[Image] = &[
     Image { file: "ipxe-arm64.efi", architectures: &[Architecture::Arm64UefiHttp], by: Protocol::Http },
 ];
 
-/// The method; `images` is the folder of the iPXE images.
+/// The method, with the iPXE images that there are.
 pub struct Ipxe {
-    images: PathBuf,
+    folder: PathBuf,
+    images: Vec<&'static Image>,
 }
 
 impl Ipxe {
-    /// Images as Debian's and Ubuntu's `ipxe` package installs them.
+    /// Images where Debian's and Ubuntu's `ipxe` package installs them.
     pub fn of_the_system() -> Self {
-        Ipxe { images: PathBuf::from("/usr/lib/ipxe") }
+        Self::of(Path::new("/usr/lib/ipxe"))
+    }
+
+    /// Those of the known images that `folder` holds now.
+    pub fn of(folder: &Path) -> Self {
+        let images = IMAGES.iter().filter(|image| folder.join(image.file).exists()).collect();
+        Ipxe { folder: folder.to_owned(), images }
     }
 
     fn image(&self, image: &Image) -> Planned {
@@ -48,7 +55,7 @@ impl Ipxe {
             Protocol::Tftp => format!("/{}", image.file),
             Protocol::Http => format!("/_/boot/{}", image.file),
         };
-        generated(image.by, &name, Source::Firmware(self.images.join(image.file)))
+        generated(image.by, &name, Source::Firmware(self.folder.join(image.file)))
     }
 }
 
@@ -59,7 +66,7 @@ impl BootMethod for Ipxe {
             // Nothing to boot from the network: no boot file, so the firmware goes on to its next boot device.
             return BootPlan { artifacts, dhcp: BootOffer { rules: Vec::new() } };
         };
-        artifacts.extend(IMAGES.iter().map(|image| self.image(image)));
+        artifacts.extend(self.images.iter().map(|image| self.image(image)));
         artifacts.push(generated(Protocol::Http, SCRIPT_NAME, Source::Text(script(deployment, place))));
         let kernel = Source::Artifacts(vec![kernel.artifact.clone()]);
         artifacts.push(generated(Protocol::Http, "/_/job/kernel", kernel));
@@ -91,7 +98,7 @@ fn generated(protocol: Protocol, name: &str, source: Source) -> Planned {
     }
 }
 
-fn rules(images: &Path, place: Place) -> Vec<BootRule> {
+fn rules(images: &[&Image], place: Place) -> Vec<BootRule> {
     let script = BootRule {
         matches: BootMatch { user_class: Some(Class::Ipxe), ..BootMatch::default() },
         bootfile: format!("{}{SCRIPT_NAME}", place.http_url()),
@@ -106,8 +113,7 @@ fn rules(images: &Path, place: Place) -> Vec<BootRule> {
         vendor_class_reply: (image.by == Protocol::Http).then(|| "HTTPClient".to_owned()),
         ..BootRule::default()
     };
-    let installed = IMAGES.iter().filter(|image| images.join(image.file).exists());
-    std::iter::once(script).chain(installed.map(chainload)).collect()
+    std::iter::once(script).chain(images.iter().copied().map(chainload)).collect()
 }
 
 /// The script. UEFI kernels find their initramfs by the `initrd=` word, BIOS kernels are handed it.

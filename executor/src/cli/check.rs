@@ -11,7 +11,6 @@ use crate::boot::Place;
 use crate::config::{FarmConfig, NetworkConfig};
 use crate::farm::{Planner, Preview, Submission, SubmitError};
 use crate::virtual_dut::images;
-use crate::virtual_dut::images;
 
 /// Arguments of `wharf check`.
 #[derive(clap::Args)]
@@ -79,6 +78,7 @@ async fn check_job(path: &Path, text: &str, farm: Option<&FarmConfig>, arguments
     let mut config = farm.cloned().unwrap_or_else(no_farm);
     images::add_variables(&mut config.job_variables, config.api);
     let planner = Planner { config, place: place_of(farm) };
+    note_unknown_names(&planner, &submission);
     let outcome = match farm {
         Some(_) => planner.preview(&submission, arguments.dut.as_deref()).await.map(Some),
         None => planner.wants(&submission).await.map(|_| None),
@@ -147,6 +147,7 @@ fn no_farm() -> FarmConfig {
         network: NetworkConfig::Loopback,
         dhcp_range: None,
         api: ([127, 0, 0, 1], 0).into(),
+        submission: crate::config::SubmissionConfig::default(),
         state: PathBuf::new(),
         job_variables: Default::default(),
         duts: Vec::new(),

@@ -16,6 +16,7 @@ use futures_util::future::FutureExt;
 use gateway::content::Content;
 use gateway::namespace::{AccessEvent, Observer, Outcome, Publication};
 use tokio::sync::{mpsc, watch};
+use tracing::Instrument;
 
 use super::prepare::{Contents, Prepared};
 use super::{CancelledBy, Dut, Farm, JobRecord, Submission};
@@ -61,6 +62,8 @@ pub(super) async fn carry(farm: Arc<Farm>, carried: Carried, waiting: Waiting) {
     };
     let dut = Arc::clone(&farm.duts[&lease.dut]);
     record.leased(&dut);
+    let span = tracing::info_span!("lease", dut = dut.config.full_name, fence = lease.pass.fence());
+    tracing::info!(parent: &span, source = record.source_name, submitter = record.submitter, "the job has its DUT");
     let boot = Arc::new(Boot::default());
     let limit = Arc::new(Mutex::new(TEAR_DOWN_DEFAULT));
     let run =
@@ -70,10 +73,11 @@ pub(super) async fn carry(farm: Arc<Farm>, carried: Carried, waiting: Waiting) {
         tokio::spawn(run.to_the_verdict(inbox, submission, pass, Arc::clone(&limit))).await.unwrap_or_else(|error| {
             verdict(Status::Unknown, Cause::Farm, format!("an internal error ended the job: {error}"))
         });
+    tracing::info!(parent: &span, status = %verdict.status, cause = %verdict.cause, "the job has its verdict");
     record.log.append(JobEvent::TeardownStarted);
     farm.listeners.forget(&dut.config.mac);
     let limit = *limit.lock().unwrap_or_else(PoisonError::into_inner);
-    let tear_down = tokio::spawn(tear_down(farm, Arc::clone(&record), dut, boot, lease));
+    let tear_down = tokio::spawn(tear_down(farm, Arc::clone(&record), dut, boot, lease).instrument(span));
     if tokio::time::timeout(limit, tear_down).await.is_ok() {
         record.log.append(JobEvent::TeardownComplete);
     } else {

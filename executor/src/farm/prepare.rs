@@ -111,6 +111,12 @@ impl Planner {
         Candidate { id: dut.id.clone(), full_name: dut.full_name.clone(), tags, held_back: None, holder: None }
     }
 
+    /// Those of `names` that no template value of this farm has.
+    pub fn unknown_names(&self, names: Vec<String>) -> Vec<String> {
+        let known = self.variables(None, &BTreeMap::new());
+        names.into_iter().filter(|name| known.get(name).is_none()).collect()
+    }
+
     /// What a job's templates may use. Without a DUT the values are CI-tron's placeholders, so that both forms of a job are checked.
     fn variables(&self, dut: Option<&DutConfig>, environ: &BTreeMap<String, String>) -> Variables {
         let mut variables = Variables::new();
@@ -281,15 +287,12 @@ fn urls(source: &Source) -> Vec<String> {
 }
 
 fn describe(planned: &Planned) -> [String; 4] {
-    let name = match &planned.name {
-        Name::Exact(name) => name.clone(),
-        Name::Matching(pattern, _) => format!("{pattern} (pattern)"),
-    };
+    let (Name::Exact(name) | Name::Matching(name, _)) = &planned.name;
     let protocol = match planned.protocol {
         Protocol::Http => "HTTP",
         Protocol::Tftp => "TFTP",
     };
-    [protocol.to_owned(), name, describe_source(&planned.source), describe_exposure(&planned.exposure)]
+    [protocol.to_owned(), name.clone(), describe_source(&planned.source), describe_exposure(&planned.exposure)]
 }
 
 fn describe_source(source: &Source) -> String {

@@ -83,6 +83,11 @@ impl Pass {
         Pass { current: Arc::clone(current), fence }
     }
 
+    /// The number that tells this holder of the DUT from all others.
+    pub fn fence(&self) -> u64 {
+        self.fence
+    }
+
     /// Asked before every device write.
     pub fn check(&self) -> Result<(), Revoked> {
         if self.current.load(Ordering::SeqCst) == self.fence { Ok(()) } else { Err(Revoked) }

@@ -13,7 +13,7 @@ fn plan(start: &str) -> BootPlan {
     for file in ["undionly.kpxe", "snponly.efi"] {
         std::fs::write(images.path().join(file), "image").unwrap();
     }
-    Ipxe { images: images.path().to_owned() }.plan(&job.start, PLACE)
+    Ipxe::of(images.path()).plan(&job.start, PLACE)
 }
 
 fn script_of(plan: &BootPlan) -> String {
@@ -30,7 +30,8 @@ fn names(plan: &BootPlan) -> Vec<String> {
 
 #[test]
 fn kernel_and_initramfs_make_a_script_for_bios_and_uefi() {
-    let plan = plan("{kernel: {url: 'http://host/k', cmdline: [console=ttyS0, quiet]}, initramfs: {url: 'http://host/i'}}");
+    let plan =
+        plan("{kernel: {url: 'http://host/k', cmdline: [console=ttyS0, quiet]}, initramfs: {url: 'http://host/i'}}");
     assert_eq!(
         script_of(&plan),
         "#!ipxe\n\
@@ -74,8 +75,6 @@ fn every_artifact_has_its_name() {
             "TFTP /undionly.kpxe",
             "TFTP /snponly.efi",
             "HTTP /_/boot/snponly.efi",
-            "TFTP /ipxe-arm64.efi",
-            "HTTP /_/boot/ipxe-arm64.efi",
             "HTTP /_/boot/boot.ipxe",
             "HTTP /_/job/kernel",
             "HTTP /_/job/initramfs",
@@ -88,7 +87,8 @@ fn every_artifact_has_its_name() {
 #[test]
 fn dhcp_sends_ipxe_to_the_script_and_other_firmware_to_an_installed_image() {
     let plan = plan("{kernel: {url: 'http://host/k', cmdline: a}}");
-    let rules: Vec<_> = plan.dhcp.rules.iter().map(|rule| (rule.bootfile.as_str(), rule.vendor_class_reply.as_deref())).collect();
+    let rules: Vec<_> =
+        plan.dhcp.rules.iter().map(|rule| (rule.bootfile.as_str(), rule.vendor_class_reply.as_deref())).collect();
     assert_eq!(
         rules,
         [
