@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
+use crate::farm::WhenBusy;
+
 mod file;
 
 pub use file::{parse, schema};
@@ -24,12 +26,38 @@ pub struct FarmConfig {
     pub dhcp_range: Option<(Ipv4Addr, Ipv4Addr)>,
     /// The operator's listener.
     pub api: SocketAddr,
+    /// How jobs are taken from CI-tron's clients.
+    pub submission: SubmissionConfig,
     /// Where jobs and logs are kept.
     pub state: PathBuf,
     /// What a job may use as `{{ name }}` besides what the farm knows.
     pub job_variables: BTreeMap<String, String>,
     /// The machines.
     pub duts: Vec<DutConfig>,
+}
+
+/// How jobs are taken from CI-tron's clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SubmissionConfig {
+    /// What a client that came over the upgrade gets while every fitting DUT is busy; one that is called back always gets 409.
+    pub upgraded_when_busy: WhenBusy,
+    /// From where a job description may be fetched.
+    pub job_urls: JobUrls,
+}
+
+impl Default for SubmissionConfig {
+    fn default() -> Self {
+        SubmissionConfig { upgraded_when_busy: WhenBusy::Queue, job_urls: JobUrls::HttpsOnly }
+    }
+}
+
+/// From where a `job_desc_url` may be fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JobUrls {
+    /// `https://` only, redirects included.
+    HttpsOnly,
+    /// `http://` too, for a farm with its own network.
+    HttpToo,
 }
 
 /// Which network the DUTs are on.

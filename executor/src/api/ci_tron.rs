@@ -23,13 +23,14 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::Api;
 use super::ci_tron_console::PROTOCOL;
 use super::ci_tron_session::{after_upgrade, call_back, converse};
 use super::error::{ApiError, Dialect};
 use super::serve::Peer;
 use super::submit::{self, Ask};
 use super::upload::{JOB_BYTES_MAX, Parts, Tarball, inspect_tarball, read_parts, text_of};
-use super::{Api, JobUrls};
+use crate::config::JobUrls;
 use crate::farm::{CancelledBy, DutState, DutView, Farm, JobRecord, Submission, TargetOverride, WhenBusy};
 use crate::job_log::{JobEvent, Severity};
 
@@ -106,7 +107,7 @@ async fn take(api: Api, ask: Ask, mut request: Request) -> Result<Response, ApiE
         Viewer::Nobody => ask.submitter_at(peer),
     };
     submission.when_busy = match viewer {
-        Viewer::Upgrade => api.settings.upgraded_when_busy,
+        Viewer::Upgrade => api.farm.submission().upgraded_when_busy,
         Viewer::Callback { .. } => WhenBusy::Refuse,
         Viewer::Nobody => ask.when_busy(),
     };
@@ -211,7 +212,7 @@ async fn submission_of(api: &Api, parts: Parts, metadata: Metadata) -> Result<Su
     }
     let (source_name, text) = match (&parts.job, metadata.job_desc_url) {
         (Some(job), _) => (metadata.job_id.unwrap_or_else(|| "job".into()), text_of(job)?),
-        (None, Some(url)) => (url.clone(), fetch(&url, api.settings.job_urls).await?),
+        (None, Some(url)) => (url.clone(), fetch(&url, api.farm.submission().job_urls).await?),
         (None, None) => {
             return Err(ApiError::Malformed("No job file found: send a part `job`, or `job_desc_url`".into()));
         }
@@ -384,7 +385,7 @@ mod tests {
         };
         assert!(text(Parts::default()).starts_with("No metadata file found"));
         assert_eq!(text(parts(r#"{"version": 2}"#)), "metadata of version 2; this server speaks version 1");
-        assert!(text(parts("[]")).starts_with("the part `metadata` is wrong: "));
+        assert!(text(parts("7")).starts_with("the part `metadata` is wrong: "));
         assert!(text(parts("{}")).contains("has no `version`"));
     }
 

@@ -31,37 +31,12 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 
-use crate::farm::{Farm, JobRecord, WhenBusy};
+use crate::farm::{Farm, JobRecord};
 use error::ApiError;
-
-/// What a farm may choose about its API.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// What a client that came over the upgrade gets while every fitting DUT is busy; one that is called back always gets 409.
-    pub upgraded_when_busy: WhenBusy,
-    /// From where a job description may be fetched.
-    pub job_urls: JobUrls,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Settings { upgraded_when_busy: WhenBusy::Queue, job_urls: JobUrls::HttpsOnly }
-    }
-}
-
-/// From where a `job_desc_url` may be fetched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum JobUrls {
-    /// `https://` only, redirects included.
-    HttpsOnly,
-    /// `http://` too, for a farm with its own network.
-    HttpToo,
-}
 
 #[derive(Clone)]
 struct Api {
     farm: Arc<Farm>,
-    settings: Settings,
 }
 
 impl Api {
@@ -71,7 +46,7 @@ impl Api {
 }
 
 /// All routes.
-pub fn router(farm: Arc<Farm>, settings: Settings) -> Router {
+pub fn router(farm: Arc<Farm>) -> Router {
     let dut = get(ci_tron::dut);
     let quick_check = get(ci_tron::quick_check).post(ci_tron::queue_quick_check);
     Router::new()
@@ -105,7 +80,7 @@ pub fn router(farm: Arc<Farm>, settings: Settings) -> Router {
         // upload.rs counts by itself, part by part.
         .layer(DefaultBodyLimit::disable())
         .layer(middleware::from_fn(refuse_foreign_pages))
-        .with_state(Api { farm, settings })
+        .with_state(Api { farm })
 }
 
 /// Serves a farm's API over TCP until `shutdown` completes.
@@ -116,7 +91,7 @@ pub async fn serve(
 ) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     let listener = tokio::net::TcpListener::from_std(listener)?;
-    serve::serve(listener, router(farm, Settings::default()), shutdown).await;
+    serve::serve(listener, router(farm), shutdown).await;
     Ok(())
 }
 
@@ -127,7 +102,7 @@ pub async fn serve_locally(farm: Arc<Farm>, shutdown: impl Future<Output = ()>) 
         match open_socket(&path) {
             Ok(listener) => {
                 tracing::info!(path = %path.display(), "the API is at the local socket, too");
-                serve::serve(listener, router(farm, Settings::default()), shutdown).await;
+                serve::serve(listener, router(farm), shutdown).await;
                 let _ = std::fs::remove_file(&path);
                 return;
             }

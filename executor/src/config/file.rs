@@ -11,9 +11,10 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 
 use super::{
-    DutConfig, FarmConfig, Fault, Firmware, MachineConfig, Misbehaviour, NetworkConfig, QemuConfig, SimulatedConfig,
-    SimulatedFirmware,
+    DutConfig, FarmConfig, Fault, Firmware, JobUrls, MachineConfig, Misbehaviour, NetworkConfig, QemuConfig,
+    SimulatedConfig, SimulatedFirmware, SubmissionConfig,
 };
+use crate::farm::WhenBusy;
 
 /// A farm of machines under test.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -108,6 +109,30 @@ struct ListenKeys {
     /// Address and port of the API; `127.0.0.1:8420` when absent.
     #[schemars(extend("x-form" = "endpoint"))]
     api: Option<String>,
+    /// What CI-tron's clients that can wait (0.2.0 and newer) get while every fitting DUT is busy; `queue` when absent.
+    when_busy: Option<WhenBusyKey>,
+    /// From where such a client may have its job fetched; `https` when absent.
+    job_urls: Option<JobUrlsKey>,
+}
+
+/// What a client gets from a busy farm.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum WhenBusyKey {
+    /// A place in the queue.
+    Queue,
+    /// Status 409, as CI-tron's own server has it.
+    Refuse,
+}
+
+/// Schemes of job URLs.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum JobUrlsKey {
+    /// `https://` only.
+    Https,
+    /// `http://` too.
+    Http,
 }
 
 /// One machine.
@@ -242,9 +267,23 @@ fn check(file: FarmFile, findings: &mut Findings, directory: &Path) -> FarmConfi
         network,
         dhcp_range: range,
         api,
+        submission: submission(&file.listen),
         job_variables: file.variables,
         duts,
         name: file.name,
+    }
+}
+
+fn submission(keys: &ListenKeys) -> SubmissionConfig {
+    SubmissionConfig {
+        upgraded_when_busy: match keys.when_busy {
+            None | Some(WhenBusyKey::Queue) => WhenBusy::Queue,
+            Some(WhenBusyKey::Refuse) => WhenBusy::Refuse,
+        },
+        job_urls: match keys.job_urls {
+            None | Some(JobUrlsKey::Https) => JobUrls::HttpsOnly,
+            Some(JobUrlsKey::Http) => JobUrls::HttpToo,
+        },
     }
 }
 
