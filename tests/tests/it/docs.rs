@@ -55,7 +55,7 @@ fn fences(page: &SourceFile) -> Vec<Fence> {
 
 /// The arguments of `wharf` that a line of a page shows, if it shows any.
 fn arguments_of(line: &str) -> Option<Vec<String>> {
-    let line = line.trim_start().trim_start_matches("$ ");
+    let line = without_variables(line.trim_start().trim_start_matches("$ "));
     let command = match line.strip_prefix("wharf ") {
         Some(rest) => rest,
         None => line.strip_prefix("cargo run").and_then(|rest| rest.split_once(" -- "))?.1,
@@ -63,6 +63,15 @@ fn arguments_of(line: &str) -> Option<Vec<String>> {
     let end = [" # ", " | ", " > ", " && ", " &"].iter().filter_map(|end| command.find(end)).min();
     let command = command[..end.unwrap_or(command.len())].trim();
     Some(command.split_whitespace().map(|word| word.trim_matches(['\'', '"']).to_owned()).collect())
+}
+
+/// A command without the `NAME=value` words before it.
+fn without_variables(command: &str) -> &str {
+    let is_name = |name: &str| !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_');
+    match command.split_once(' ') {
+        Some((first, rest)) if first.split_once('=').is_some_and(|(name, _)| is_name(name)) => without_variables(rest),
+        _ => command,
+    }
 }
 
 #[test]
@@ -84,6 +93,29 @@ fn every_command_of_the_pages_is_one_that_the_program_knows() {
     for expected in ["check", "demo", "run", "serve"] {
         assert!(seen.iter().any(|command| command == expected), "no page shows `wharf {expected}`");
     }
+}
+
+#[test]
+fn commands_are_read_as_a_shell_would() {
+    let words = |line: &str| arguments_of(line).map(|words| words.join(" "));
+    assert_eq!(words("$ wharf jobs --json | jq ."), Some("jobs --json".into()));
+    assert_eq!(words("A=b wharf run -E 'CI_.*' job.yml   # a note"), Some("run -E CI_.* job.yml".into()));
+    assert_eq!(words("cargo run --release -- demo"), Some("demo".into()));
+    assert_eq!(words("wharfinger"), None);
+}
+
+/// What `.ci/run` does to the machine, the README tells: its commands stand there word for word.
+#[test]
+fn the_gate_does_no_more_than_the_readme_says() {
+    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
+    let script = std::fs::read_to_string(root().join(".ci/run")).unwrap();
+    let commands = script.lines().map(str::trim).filter(|line| {
+        ["apt-get ", "cargo ", "rustup ", "curl ", "wget "].iter().any(|program| line.starts_with(program))
+    });
+    let commands: Vec<_> = commands.collect();
+    assert_eq!(commands.last(), Some(&"cargo test"));
+    let secret: Vec<_> = commands.iter().filter(|command| !readme.contains(**command)).collect();
+    assert!(secret.is_empty(), "the README does not tell of {secret:?}");
 }
 
 #[test]
