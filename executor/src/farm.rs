@@ -26,7 +26,7 @@ use crate::job_log::{JobEvent, JobLog, Severity};
 use crate::lease::{Candidate, Desk};
 use crate::runner::{EVENTS_MAX, INPUT_CHUNKS_MAX};
 use crate::session::Event;
-use crate::verdict::Verdict;
+use crate::verdict::{Cause, Status, Verdict};
 use crate::virtual_dut::network::PrivateNetwork;
 
 mod carry;
@@ -332,7 +332,8 @@ impl Farm {
         };
         let job = self.submit(submission).await?;
         if let Some(id) = id {
-            self.quick_checks.lock().unwrap_or_else(PoisonError::into_inner).insert(id, Arc::clone(&job));
+            self.quick_checks.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), Arc::clone(&job));
+            tokio::spawn(hold_back_unless_passed(self.desk.clone(), id, Arc::clone(&job)));
         }
         Ok(job)
     }
@@ -398,6 +399,17 @@ impl Farm {
         let mut carriers = self.carriers.lock().unwrap_or_else(PoisonError::into_inner);
         while carriers.try_join_next().is_some() {}
         carriers
+    }
+}
+
+/// A DUT that fails its quick check takes no more jobs until somebody has looked at it.
+async fn hold_back_unless_passed(desk: Desk, dut: String, job: Arc<JobRecord>) {
+    let mut follower = job.log.follow(0);
+    while follower.next().await.is_some() {}
+    if let Some(verdict) =
+        job.verdict().filter(|verdict| verdict.cause != Cause::Cancelled && verdict.status != Status::Pass)
+    {
+        desk.hold_back(&dut, Some(format!("its quick check ended {verdict}")));
     }
 }
 

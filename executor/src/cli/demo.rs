@@ -49,11 +49,12 @@ pub fn main(arguments: Arguments) -> anyhow::Result<ExitCode> {
     install_for(&config, &|line| eprintln!("{line}"))?;
     let listener = std::net::TcpListener::bind(("127.0.0.1", 0))?;
     find_a_network(&mut config, arguments.dut)?;
+    let own_network = if config.network == NetworkConfig::Loopback { "" } else { " on a network of its own" };
     run_threads(async move {
         let address = listener.local_addr()?;
         let farm = Farm::start(config, address).await?;
         let api = crate::api::serve(listener, farm.clone(), std::future::pending());
-        eprintln!("farm {} on a network of its own; its API: http://{address}", farm.name());
+        eprintln!("farm {}{own_network}; its API: http://{address}", farm.name());
         let submission = Submission { source_name, text, submitter: "wharf demo".into(), ..Submission::default() };
         let outcome = tokio::select! {
             outcome = run(&farm, submission) => outcome,

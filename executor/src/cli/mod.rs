@@ -85,8 +85,16 @@ pub fn main() -> ExitCode {
         Command::RenderTemplate => crate::render::child_main().map(|()| ExitCode::SUCCESS).map_err(Into::into),
     };
     outcome.unwrap_or_else(|error| {
-        eprintln!("wharf: {error:#}");
+        eprintln!("wharf: {}", in_one_line(&error));
         ExitCode::from(FAILED)
+    })
+}
+
+/// An error with its causes; many of ours name their cause already, and need not be told it twice.
+fn in_one_line(error: &anyhow::Error) -> String {
+    error.chain().skip(1).map(ToString::to_string).fold(error.to_string(), |told, cause| match told.contains(&cause) {
+        true => told,
+        false => format!("{told}: {cause}"),
     })
 }
 

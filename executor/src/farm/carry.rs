@@ -206,7 +206,8 @@ impl Run {
                 .namespaces()
                 .publish(dut.address(), observer)
                 .map_err(|taken| SetupError { cause: Cause::Farm, reason: taken.to_string() })?;
-            boot.open(farm, dut, publication, prepared, contents, attachments)?;
+            let since = Instant::now();
+            boot.open(OpenBoot { farm, dut, publication, prepared, contents, attachments, since, published: None })?;
             Ok(console)
         }
     }
@@ -233,25 +234,7 @@ struct OpenBoot {
 }
 
 impl Boot {
-    fn open(
-        &self,
-        farm: Arc<Farm>,
-        dut: Arc<Dut>,
-        publication: Publication<Content>,
-        prepared: Arc<Prepared>,
-        contents: Contents,
-        attachments: BTreeMap<String, Bytes>,
-    ) -> Result<(), SetupError> {
-        let open = OpenBoot {
-            farm,
-            dut,
-            publication,
-            prepared,
-            contents,
-            attachments,
-            since: Instant::now(),
-            published: None,
-        };
+    fn open(&self, open: OpenBoot) -> Result<(), SetupError> {
         // Both deployments now, so that what cannot be served ends the job before the first boot.
         open.check().map_err(|reason| SetupError { cause: Cause::Artifact, reason })?;
         *self.lock() = Some(open);
