@@ -27,6 +27,7 @@ use super::Api;
 use super::ci_tron_console::PROTOCOL;
 use super::ci_tron_session::{after_upgrade, call_back, converse};
 use super::error::{ApiError, Dialect};
+use super::owner::Owner;
 use super::serve::Peer;
 use super::submit::{self, Ask};
 use super::upload::{JOB_BYTES_MAX, Parts, Tarball, inspect_tarball, read_parts, text_of};
@@ -116,19 +117,14 @@ async fn take(api: Api, ask: Ask, mut request: Request) -> Result<Response, ApiE
             // The job first: a connection for a refused one would wait in the client's backlog, and be taken for the console of its
             // next attempt (`--wait` repeats a 409 every second on the same listener).
             let record = accept(&api.farm, submission, bucket).await?;
-            let stream = match call_back(&host, port).await {
-                Ok(stream) => stream,
-                Err(reason) => {
-                    let _ = api.farm.cancel(&record.id, CancelledBy::SubmitterGone);
-                    return Err(ApiError::Malformed(reason));
-                }
-            };
-            tokio::spawn(async move { converse(stream, b"", api.farm, record).await });
+            let owner = Owner::of(&api.farm, &record);
+            let stream = call_back(&host, port).await.map_err(ApiError::Malformed)?;
+            tokio::spawn(async move { converse(stream, b"", owner).await });
             Ok(Json(json!({"version": 1, "error_msg": "success"})).into_response())
         }
         (Viewer::Upgrade, Some(upgrade)) => {
             let record = accept(&api.farm, submission, bucket).await?;
-            tokio::spawn(after_upgrade(upgrade, api.farm, record, permit));
+            tokio::spawn(after_upgrade(upgrade, Owner::of(&api.farm, &record), permit));
             Ok(switching_protocols())
         }
         (Viewer::Upgrade | Viewer::Nobody, _) => {

@@ -13,7 +13,7 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -21,9 +21,10 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{sleep, timeout};
 
 use super::ci_tron_console::{Decoder, Framer, FromClient};
+use super::owner::Owner;
 use super::serve::prepare_tcp;
 use super::wire::console_of;
-use crate::farm::{CancelledBy, Farm, JobRecord, JobState};
+use crate::farm::{JobRecord, JobState};
 
 /// We connect before we answer, and the client's HTTP has no limit of its own; it would wait 15 s more after the answer.
 const CALLBACK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -52,17 +53,11 @@ const GRACE_UNKNOWN: Duration = Duration::from_millis(750);
 const READ_BYTES: usize = 4096;
 
 /// Shows a job on the connection of an accepted upgrade.
-pub(super) async fn after_upgrade(
-    upgrade: OnUpgrade,
-    farm: Arc<Farm>,
-    record: Arc<JobRecord>,
-    _permit: Option<Arc<OwnedSemaphorePermit>>,
-) {
+pub(super) async fn after_upgrade(upgrade: OnUpgrade, owner: Owner, _permit: Option<Arc<OwnedSemaphorePermit>>) {
     let upgraded = match upgrade.await {
         Ok(upgraded) => upgraded,
         Err(error) => {
-            tracing::info!(job = record.id, %error, "the console's client left during the upgrade");
-            return cancel(&farm, &record);
+            return tracing::info!(job = owner.record().id, %error, "the console's client left during the upgrade");
         }
     };
     match upgraded.downcast::<TokioIo<TcpStream>>() {
@@ -70,15 +65,13 @@ pub(super) async fn after_upgrade(
             let stream = parts.io.into_inner();
             acknowledged(&stream).await;
             sleep(GRACE).await;
-            converse(stream, &parts.read_buf, farm, record).await;
+            converse(stream, &parts.read_buf, owner).await;
         }
-        Err(upgraded) => unknown_transport(upgraded, farm, record).await,
+        Err(upgraded) => {
+            sleep(GRACE_UNKNOWN).await;
+            converse(TokioIo::new(upgraded), b"", owner).await;
+        }
     }
-}
-
-async fn unknown_transport(upgraded: Upgraded, farm: Arc<Farm>, record: Arc<JobRecord>) {
-    sleep(GRACE_UNKNOWN).await;
-    converse(TokioIo::new(upgraded), b"", farm, record).await;
 }
 
 /// Connects to the port on which a client without upgrade listens.
@@ -95,39 +88,30 @@ pub(super) async fn call_back(host: &str, port: u16) -> Result<TcpStream, String
     }
 }
 
-/// Shows a job on a connection, types what its client types, and cancels the job when the client leaves before the end.
-pub(super) async fn converse<S>(stream: S, already_read: &[u8], farm: Arc<Farm>, record: Arc<JobRecord>)
+/// Shows a job on a connection and types what its client types. The client that leaves before the end takes its job along.
+pub(super) async fn converse<S>(stream: S, already_read: &[u8], owner: Owner)
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let (read, mut write) = tokio::io::split(stream);
     let mut decoder = Decoder::default();
     decoder.push(already_read);
-    let mut listening = std::pin::pin!(listen(read, decoder, &record));
+    let mut listening = std::pin::pin!(listen(read, decoder, owner.record()));
     let told = tokio::select! {
-        told = tell(&mut write, &farm, &record) => told,
+        told = tell(&mut write, &owner) => told,
         reason = &mut listening => Err(io::Error::other(reason)),
     };
     match told {
         // The client's own close says that it has fetched everything; it is the last word.
         Ok(()) => drop((write.shutdown().await, timeout(LINGER, listening).await)),
-        Err(error) => {
-            tracing::info!(job = record.id, %error, "the console's client is gone");
-            cancel(&farm, &record);
-        }
+        Err(error) => tracing::info!(job = owner.record().id, %error, "the console's client is gone"),
     }
 }
 
-fn cancel(farm: &Farm, record: &JobRecord) {
-    // An ended job refuses, and that is fine.
-    if farm.cancel(&record.id, CancelledBy::SubmitterGone).is_ok() {
-        tracing::info!(job = record.id, "its submitter is gone: cancelled");
-    }
-}
-
-async fn tell(write: &mut (impl AsyncWrite + Unpin), farm: &Farm, record: &JobRecord) -> io::Result<()> {
+async fn tell(write: &mut (impl AsyncWrite + Unpin), owner: &Owner) -> io::Result<()> {
+    let record = owner.record();
     let mut framer = Framer::default();
-    let greeting = format!("wharf {}: job {} ({}) is accepted", farm.name(), record.id, record.source_name);
+    let greeting = format!("wharf {}: job {} ({}) is accepted", owner.farm().name(), record.id, record.source_name);
     // Alone and whole: should a slow client still drop what comes with the 101, it drops this and no part of a frame.
     write_patiently(write, &framer.note(record.submitted, &greeting), record).await?;
     let mut follower = record.log.follow(0);

@@ -16,8 +16,8 @@ use utoipa::OpenApi;
 
 use super::Api;
 use super::error::ApiError;
+use super::owner::Owner;
 use super::wire::{ErrorWire, EventWire, JobWire, JobsWire, console_of};
-use crate::farm::{CancelledBy, Farm, JobRecord, JobState};
 use crate::job_log::{Follower, JobEvent, JobLog};
 
 /// An event stream without events gets an empty line this often: a reader that is gone is noticed by it, and a proxy between stays open.
@@ -118,7 +118,7 @@ pub(super) async fn events(
     let record = api.job(&id)?;
     let owner = match query.owner {
         None | Some(0) => None,
-        Some(_) => Some(Owner { farm: Arc::clone(&api.farm), record: Arc::clone(&record) }),
+        Some(_) => Some(Owner::of(&api.farm, &record)),
     };
     let headers = [(header::CONTENT_TYPE, "application/x-ndjson"), (header::CACHE_CONTROL, "no-store")];
     Ok((headers, Body::from_stream(lines(record.log.follow(query.from), owner))).into_response())
@@ -138,22 +138,6 @@ fn lines(follower: Follower, owner: Option<Owner>) -> impl Stream<Item = serde_j
         };
         Ok(Some((line, (follower, owner))))
     })
-}
-
-/// Held by the stream that owns a job; dropped with it.
-struct Owner {
-    farm: Arc<Farm>,
-    record: Arc<JobRecord>,
-}
-
-impl Drop for Owner {
-    fn drop(&mut self) {
-        if self.record.state() != JobState::Ended
-            && self.farm.cancel(&self.record.id, CancelledBy::SubmitterGone).is_ok()
-        {
-            tracing::info!(job = self.record.id, "its submitter is gone: cancelled");
-        }
-    }
 }
 
 /// GET `/api/v1/schema/job`
