@@ -1,6 +1,6 @@
 //! From the text that was submitted to what a DUT can boot: render, check, plan, fetch.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -186,7 +186,7 @@ async fn parse(submission: &Submission, variables: &Variables) -> Result<Job, Pr
 
 /// What a job may say and this version does not do yet. Refused at once: a job that silently lacks its disk fails late and oddly.
 /// `fastboot` is not among them: it only speaks to machines that boot so.
-fn unserved((name, deployment): (&str, &Deployment)) -> Vec<Problem> {
+fn unserved(deployment: &Deployment) -> Vec<&'static str> {
     let storage = &deployment.storage;
     let files = || storage.http.iter().chain(&storage.tftp);
     let artifacts = || {
@@ -196,22 +196,17 @@ fn unserved((name, deployment): (&str, &Deployment)) -> Vec<Problem> {
     let is_archive = |artifact: &Artifact| matches!(artifact.source, ArtifactSource::Archive(_));
     let is_s3 = |artifact: &Artifact| matches!(&artifact.source, ArtifactSource::Url(url) if url.starts_with("s3:"));
     let table = [
-        ("storage.nbd", !storage.nbd.is_empty()),
-        ("storage.nfs", !storage.nfs.is_empty()),
-        ("storage.s3", !storage.s3.is_empty()),
-        ("storage.imagestore", !storage.imagestore.is_empty()),
-        ("dhcp", !deployment.dhcp.is_empty()),
+        ("`storage.nbd`", !storage.nbd.is_empty()),
+        ("`storage.nfs`", !storage.nfs.is_empty()),
+        ("`storage.s3`", !storage.s3.is_empty()),
+        ("`storage.imagestore`", !storage.imagestore.is_empty()),
+        ("`dhcp`", !deployment.dhcp.is_empty()),
         ("an artifact's `archive`", artifacts().any(is_archive)),
         ("an artifact's `format`", artifacts().any(|artifact| !artifact.format.is_empty())),
         ("an artifact's `s3://` URL", artifacts().any(is_s3)),
         ("an artifact's `expose`", files().any(|file| file.expose.is_some())),
     ];
-    let problem = |what: &str| {
-        Problem::new(format!("`deployment.{name}`: {what} is checked, but not served by this version"))
-            .about(format!("deployment.{name}"))
-            .hint("README.md lists what this version serves")
-    };
-    table.into_iter().filter(|(_, used)| *used).map(|(what, _)| problem(what)).collect()
+    table.into_iter().filter(|(_, used)| *used).map(|(what, _)| what).collect()
 }
 
 impl Farm {
