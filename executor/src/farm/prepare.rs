@@ -179,9 +179,16 @@ pub(super) fn refusal(candidates: &[Candidate], wants: &Wants) -> SubmitError {
 async fn parse(submission: &Submission, variables: &Variables) -> Result<Job, Problems> {
     let rendered: Rendered = render::in_child(&submission.source_name, &submission.text, variables).await?;
     let job = Job::parse(&rendered)?;
-    let unserved: Vec<_> =
-        [("start", &job.start), ("continue", &job.continue_)].into_iter().flat_map(unserved).collect();
-    if unserved.is_empty() { Ok(job) } else { Err(Problems::new(&submission.source_name, &rendered.text, unserved)) }
+    let unserved: BTreeSet<_> = unserved(&job.start).into_iter().chain(unserved(&job.continue_)).collect();
+    if unserved.is_empty() {
+        return Ok(job);
+    }
+    let problem = |what: &str| {
+        Problem::new(format!("{what} is checked, but not served by this version"))
+            .about("deployment")
+            .hint("README.md lists what this version serves")
+    };
+    Err(Problems::new(&submission.source_name, &rendered.text, unserved.into_iter().map(problem).collect()))
 }
 
 /// What a job may say and this version does not do yet. Refused at once: a job that silently lacks its disk fails late and oddly.
