@@ -6,6 +6,7 @@
 //!       └─► [text](target)                                 ─► a file that is there, a heading that is there
 //! ```
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -145,6 +146,36 @@ fn every_whole_job_and_farm_of_the_pages_is_right() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert!(checked >= 4, "only {checked} whole examples were found");
+}
+
+/// The names of all keys that a JSON Schema knows, and the words that it allows as values.
+fn words_of(schema: &serde_json::Value, words: &mut BTreeSet<String>) {
+    if let Some(properties) = schema["properties"].as_object() {
+        words.extend(properties.keys().cloned());
+    }
+    words.extend(schema["const"].as_str().map(str::to_owned));
+    words.extend(schema["enum"].as_array().into_iter().flatten().filter_map(|word| word.as_str().map(str::to_owned)));
+    match schema {
+        serde_json::Value::Object(members) => members.values().for_each(|member| words_of(member, words)),
+        serde_json::Value::Array(items) => items.iter().for_each(|item| words_of(item, words)),
+        _ => {}
+    }
+}
+
+#[test]
+fn the_page_of_the_farm_file_has_every_key_and_word() {
+    let schema = serde_json::from_slice(&wharf(&["schema", "farm"]).stdout).unwrap();
+    let mut words = BTreeSet::new();
+    words_of(&schema, &mut words);
+    assert!(words.contains("misbehave") && words.contains("uefi-pxe"), "{words:?}");
+    let page = std::fs::read_to_string(root().join("docs/farm-file.md")).unwrap();
+    let is_named = |word: &String| {
+        page.contains(&format!("`{word}`"))
+            || page.contains(&format!("`{word}: "))
+            || page.contains(&format!(".{word}`"))
+    };
+    let missing: Vec<_> = words.iter().filter(|word| !is_named(word)).collect();
+    assert!(missing.is_empty(), "docs/farm-file.md does not name {missing:?}");
 }
 
 #[test]
