@@ -362,11 +362,20 @@ fn first_file(candidates: &[&str]) -> Option<PathBuf> {
 
 /// The version of the package that a file came with; nothing where it came otherwise.
 async fn package_version(path: &Path) -> Option<String> {
-    let owner = Command::new("dpkg-query").arg("-S").arg(path).output().await.ok()?;
-    let owner = String::from_utf8(owner.stdout).ok()?;
-    let package = owner.split([':', ',']).next().filter(|name| !name.is_empty())?.to_owned();
-    let shown = Command::new("dpkg-query").args(["-W", "-f", "${Version}", &package]).output().await.ok()?;
+    let mut package = owner(path).await;
+    if package.is_none() {
+        // Where /bin is a link to /usr/bin, dpkg may know a file by the name that it had before.
+        package = owner(&Path::new("/").join(path.strip_prefix("/usr").ok()?)).await;
+    }
+    let shown = Command::new("dpkg-query").args(["-W", "-f", "${Version}", &package?]).output().await.ok()?;
     String::from_utf8(shown.stdout).ok().filter(|version| !version.is_empty())
+}
+
+/// The package that dpkg unpacked `path` from.
+async fn owner(path: &Path) -> Option<String> {
+    let output = Command::new("dpkg-query").arg("-S").arg(path).output().await.ok()?;
+    let line = String::from_utf8(output.stdout).ok()?;
+    line.split([':', ',']).next().filter(|name| !name.is_empty()).map(str::to_owned)
 }
 
 /// How packages can be installed here.

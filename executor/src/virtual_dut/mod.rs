@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   network     a bridge in a network namespace of our own: the gateway at one port, a DUT at each other
+//!   cable       a machine's link to that network where no tap may be made
 //!   install     which programs and files virtual machines need, and how they get onto this host
 //!   images      the kernel and initramfs that a farm of such machines offers to its jobs
 //!   qemu        one virtual machine: command line, process, control socket, serial line
@@ -10,6 +11,7 @@
 //!   tiny        a boot payload of some hundred bytes for machines that need no Linux
 //! ```
 
+pub mod cable;
 pub mod images;
 pub mod initramfs;
 pub mod install;

@@ -19,6 +19,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
+use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use gateway::net::Net;
@@ -30,7 +31,9 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork, getegid, geteuid};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
-use rtnetlink::packet_route::link::BridgeStpState;
+use rtnetlink::packet_route::link::{
+    BridgePortState, BridgeStpState, InfoBridgePort, InfoPortData, LinkAttribute, LinkInfo, LinkMessage,
+};
 use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth};
 
 /// The bridge's name inside its namespace.
@@ -45,6 +48,10 @@ const BRIDGE_LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0x0077, 0x68f
 
 /// A simulated DUT's link inside its own namespace.
 const PORT_INTERFACE: &str = "eth0";
+
+/// How often, and how long at most, a fresh port of the bridge is looked at: see [`PrivateNetwork::await_forwarding`].
+const FORWARDING_INTERVAL: Duration = Duration::from_millis(2);
+const FORWARDING_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Capabilities that a private network takes (linux/capability.h): to make namespaces, and to set up links in them.
 const CAP_SYS_ADMIN: u32 = 21;
@@ -135,6 +142,17 @@ impl PrivateNetwork {
         self.join_bridge(name)
     }
 
+    /// Makes two links of which the one ends where the other begins, `near` a port of the bridge and `far` not.
+    pub(super) fn pair(&self, near: &str, far: &str) -> Result<(), NetworkError> {
+        links(&self.net, format!("make the link pair `{near}`"), async |netlink| {
+            netlink.link().add(LinkVeth::new(near, far).build()).execute().await?;
+            let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{far}/disable_ipv6"), "1");
+            raise(&netlink, LinkMessageBuilder::<LinkUnspec>::new().index(index_of(far)?)).await
+        })?;
+        self.join_bridge(near)?;
+        self.await_forwarding(near)
+    }
+
     /// Makes a namespace with one link of address `mac` that is joined to the bridge: the own network of a simulated DUT.
     pub fn port(&self, mac: &str) -> Result<Port, NetworkError> {
         let mac = parse_mac(mac)?;
@@ -154,6 +172,7 @@ impl PrivateNetwork {
             let named = LinkMessageBuilder::<LinkUnspec>::new().index(index).name(PORT_INTERFACE).address(mac.to_vec());
             raise(&netlink, named).await
         })?;
+        self.await_forwarding(&inside)?;
         Ok(Port { net, interface: PORT_INTERFACE.to_owned(), bridge_net: self.net.clone(), bridge_end: inside })
     }
 
@@ -209,6 +228,24 @@ impl PrivateNetwork {
             raise(&netlink, LinkMessageBuilder::<LinkUnspec>::new().index(index)).await?;
             netlink.address().add(index, IpAddr::V4(address), prefix_length).replace().execute().await?;
             add_link_local(&netlink, index).await
+        })
+    }
+
+    /// Waits until the bridge passes frames from and to a port whose other end is up. The kernel gets to it in a work queue of its own,
+    /// within a millisecond or, while other networks are being torn down, some seconds.
+    fn await_forwarding(&self, name: &str) -> Result<(), NetworkError> {
+        links(&self.net, format!("wait for the port `{name}` of the bridge"), async |netlink| {
+            let index = index_of(name)?;
+            let forwarding = async {
+                loop {
+                    let found: Vec<_> = netlink.link().get().match_index(index).execute().try_collect().await?;
+                    if found.iter().any(is_forwarding) {
+                        return Ok(());
+                    }
+                    tokio::time::sleep(FORWARDING_INTERVAL).await;
+                }
+            };
+            tokio::time::timeout(FORWARDING_TIMEOUT, forwarding).await.map_err(io::Error::from)?
         })
     }
 
@@ -362,7 +399,7 @@ fn links(
     work: impl AsyncFnOnce(Handle) -> Result<(), LinkError> + Send,
 ) -> Result<(), NetworkError> {
     net.run(|| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
             let (connection, netlink, _) = rtnetlink::new_connection()?;
             let connection = tokio::spawn(connection);
@@ -390,6 +427,19 @@ impl From<io::Error> for LinkError {
     fn from(error: io::Error) -> Self {
         LinkError(error)
     }
+}
+
+/// Whether the bridge that this link is a port of passes its frames.
+fn is_forwarding(link: &LinkMessage) -> bool {
+    let infos = link.attributes.iter().filter_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => Some(infos),
+        _ => None,
+    });
+    let states = infos.flatten().filter_map(|info| match info {
+        LinkInfo::PortData(InfoPortData::BridgePort(port)) => Some(port),
+        _ => None,
+    });
+    states.flatten().any(|info| matches!(info, InfoBridgePort::State(BridgePortState::Forwarding)))
 }
 
 /// Applies `change` and sets the link up.
@@ -420,10 +470,10 @@ fn tap_request(name: LinkName) -> libc::ifreq {
 }
 
 /// A link's name as the kernel takes it, with its final zero.
-type LinkName = [libc::c_char; libc::IFNAMSIZ];
+pub(super) type LinkName = [libc::c_char; libc::IFNAMSIZ];
 
 /// A name that fits, or why it does not.
-fn to_link_name(name: &str) -> io::Result<LinkName> {
+pub(super) fn to_link_name(name: &str) -> io::Result<LinkName> {
     let mut bytes = [0; libc::IFNAMSIZ];
     if name.is_empty() || name.len() >= bytes.len() {
         let why = format!("a link's name has 1 to {} bytes", bytes.len() - 1);
@@ -446,7 +496,6 @@ fn parse_mac(text: &str) -> Result<[u8; 6], NetworkError> {
 mod tests {
     use std::os::unix::process::ExitStatusExt;
     use std::process::Stdio;
-    use std::time::Duration;
 
     use super::*;
 

@@ -35,8 +35,9 @@ use tokio::process::{Child, Command};
 use tokio::sync::{Mutex, OnceCell, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 
+use super::cable::Cable;
 use super::install::{self, Ovmf};
-use super::network::PrivateNetwork;
+use super::network::{NetworkError, PrivateNetwork};
 use super::tiny;
 use crate::blueprint::power::PowerState;
 use crate::config::{Firmware, QemuConfig};
@@ -130,6 +131,7 @@ pub struct Machine {
     network: Arc<PrivateNetwork>,
     folder: PathBuf,
     control: UnixListener,
+    cable: OnceCell<Option<Cable>>,
     running: Mutex<Option<Running>>,
     consoles: mpsc::Sender<DuplexStream>,
     console_slot: Arc<Semaphore>,
@@ -171,6 +173,7 @@ impl Machine {
             network,
             folder,
             control,
+            cable: OnceCell::new(),
             running: Mutex::new(None),
             consoles,
             console_slot: Arc::new(Semaphore::new(1)),
@@ -238,8 +241,8 @@ impl Machine {
 
     /// Spawns QEMU and speaks with it until its guest is about to run.
     async fn start(&self) -> Result<Running, MachineError> {
-        let command = self.command().await?;
-        self.network.tap(&self.tap()).map_err(|error| self.failed("plug in its cable", io::Error::other(error)))?;
+        let netdev = self.netdev().await.map_err(|error| self.failed("plug in its cable", io::Error::other(error)))?;
+        let command = self.command(&netdev).await?;
         tracing::debug!(dut = %self.name, ?command, "starting QEMU");
         let mut process = self.network.spawn(command).map_err(|source| self.failed("start QEMU", source))?;
         let connected = async {
@@ -261,7 +264,7 @@ impl Machine {
     }
 
     /// The whole command, with its output going to a file for [`Self::ended`].
-    async fn command(&self) -> Result<Command, MachineError> {
+    async fn command(&self, netdev: &[u8]) -> Result<Command, MachineError> {
         let missing = |what| MachineError::Missing { machine: self.name.clone(), what };
         let cache = install::cache_folder().map_err(|error| self.failed("find the cache", io::Error::other(error)))?;
         let installed = install::look(&cache);
@@ -278,7 +281,7 @@ impl Machine {
             name: &self.name,
             mac: &self.mac,
             uuid: &self.uuid,
-            tap: &self.tap(),
+            netdev,
             accelerator: accelerator(&qemu, &cache).await,
             folder: &self.folder,
             ovmf: firmware.as_ref(),
@@ -306,9 +309,23 @@ impl Machine {
         Ok(Ovmf { code: ovmf.code, variables: copy })
     }
 
-    /// A link's name has at most 15 bytes; the MAC is what tells machines apart.
-    fn tap(&self) -> String {
-        format!("tap{}", hexadecimal(&self.mac))
+    /// What QEMU plugs its card into: a tap, or where none may be made a socket of [`Cable`].
+    async fn netdev(&self) -> Result<Vec<u8>, NetworkError> {
+        // A link's name has at most 15 bytes; the MAC is what tells machines apart.
+        let [tap, far] = ["tap", "far"].map(|end| format!("{end}{}", hexadecimal(&self.mac)));
+        let cable = self.cable.get_or_try_init(async || match self.network.tap(&tap) {
+            Err(error @ NetworkError::Tun { .. }) => {
+                tracing::info!(dut = %self.name, "no tap, so a cable of our own, which is slower: {error}");
+                Cable::plug(&self.network, &tap, &far, &self.folder.join("cable")).map(Some)
+            }
+            made => made.map(|()| None),
+        });
+        Ok(match cable.await? {
+            None => format!("tap,id=n0,ifname={tap},script=no,downscript=no").into_bytes(),
+            Some(cable) => {
+                [b"stream,id=n0,server=off,addr.type=unix,addr.path=", &*escaped_path(cable.path())].concat()
+            }
+        })
     }
 
     async fn ask(&self, command: &str) -> Result<Value, MachineError> {
@@ -360,7 +377,7 @@ fn hexadecimal(mac: &str) -> String {
 }
 
 /// A listener on a fresh socket, or why its path will not do.
-fn listen_on(path: &Path) -> io::Result<UnixListener> {
+pub(super) fn listen_on(path: &Path) -> io::Result<UnixListener> {
     if path.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
         let why = format!(
             "the path {} is longer than {SOCKET_PATH_BYTES_MAX} bytes; set XDG_RUNTIME_DIR to a shorter one",
@@ -381,7 +398,7 @@ struct Launch<'a> {
     name: &'a str,
     mac: &'a str,
     uuid: &'a str,
-    tap: &'a str,
+    netdev: &'a [u8],
     accelerator: Accelerator,
     folder: &'a Path,
     ovmf: Option<&'a Ovmf>,
@@ -396,7 +413,7 @@ impl Launch<'_> {
         // A guest's reboot starts over in the same process; its power-off leaves the process, so the outlet is still on.
         arguments.words(&["-action", "shutdown=pause,reboot=reset,panic=pause"]);
         self.add_sockets(&mut arguments);
-        arguments.pair("-netdev", &[b"tap,id=n0,ifname=", self.tap.as_bytes(), b",script=no,downscript=no"]);
+        arguments.pair("-netdev", &[self.netdev]);
         let card: &[u8] = match self.config.firmware {
             Firmware::Bios | Firmware::UefiIpxe => b"",
             // An empty ROM: what is left is OVMF's own PXE client.
@@ -755,7 +772,6 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
-    use crate::virtual_dut::network::NetworkError;
 
     const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -766,7 +782,7 @@ mod tests {
             name: "demo, one",
             mac: "52:54:00:77:00:01",
             uuid: "00000000-0000-4000-8000-525400770001",
-            tap: "tap525400770001",
+            netdev: b"tap,id=n0,ifname=tap525400770001,script=no,downscript=no",
             accelerator,
             folder: Path::new("/run/a,b"),
             ovmf: (firmware != Firmware::Bios).then_some(&ovmf),
@@ -836,10 +852,6 @@ mod tests {
             }
             network => Arc::new(network.unwrap()),
         };
-        if let Err(error @ NetworkError::Tun { .. }) = network.tap("probe") {
-            eprintln!("SKIPPED: {error}");
-            return None;
-        }
         let config = QemuConfig { firmware: Firmware::Bios, memory_mib: 16 };
         let mut machine = Machine::new(config, "test", "52:54:00:77:00:01", uuid, network, folder.path()).unwrap();
         let payload = folder.path().join("tiny.elf");
