@@ -13,7 +13,7 @@
 //!
 //! | word | meaning |
 //! |---|---|
-//! | `x-form` | a form of text (see [`FORMS`]) or of structure: `collection`, `one-or-list`, `named`, `duration`, `lifetime`, `any` |
+//! | `x-form` | a form of text (see [`FORMS`](crate::forms::FORMS)) or of structure: `collection`, `one-or-list`, `named`, `duration`, `lifetime`, `any` |
 //! | `x-item` | what `collection`, `one-or-list` and `named` hold |
 //! | `x-exactly-one`, `x-at-most-one` | keys that exclude each other |
 //! | `x-at-least-one` | keys of which one is needed |

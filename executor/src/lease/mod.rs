@@ -4,7 +4,7 @@
 //!  Pending ──(a fitting DUT is free)──► Active ──(release)──► Releasing ──(torn down)──► Destroyed
 //!     └──(withdrawn)──► Destroyed
 //! ```
-//! Rows live in memory in this version ([`Desk`](desk::Desk)); what others may rely on are the types of this file: a [`Lease`] is a
+//! Rows live in memory in this version ([`Desk`]); what others may rely on are the types of this file: a [`Lease`] is a
 //! value, its [`Pass`] is the permission, and revoking the pass makes every interface refuse before the DUT is given to the next.
 
 use std::sync::Arc;
