@@ -320,6 +320,11 @@ impl Farm {
         Ok(())
     }
 
+    /// Takes a DUT (by id) out of service for a reason, or puts it back with `None`. A job that runs on it is left alone.
+    pub fn hold_back(&self, dut: &str, reason: Option<String>) {
+        self.desk.hold_back(dut, reason);
+    }
+
     /// Boots a DUT and looks whether it comes up, when its turn comes.
     pub async fn queue_quick_check(self: &Arc<Self>, dut: &str) -> Result<Arc<JobRecord>, SubmitError> {
         let id = self.dut(dut).map(|dut| dut.id);

@@ -116,11 +116,6 @@ impl JobLog {
         Ok(Arc::new(JobLog { state: Mutex::new(state), console, path, grown: watch::channel(0).0 }))
     }
 
-    /// Where the console's bytes are.
-    pub fn console_path(&self) -> &Path {
-        &self.path
-    }
-
     /// Appends one event. After [`JobEvent::Ended`] nothing more is taken.
     pub fn append(&self, event: JobEvent) {
         let mut state = self.lock();

@@ -267,6 +267,28 @@ pub(super) async fn dut(State(api): State<Api>, Path(name): Path<String>) -> Res
     find(&api.farm, &name).map(|dut| Json(dut_json(&dut)))
 }
 
+/// PATCH `/api/v1/dut/<id or full name>`: `ready_for_service` holds a DUT back, or puts one that the farm held back (it declared itself
+/// unfit, it failed its quick check) into service again. CI-tron's other keys belong to the farm file here.
+#[utoipa::path(patch, tag = "ci-tron", path = "/api/v1/dut/{name}", params(("name" = String, Path, description = "id or full name")), request_body = Object, responses((status = 200, body = String), (status = 400, description = "no such DUT, or another key", body = super::wire::ErrorWire)))]
+pub(super) async fn update_dut(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    Json(changes): Json<BTreeMap<String, Value>>,
+) -> Result<String, ApiError> {
+    let dut = find(&api.farm, &name)?;
+    if let Some(key) = changes.keys().find(|key| *key != "ready_for_service") {
+        let text = format!("`{key}` cannot be changed here; change it in the farm file, or send `ready_for_service`");
+        return Err(ApiError::Malformed(text));
+    }
+    match changes.get("ready_for_service").map(Value::as_bool) {
+        Some(Some(true)) => api.farm.hold_back(&dut.id, None),
+        Some(Some(false)) => api.farm.hold_back(&dut.id, Some("taken out of service by an operator".into())),
+        Some(None) => return Err(ApiError::Malformed("`ready_for_service` is neither true nor false".into())),
+        None => {}
+    }
+    Ok(format!("Updated {}\n", dut.full_name))
+}
+
 /// POST `/api/v1/dut/<id or full name>/cancel_job`
 pub(super) async fn cancel_job(
     State(api): State<Api>,

@@ -160,6 +160,7 @@ pub(super) async fn job_schema() -> Json<Value> {
         super::submit::type_on_console,
         super::ci_tron::duts,
         super::ci_tron::dut,
+        super::ci_tron::update_dut,
     ),
     components(schemas(super::wire::ProblemWire))
 )]

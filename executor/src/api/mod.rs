@@ -48,7 +48,7 @@ impl Api {
 
 /// All routes.
 pub fn router(farm: Arc<Farm>) -> Router {
-    let dut = get(ci_tron::dut);
+    let dut = get(ci_tron::dut).patch(ci_tron::update_dut);
     let quick_check = get(ci_tron::quick_check).post(ci_tron::queue_quick_check);
     Router::new()
         // Submit.
