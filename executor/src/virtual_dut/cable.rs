@@ -16,8 +16,8 @@ use nix::libc;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixListener;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
 
 use super::network::{NetworkError, PrivateNetwork};
@@ -41,7 +41,8 @@ impl Cable {
         network.pair(near, far)?;
         let failed = |source| NetworkError::Link { action: action(), source };
         let frames = network.net().run(|| packet_socket(near, far)).map_err(failed)?;
-        let frames = AsyncFd::new(frames).map_err(failed)?;
+        // SAFETY: an `OwnedFd` keeps its descriptor open, and the same one, until it is dropped, and this one is never replaced.
+        let frames = unsafe { AsyncFd::register(frames) }.map_err(|error| failed(error.into()))?;
         let listener = super::qemu::listen_on(path).map_err(failed)?;
         Ok(Cable { path: path.to_owned(), pump: tokio::spawn(pump(frames, listener)) })
     }
@@ -173,18 +174,19 @@ fn complete_checksums(link: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// What a test and QEMU do at the other end.
-#[cfg(test)]
-async fn connect(cable: &Cable) -> UnixStream {
-    UnixStream::connect(cable.path()).await.unwrap()
-}
-
 #[cfg(test)]
 mod tests {
     use std::net::Ipv4Addr;
     use std::time::Duration;
 
+    use tokio::net::UnixStream;
+
     use super::*;
+
+    /// What QEMU does at the other end.
+    async fn connect(cable: &Cable) -> UnixStream {
+        UnixStream::connect(cable.path()).await.unwrap()
+    }
 
     /// An Ethernet broadcast with a UDP datagram from 0.0.0.0:68 to 255.255.255.255:67 that says `hello`. Checksums: IP's as RFC 1071
     /// wants it, UDP's absent (RFC 768 allows it).
