@@ -7,7 +7,7 @@
 //! ```
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use tests::workspace::{SourceFile, files, root};
@@ -249,6 +249,59 @@ fn every_link_between_pages_leads_somewhere() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert!(followed >= 10, "only {followed} links were found");
+}
+
+/// All pages that one gets to from the README by following links.
+fn reached() -> BTreeSet<PathBuf> {
+    let mut reached = BTreeSet::new();
+    let mut next = vec![root().join("README.md")];
+    while let Some(page) = next.pop() {
+        let text = std::fs::read_to_string(&page).unwrap();
+        if !reached.insert(page.clone()) {
+            continue;
+        }
+        for target in text.lines().flat_map(targets) {
+            let file = target.split('#').next().unwrap_or_default();
+            let linked = page.parent().expect("a page is in a folder").join(file);
+            if file.ends_with(".md") && linked.exists() {
+                next.push(linked.canonicalize().unwrap());
+            }
+        }
+    }
+    reached
+}
+
+#[test]
+fn every_page_is_reached_from_the_readme() {
+    let reached = reached();
+    let lost: Vec<_> = pages()
+        .into_iter()
+        .filter(|page| page.path.starts_with("docs/") && !reached.contains(&root().join(&page.path)))
+        .map(|page| page.path)
+        .collect();
+    assert!(lost.is_empty(), "no page links to {lost:?}");
+}
+
+#[test]
+fn the_drawing_of_the_house_has_every_room() {
+    let page = std::fs::read_to_string(root().join("docs/ARCHITECTURE.md")).unwrap();
+    let mut missing = Vec::new();
+    for file in files("rs") {
+        let Some((house, inside)) = file.path.split_once("/src/") else { continue };
+        let room = match inside.split_once('/') {
+            Some((folder, _)) => format!("{folder}/"),
+            // Tests stand beside what they test.
+            None if inside.ends_with("_tests.rs") || inside == "seeded.rs" => continue,
+            None => inside.to_owned(),
+        };
+        // A folder may be drawn as the file beside it, whose parts it holds.
+        let beside = room.strip_suffix('/').map(|folder| format!(" {folder}.rs"));
+        if house != "tests" && !page.contains(&format!(" {room}")) && !beside.is_some_and(|file| page.contains(&file)) {
+            missing.push(format!("{house}/src/{room}"));
+        }
+    }
+    missing.dedup();
+    assert!(missing.is_empty(), "docs/ARCHITECTURE.md does not show {missing:?}");
 }
 
 #[test]
