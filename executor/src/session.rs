@@ -114,6 +114,7 @@ struct Seen {
     reboot: bool,
     console_active: bool,
     firmware: bool,
+    asked: bool,
 }
 
 /// The verdict's evidence; bounded, since a DUT can ask for a missing file for hours.
@@ -170,7 +171,10 @@ impl Session {
             Event::Console(bytes) => self.console(&bytes, now),
             Event::ConsoleLost { reason } => self.end(Status::Incomplete, Cause::Console, reason),
             Event::FirmwareSeen => self.firmware_seen(now),
-            Event::BootProgress => self.timers.touch(&TimerName::BootProgress, now),
+            Event::BootProgress => {
+                self.seen.asked |= matches!(self.state, State::ApplyingPower | State::Booted);
+                self.timers.touch(&TimerName::BootProgress, now);
+            }
             Event::Evidence(text) => self.evidence.push(text),
             Event::Cancelled { by } => self.end(Status::Incomplete, Cause::Cancelled, format!("cancelled by {by}")),
             Event::SubmitterGone => {
@@ -229,6 +233,7 @@ impl Session {
         self.seen.reboot = false;
         self.seen.console_active = false;
         self.seen.firmware = false;
+        self.seen.asked = false;
         self.boot += 1;
         self.state = State::CuttingPower;
         self.say(JobEvent::PowerCycling { boot: self.boot });
@@ -405,14 +410,31 @@ impl Session {
             summary.push_str(" before every artifact was there");
             return self.end(Status::SetupFail, Cause::Artifact, summary);
         }
-        let mute = self.state == State::Booted && !self.seen.firmware && !self.seen.console_active;
-        if mute {
-            summary
-                .push_str("; the DUT never asked the network for anything and its console stayed silent in this boot");
+        let on_the_network = self.on_the_network();
+        if let Some(words) = on_the_network {
+            summary.push_str(words);
         }
-        let cause = if mute { Cause::Network } else { Cause::Timeout };
+        let cause = if on_the_network.is_some() { Cause::Network } else { Cause::Timeout };
         let status = self.status_of_patterns();
         self.end(status, cause, summary);
+    }
+
+    /// What is wrong with a boot that asked for nothing; `None` when it did ask, or need not. A DUT whose job has no kernel may well
+    /// boot from its disk: it is suspect only while its console is silent too.
+    fn on_the_network(&self) -> Option<&'static str> {
+        if self.state != State::Booted || self.seen.firmware || self.seen.asked {
+            return None;
+        }
+        let deployment = if self.boot == 1 { &self.job.start } else { &self.job.continue_ };
+        match (self.seen.console_active, &deployment.kernel) {
+            (false, _) => {
+                Some("; the DUT never asked the network for anything and its console stayed silent in this boot")
+            }
+            (true, Some(_)) => {
+                Some("; the DUT never asked the network for anything in this boot, though its console is alive")
+            }
+            (true, None) => None,
+        }
     }
 
     /// CI-tron's order: no session_end, no success pattern, success with or without warning, nothing.

@@ -135,7 +135,7 @@ fn a_line_counts_when_its_newline_has_come() {
 #[test]
 fn overall_ends_the_job_as_incomplete_even_after_success() {
     let mut scene = scene("{overall: {seconds: 60}}", PATTERNS);
-    scene.boot().console("good\n").pass(61);
+    scene.boot().event(Event::FirmwareSeen).console("good\n").pass(61);
     assert_eq!(scene.ended_as(), (Status::Incomplete, Cause::Timeout));
     assert_eq!(scene.verdict().summary, "timeouts.overall of 60 s expired");
 }
@@ -143,7 +143,14 @@ fn overall_ends_the_job_as_incomplete_even_after_success() {
 #[test]
 fn a_boot_cycle_with_retries_boots_again_with_continue_and_then_gives_up() {
     let mut scene = scene("{boot_cycle: {seconds: 10, retries: 2}}", PATTERNS);
-    scene.boot().console("alive\n").pass(10).cycle().console("alive\n").pass(10).cycle().console("alive\n").pass(10);
+    for boot in 1..=3 {
+        if boot == 1 {
+            scene.boot()
+        } else {
+            scene.cycle()
+        };
+        scene.event(Event::FirmwareSeen).console("alive\n").pass(10);
+    }
     assert_eq!(scene.boots(), [Which::Start, Which::Continue, Which::Continue]);
     assert_eq!(scene.ended_as(), (Status::Incomplete, Cause::Timeout));
     assert_eq!(scene.verdict().summary, "timeouts.boot_cycle of 10 s expired for the 3. time");
@@ -178,7 +185,7 @@ fn first_console_activity_wants_a_newline_and_then_any_byte_is_activity() {
     mute.boot().event(Event::FirmwareSeen).pass(3).console("garbage without newline").pass(2);
     assert_eq!(mute.verdict().summary, "timeouts.first_console_activity of 5 s expired");
     let mut talking = scene(timeouts, PATTERNS);
-    talking.boot().pass(4).console("hello\n").pass(4).console(".").pass(4).console(".");
+    talking.boot().event(Event::FirmwareSeen).pass(4).console("hello\n").pass(4).console(".").pass(4).console(".");
     assert!(talking.is_running());
     talking.pass(5);
     assert_eq!(talking.verdict().summary, "timeouts.console_activity of 5 s expired");
@@ -202,7 +209,7 @@ fn a_watchdog_runs_from_start_is_reset_before_it_is_stopped_and_barks_when_forgo
     fed.console("stop\n").pass(100).console("end\n");
     assert_eq!(fed.ended_as(), (Status::Complete, Cause::Test));
     let mut forgotten = scene(timeouts, patterns);
-    forgotten.boot().console("start\n").pass(5);
+    forgotten.boot().event(Event::FirmwareSeen).console("start\n").pass(5);
     assert_eq!(forgotten.verdict().summary, "timeouts.watchdogs.dog of 5 s expired");
 }
 
@@ -253,6 +260,24 @@ fn a_dut_that_never_asks_the_network_for_anything_is_told_apart() {
     let mut scene = scene("{boot_cycle: {seconds: 10}}", PATTERNS);
     scene.boot().pass(10);
     assert_eq!(scene.ended_as(), (Status::Incomplete, Cause::Network));
+}
+
+#[test]
+fn a_dut_whose_firmware_speaks_but_never_asks_the_network_is_told_apart_too() {
+    let mut scene = scene("{boot_cycle: {seconds: 10}}", PATTERNS);
+    scene.boot().console("firmware of the DUT\n").pass(10);
+    assert_eq!(scene.ended_as(), (Status::Incomplete, Cause::Network));
+    assert_eq!(
+        scene.verdict().summary,
+        "timeouts.boot_cycle of 10 s expired; the DUT never asked the network for anything in this boot, though its console is alive"
+    );
+}
+
+#[test]
+fn a_dut_that_fetched_something_without_our_dhcp_is_not_blamed_on_the_network() {
+    let mut scene = scene("{boot_cycle: {seconds: 10}}", PATTERNS);
+    scene.boot().event(Event::BootProgress).pass(10);
+    assert_eq!(scene.ended_as(), (Status::Incomplete, Cause::Timeout));
 }
 
 #[test]
