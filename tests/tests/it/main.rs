@@ -2,10 +2,17 @@
 //!
 //! | file | promise |
 //! |---|---|
+//! | `demo` | one command boots a machine and ends with its verdict |
 //! | `docs` | every command, example and link of the pages works |
 //! | `licences` | what we build on may be given away, and there is one TLS stack |
+//! | `simulated` | jobs on simulated DUTs: every firmware, every fault, many at once |
 //! | `tidy` | the house rules that a machine can see |
+//!
+//! `farms` has the farms that they share.
 
+mod demo;
 mod docs;
+mod farms;
 mod licences;
+mod simulated;
 mod tidy;
