@@ -1,0 +1,184 @@
+//! Other people's servers, started for a benchmark: what our figures stand beside.
+//!
+//! | peer      | serves          | where from     |
+//! |-----------|-----------------|----------------|
+//! | dnsmasq   | DHCP, RA, TFTP  | `dnsmasq-base` |
+//! | nginx     | HTTP            | `nginx-light`  |
+//! | tftpd-hpa | TFTP            | `tftpd-hpa`    |
+//! | atftpd    | TFTP, windows   | `atftpd`       |
+//!
+//! Each runs in the foreground, in a [`Lab`], with everything it writes in a folder of the benchmark.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, bail, ensure};
+
+use crate::lab::{Lab, ROUTER_ADVERTISEMENT_PREFIX, Running};
+
+/// A program of a Debian package.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// What people call it.
+    pub name: &'static str,
+    program: &'static str,
+    package: &'static str,
+}
+
+/// DHCP, router advertisements, TFTP.
+pub const DNSMASQ: Peer = Peer { name: "dnsmasq", program: "dnsmasq", package: "dnsmasq-base" };
+/// HTTP.
+pub const NGINX: Peer = Peer { name: "nginx", program: "nginx", package: "nginx-light" };
+/// TFTP as most farms have it.
+pub const TFTPD_HPA: Peer = Peer { name: "tftpd-hpa", program: "in.tftpd", package: "tftpd-hpa" };
+/// TFTP with windows.
+pub const ATFTPD: Peer = Peer { name: "atftpd", program: "atftpd", package: "atftpd" };
+/// The client of HTTP and TFTP.
+pub const CURL: Peer = Peer { name: "curl", program: "curl", package: "curl" };
+/// The client of TFTP with windows.
+pub const ATFTP: Peer = Peer { name: "atftp", program: "atftp", package: "atftp" };
+
+impl Peer {
+    /// Where the program is.
+    fn path(&self) -> Option<PathBuf> {
+        let folders = ["/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/sbin", "/usr/local/bin"];
+        folders.iter().map(|folder| Path::new(folder).join(self.program)).find(|path| path.exists())
+    }
+
+    /// Name and version, as the package manager knows it.
+    pub fn title(&self) -> String {
+        let mut query = Command::new("dpkg-query");
+        let output = query.args(["--show", "--showformat=${Version}", self.package]).output();
+        let version = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+        format!("{} {}", self.name, if version.is_empty() { "of unknown version" } else { &version })
+    }
+}
+
+/// Installs those that are missing, and says so first. Debian's packages start their services where an init system runs: use a machine
+/// that you can throw away.
+pub fn install(peers: &[Peer]) -> anyhow::Result<()> {
+    let missing: Vec<_> = peers.iter().filter(|peer| peer.path().is_none()).map(|peer| peer.package).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let words = [&["install", "--yes", "--no-install-recommends"], &missing[..]].concat();
+    eprintln!("apt-get {}", words.join(" "));
+    for words in [&["update"][..], &words] {
+        let mut command = Command::new("apt-get");
+        let output =
+            command.args(words).env("DEBIAN_FRONTEND", "noninteractive").output().context("no apt-get here")?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "`apt-get {}` failed: {}", words.join(" "), said.trim());
+    }
+    for peer in peers {
+        ensure!(peer.path().is_some(), "`{}` is missing after {} was installed", peer.program, peer.package);
+    }
+    Ok(())
+}
+
+/// One machine to serve.
+pub struct Client<'a> {
+    /// Its network card.
+    pub mac: &'a str,
+    /// Its address.
+    pub address: Ipv4Addr,
+}
+
+/// dnsmasq as a PXE server on `interface`: the boot script over HTTP for iPXE, files of `root` over TFTP.
+pub fn start_dnsmasq_for_pxe(
+    lab: &Lab,
+    interface: &str,
+    server: Ipv4Addr,
+    client: &Client<'_>,
+    root: &Path,
+    folder: &Path,
+) -> anyhow::Result<Running> {
+    let subnet = Ipv4Addr::from(u32::from(server) & 0xffff_ff00);
+    let words = [
+        format!("--interface={interface}"),
+        format!("--dhcp-range={subnet},static,255.255.255.0,1h"),
+        format!("--dhcp-host={},{}", client.mac, client.address),
+        "--dhcp-authoritative".to_owned(),
+        "--no-ping".to_owned(),
+        // iPXE marks itself with option 175; sub-option 176 ends its wait for a proxy, as ours does.
+        "--dhcp-match=set:ipxe,175".to_owned(),
+        "--dhcp-option=tag:ipxe,encap:175,176,1b".to_owned(),
+        format!("--dhcp-boot=tag:ipxe,http://{server}/boot.ipxe"),
+        "--dhcp-boot=tag:!ipxe,undionly.kpxe".to_owned(),
+        // Without a router advertisement iPXE waits 15 s for one.
+        "--enable-ra".to_owned(),
+        format!("--dhcp-range={ROUTER_ADVERTISEMENT_PREFIX},ra-only,64,1h"),
+        format!("--dhcp-leasefile={}", folder.join("leases").display()),
+    ];
+    dnsmasq(lab, server, root, folder, &words)
+}
+
+/// dnsmasq with TFTP only.
+pub fn start_dnsmasq_for_tftp(lab: &Lab, server: Ipv4Addr, root: &Path, folder: &Path) -> anyhow::Result<Running> {
+    dnsmasq(lab, server, root, folder, &[format!("--listen-address={server}")])
+}
+
+fn dnsmasq(lab: &Lab, server: Ipv4Addr, root: &Path, folder: &Path, words: &[String]) -> anyhow::Result<Running> {
+    let mut command = command(lab, &DNSMASQ)?;
+    command.args(["--keep-in-foreground", "--conf-file=/dev/null", "--user=root", "--port=0", "--bind-interfaces"]);
+    command.args(["--log-facility=-", "--log-dhcp", "--pid-file", "--enable-tftp"]);
+    command.arg(format!("--tftp-root={}", root.display())).args(words);
+    let mut running = Running::spawn(DNSMASQ.name, command, &folder.join("dnsmasq.log"))?;
+    with_log(lab.wait_for_tftp(SocketAddr::new(server.into(), 69), &mut running), &folder.join("dnsmasq.log"))?;
+    Ok(running)
+}
+
+/// nginx with the files of `root` at port 80. One process, so that nothing of it outlives a kill.
+pub fn start_nginx(lab: &Lab, server: Ipv4Addr, root: &Path, folder: &Path) -> anyhow::Result<Running> {
+    let at = |name: &str| folder.join(name).display().to_string();
+    let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+        .map(|name| format!("{name}_temp_path {};", at(name)))
+        .join(" ");
+    let configuration = format!(
+        "daemon off; master_process off; pid {}; error_log stderr; user root;\n\
+         events {{ worker_connections 256; }}\n\
+         http {{ access_log off; sendfile on; tcp_nopush on; {temporary}\n\
+         server {{ listen {server}:80; root {}; }} }}\n",
+        at("nginx.pid"),
+        root.display()
+    );
+    fs::write(folder.join("nginx.conf"), configuration)?;
+    let mut command = command(lab, &NGINX)?;
+    command.args(["-e", "stderr", "-c", &at("nginx.conf")]);
+    let mut running = Running::spawn(NGINX.name, command, &folder.join("nginx.log"))?;
+    with_log(lab.wait_for_tcp(SocketAddr::new(server.into(), 80), &mut running), &folder.join("nginx.log"))?;
+    Ok(running)
+}
+
+/// tftpd-hpa with the files of `root`.
+pub fn start_tftpd_hpa(lab: &Lab, server: Ipv4Addr, root: &Path, folder: &Path) -> anyhow::Result<Running> {
+    let mut command = command(lab, &TFTPD_HPA)?;
+    command.args(["--foreground", "--user", "root", "--secure", "--address", &format!("{server}:69")]).arg(root);
+    let mut running = Running::spawn(TFTPD_HPA.name, command, &folder.join("tftpd-hpa.log"))?;
+    lab.wait_for_tftp(SocketAddr::new(server.into(), 69), &mut running)?;
+    Ok(running)
+}
+
+/// atftpd with the files of `root`.
+pub fn start_atftpd(lab: &Lab, server: Ipv4Addr, root: &Path, folder: &Path) -> anyhow::Result<Running> {
+    let mut command = command(lab, &ATFTPD)?;
+    command.args(["--daemon", "--no-fork", "--user", "root.root", "--logfile", "-", "--verbose=3"]);
+    command.args(["--bind-address", &server.to_string()]).arg(root);
+    let mut running = Running::spawn(ATFTPD.name, command, &folder.join("atftpd.log"))?;
+    with_log(lab.wait_for_tftp(SocketAddr::new(server.into(), 69), &mut running), &folder.join("atftpd.log"))?;
+    Ok(running)
+}
+
+fn command(lab: &Lab, peer: &Peer) -> anyhow::Result<Command> {
+    match peer.path() {
+        Some(path) => lab.command(&path.display().to_string()),
+        None => bail!("{} is not installed; apt-get install {}", peer.name, peer.package),
+    }
+}
+
+/// An error with what the server said.
+fn with_log(outcome: anyhow::Result<()>, log: &Path) -> anyhow::Result<()> {
+    outcome.with_context(|| fs::read_to_string(log).unwrap_or_default())
+}
