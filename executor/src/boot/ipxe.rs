@@ -116,7 +116,8 @@ fn rules(images: &[&Image], place: Place) -> Vec<BootRule> {
     std::iter::once(script).chain(images.iter().copied().map(chainload)).collect()
 }
 
-/// The script. UEFI kernels find their initramfs by the `initrd=` word, BIOS kernels are handed it.
+/// The script. UEFI kernels find their initramfs by the `initrd=` words, BIOS kernels are handed it. Each part is an image of its
+/// own: iPXE and the EFI stub put them one after the other on the boundaries that the kernel wants, which joining bytes would not.
 fn script(deployment: &Deployment, place: Place) -> String {
     let base = place.http_url();
     let (setup, cmdline) = command_line(&deployment.cmdline_text());
@@ -124,15 +125,18 @@ fn script(deployment: &Deployment, place: Place) -> String {
     if deployment.initramfs.is_empty() {
         return format!("#!ipxe\n{setup}{kernel} {cmdline}\nboot\n");
     }
+    let parts = 0..deployment.initramfs.len();
+    let words: String = parts.clone().map(|part| format!("initrd=initramfs.{part} ")).collect();
+    let fetches: String =
+        parts.map(|part| format!("initrd --name initramfs.{part} {base}/_/job/initramfs/{part}\n")).collect();
     format!(
         "#!ipxe\n{setup}iseq ${{platform}} efi && goto efi ||\n\
          {kernel} {cmdline}\n\
          goto initramfs\n\
          :efi\n\
-         {kernel} initrd=initramfs {cmdline}\n\
+         {kernel} {words}{cmdline}\n\
          :initramfs\n\
-         initrd --name initramfs {base}/_/job/initramfs\n\
-         boot\n"
+         {fetches}boot\n"
     )
 }
 

@@ -39,9 +39,29 @@ fn kernel_and_initramfs_make_a_script_for_bios_and_uefi() {
          kernel --name kernel http://10.77.0.1/_/job/kernel console=ttyS0 quiet\n\
          goto initramfs\n\
          :efi\n\
-         kernel --name kernel http://10.77.0.1/_/job/kernel initrd=initramfs console=ttyS0 quiet\n\
+         kernel --name kernel http://10.77.0.1/_/job/kernel initrd=initramfs.0 console=ttyS0 quiet\n\
          :initramfs\n\
-         initrd --name initramfs http://10.77.0.1/_/job/initramfs\n\
+         initrd --name initramfs.0 http://10.77.0.1/_/job/initramfs/0\n\
+         boot\n"
+    );
+}
+
+#[test]
+fn every_part_of_an_initramfs_is_an_image_of_its_own() {
+    let plan = plan(
+        "{kernel: {url: 'http://host/k', cmdline: a}, initramfs: [{url: 'http://host/1'}, {url: 'http://host/2'}]}",
+    );
+    assert_eq!(
+        script_of(&plan),
+        "#!ipxe\n\
+         iseq ${platform} efi && goto efi ||\n\
+         kernel --name kernel http://10.77.0.1/_/job/kernel a\n\
+         goto initramfs\n\
+         :efi\n\
+         kernel --name kernel http://10.77.0.1/_/job/kernel initrd=initramfs.0 initrd=initramfs.1 a\n\
+         :initramfs\n\
+         initrd --name initramfs.0 http://10.77.0.1/_/job/initramfs/0\n\
+         initrd --name initramfs.1 http://10.77.0.1/_/job/initramfs/1\n\
          boot\n"
     );
 }
