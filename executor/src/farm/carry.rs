@@ -70,9 +70,9 @@ pub(super) async fn carry(farm: Arc<Farm>, carried: Carried, waiting: Waiting) {
         Run { farm: Arc::clone(&farm), record: Arc::clone(&record), dut: Arc::clone(&dut), boot: Arc::clone(&boot) };
     let pass = lease.pass.clone();
     let verdict =
-        tokio::spawn(run.to_the_verdict(inbox, submission, pass, Arc::clone(&limit))).await.unwrap_or_else(|error| {
-            verdict(Status::Unknown, Cause::Farm, format!("an internal error ended the job: {error}"))
-        });
+        tokio::spawn(run.until_the_verdict(inbox, submission, pass, Arc::clone(&limit))).await.unwrap_or_else(
+            |error| verdict(Status::Unknown, Cause::Farm, format!("an internal error ended the job: {error}")),
+        );
     tracing::info!(parent: &span, status = %verdict.status, cause = %verdict.cause, "the job has its verdict");
     record.log.append(JobEvent::TeardownStarted);
     farm.listeners.forget(&dut.config.mac);
@@ -129,7 +129,7 @@ struct Run {
 }
 
 impl Run {
-    async fn to_the_verdict(
+    async fn until_the_verdict(
         self,
         inbox: Inbox,
         submission: Submission,

@@ -96,7 +96,8 @@ pub async fn start(config: Config, namespaces: Namespaces<Content>) -> io::Resul
         transfers_per_peer: config.transfer_count_max_per_peer,
         window_bytes_per_peer: config.window_bytes_max_per_peer,
     });
-    let listener = Listener { socket, address, desk, ring: Arc::new(Ring { config, namespaces }), tasks: JoinSet::new() };
+    let listener =
+        Listener { socket, address, desk, ring: Arc::new(Ring { config, namespaces }), tasks: JoinSet::new() };
     let (drain, drained) = oneshot::channel();
     let listener = AbortOnDropHandle::new(tokio::spawn(listener.run(drained)));
     Ok(Server { address, drain, listener })

@@ -30,7 +30,10 @@ fn a_dut_gets_its_mac_as_id_and_a_full_name_of_the_farm() {
 
 #[test]
 fn the_farms_of_the_fixtures_are_right() {
-    for text in [include_str!("../../../../fixtures/farms/virtual.yml"), include_str!("../../../../fixtures/farms/simulated.yml")] {
+    for text in [
+        include_str!("../../../../fixtures/farms/virtual.yml"),
+        include_str!("../../../../fixtures/farms/simulated.yml"),
+    ] {
         let farm = parse("farm.yml", text, Path::new("")).unwrap_or_else(|problems| panic!("{problems}"));
         assert_eq!(farm.duts.len(), 4);
     }
@@ -60,5 +63,8 @@ fn mistakes_of_shape_and_of_sense_are_told_together() {
 
 #[test]
 fn a_missing_network_or_name_is_said_by_name() {
-    assert_eq!(problems("duts: []\n"), ["1: name: the key `name` is missing", "1: network: the key `network` is missing"]);
+    assert_eq!(
+        problems("duts: []\n"),
+        ["1: name: the key `name` is missing", "1: network: the key `network` is missing"]
+    );
 }
