@@ -5,11 +5,13 @@
 //! | `boots` | QEMU machines boot by every firmware, reboot, hang, are cancelled, are typed at |
 //! | `demo` | one command boots a machine and ends with its verdict |
 //! | `docs` | every command, example and link of the pages works |
+//! | `http_clients` | curl reads whole, in part and resumed, and is told what it may not |
 //! | `licences` | what we build on may be given away, and there is one TLS stack |
 //! | `simulated` | jobs on simulated DUTs: every firmware, every fault, many at once |
+//! | `tftp_clients` | curl, tftp-hpa, atftp and busybox read every kind of file over TFTP |
 //! | `tidy` | the house rules that a machine can see |
 //!
-//! `farms` has the farms that they share.
+//! `farms` has the farms that they share, `loopback` the gateway in this process.
 
 // Clippy takes only functions marked #[test] for tests; what they share may panic as well.
 #![allow(clippy::unwrap_used)]
@@ -18,6 +20,9 @@ mod boots;
 mod demo;
 mod docs;
 mod farms;
+mod http_clients;
 mod licences;
+mod loopback;
 mod simulated;
+mod tftp_clients;
 mod tidy;

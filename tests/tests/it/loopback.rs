@@ -1,0 +1,93 @@
+//! The gateway's servers in this process, on free ports of the loopback, with one namespace for callers from 127.0.0.1: what
+//! other people's clients are let loose on. They could not reach a farm's own network.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use gateway::content::Content;
+use gateway::namespace::{AccessEvent, Exposure, Name, Origin, Protocol, Publication};
+use gateway::{Config, Gateway};
+use tests::bench::until;
+
+/// Servers, and what the namespace's observer heard. Fields are dropped from the first to the last: the runtime outlives its tasks.
+pub(crate) struct Loopback {
+    publication: Publication<Content>,
+    gateway: Gateway,
+    events: Arc<Mutex<Vec<AccessEvent>>>,
+    folder: tempfile::TempDir,
+    _runtime: tokio::runtime::Runtime,
+}
+
+/// 40 MB: more than 65535 blocks of 512 bytes, so that block numbers begin again.
+pub(crate) const LARGE_BYTES: usize = 40_000_000;
+
+impl Loopback {
+    pub(crate) fn start() -> Loopback {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let config = Config { cache_directory: folder.path().join("cache"), ..Config::default() };
+        let gateway = runtime.block_on(Gateway::start(config)).unwrap();
+        let events = Arc::new(Mutex::new(Vec::new()));
+        let heard = Arc::clone(&events);
+        let observer = Arc::new(move |event| {
+            if event != AccessEvent::Progress {
+                heard.lock().unwrap_or_else(PoisonError::into_inner).push(event);
+            }
+        });
+        let publication = gateway.namespaces().publish(IpAddr::V4(Ipv4Addr::LOCALHOST), observer).unwrap();
+        Loopback { publication, gateway, events, folder, _runtime: runtime }
+    }
+
+    /// Publishes bytes under one protocol; as a file on disk, as a job's downloads are.
+    pub(crate) fn put(&self, protocol: Protocol, name: &str, bytes: &[u8], exposure: Exposure) {
+        let path = self.folder.path().join(format!("{protocol}-{}", name.replace('/', "-")));
+        std::fs::write(&path, bytes).unwrap();
+        let name = Name::Exact(name.to_owned());
+        self.publication.put(protocol, name, Content::File(path), exposure, Origin::Job, Instant::now());
+    }
+
+    pub(crate) fn tftp(&self) -> SocketAddr {
+        self.gateway.addresses().tftp.unwrap()
+    }
+
+    pub(crate) fn http(&self) -> SocketAddr {
+        self.gateway.addresses().http.unwrap()
+    }
+
+    /// A path that no client wrote to yet.
+    pub(crate) fn fresh(&self, name: &str) -> PathBuf {
+        let path = self.folder.path().join("clients").join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let _ = std::fs::remove_file(&path);
+        path
+    }
+
+    /// A folder for scripts and results.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// What the observer heard so far.
+    pub(crate) fn events(&self) -> Vec<AccessEvent> {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits until the observer heard so many events. The last acknowledgement of a transfer may be on its way when its client is done.
+    pub(crate) fn events_of(&self, count: usize) -> Vec<AccessEvent> {
+        let enough = || Some(self.events()).filter(|events| events.len() >= count);
+        until(Duration::from_secs(20), enough).unwrap_or_else(|| panic!("not {count} events: {:?}", self.events()))
+    }
+}
+
+/// Bytes in which no two blocks are alike: a server that sends the wrong block is found out.
+pub(crate) fn pattern(length: usize) -> Vec<u8> {
+    // Knuth's multiplier for 64-bit linear congruential generators (MMIX).
+    let mut state: u64 = 1;
+    let words = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state.to_be_bytes()
+    });
+    words.flatten().take(length).collect()
+}

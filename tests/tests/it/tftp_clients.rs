@@ -1,0 +1,179 @@
+//! Other people's TFTP clients read every kind of file from us to the last byte: curl, tftp-hpa, atftp, busybox.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use gateway::namespace::{AccessEvent, Exposure, Outcome, Protocol};
+use tests::bench::need_programs;
+
+use crate::loopback::{LARGE_BYTES, Loopback, pattern};
+
+/// A client: makes the command that fetches `/name` from the server into the file.
+type Fetch = fn(&Loopback, &str, &Path) -> Command;
+
+/// Around the ends of blocks of 512, 1428 and 1468 bytes, empty, and with more than 65535 blocks.
+const SIZES: &[usize] = &[0, 1, 511, 512, 513, 1024, 1428, 1468, 1469, 65536, LARGE_BYTES];
+
+fn curl(server: &Loopback, name: &str, file: &Path) -> Command {
+    let mut command = Command::new("curl");
+    command.args(["--silent", "--show-error", "--max-time", "120", "--output"]).arg(file);
+    command.arg(format!("tftp://{}/{name}", server.tftp()));
+    command
+}
+
+fn curl_without_options(server: &Loopback, name: &str, file: &Path) -> Command {
+    let mut command = curl(server, name, file);
+    command.arg("--tftp-no-options");
+    command
+}
+
+fn curl_with_large_blocks(server: &Loopback, name: &str, file: &Path) -> Command {
+    let mut command = curl(server, name, file);
+    command.args(["--tftp-blksize", "1468"]);
+    command
+}
+
+fn tftp_hpa(server: &Loopback, name: &str, file: &Path) -> Command {
+    let mut command = Command::new("tftp");
+    let (host, port) = (server.tftp().ip().to_string(), server.tftp().port().to_string());
+    command.args(["-m", "octet", &host, &port, "-c", "get", name]).arg(file);
+    command
+}
+
+fn atftp(server: &Loopback, name: &str, file: &Path) -> Command {
+    let mut command = Command::new("atftp");
+    command.args(["--get", "--remote-file", name, "--local-file"]).arg(file);
+    command.args([server.tftp().ip().to_string(), server.tftp().port().to_string()]);
+    command
+}
+
+fn atftp_with_options(server: &Loopback, name: &str, file: &Path) -> Command {
+    let mut command = atftp(server, name, file);
+    command.args(["--option", "blksize 1428", "--option", "tsize 0", "--option", "timeout 3"]);
+    command.args(["--option", "windowsize 16"]);
+    command
+}
+
+fn busybox(server: &Loopback, name: &str, file: &Path) -> Command {
+    let mut command = Command::new("busybox");
+    command.args(["tftp", "-g", "-r", name, "-l"]).arg(file);
+    command.args([server.tftp().ip().to_string(), server.tftp().port().to_string()]);
+    command
+}
+
+fn busybox_with_large_blocks(server: &Loopback, name: &str, file: &Path) -> Command {
+    let mut command = busybox(server, name, file);
+    command.args(["-b", "1428"]);
+    command
+}
+
+fn run(command: &mut Command) -> Output {
+    command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"))
+}
+
+/// Fetches a file of each size, and wants the very bytes and one complete access for each.
+#[track_caller]
+fn fetches_every_size(fetch: Fetch) {
+    let server = Loopback::start();
+    for size in SIZES {
+        server.put(Protocol::Tftp, &format!("/file-{size}"), &pattern(*size), Exposure::default());
+    }
+    for (index, size) in SIZES.iter().enumerate() {
+        let name = format!("file-{size}");
+        let file = server.fresh(&name);
+        let output = run(&mut fetch(&server, &name, &file));
+        assert!(output.status.success(), "{size} bytes: {output:?}");
+        // A client may make no file of nothing.
+        let got = std::fs::read(&file).unwrap_or_default();
+        assert!(got == pattern(*size), "{size} bytes: {} came, or others: {output:?}", got.len());
+        let events = server.events_of(2 * (index + 1));
+        let AccessEvent::Ended { bytes, outcome, .. } = &events[2 * index + 1] else { panic!("{events:?}") };
+        assert_eq!((*bytes, outcome), (*size as u64, &Outcome::Complete), "one access for one file: {events:?}");
+    }
+}
+
+/// Asks for a name that is not there, and wants the server's sentence from the client.
+#[track_caller]
+fn is_told_what_is_missing(fetch: Fetch, words: &str) {
+    let server = Loopback::start();
+    let output = run(&mut fetch(&server, "missing", &server.fresh("missing")));
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains(words), "no `{words}`: {output:?}");
+    let events = server.events_of(1);
+    assert!(matches!(&events[..], [AccessEvent::Refused { name, .. }] if name == "/missing"), "{events:?}");
+}
+
+#[test]
+fn curl_reads_every_size() {
+    need_programs(&[("curl", "curl")]);
+    fetches_every_size(curl);
+    // CURLE_TFTP_NOTFOUND.
+    is_told_what_is_missing(curl, "curl: (68)");
+}
+
+#[test]
+fn curl_without_options_reads_every_size() {
+    need_programs(&[("curl", "curl")]);
+    fetches_every_size(curl_without_options);
+}
+
+#[test]
+fn curl_with_large_blocks_reads_every_size() {
+    need_programs(&[("curl", "curl")]);
+    fetches_every_size(curl_with_large_blocks);
+}
+
+#[test]
+fn tftp_hpa_reads_every_size() {
+    need_programs(&[("tftp", "tftp-hpa")]);
+    fetches_every_size(tftp_hpa);
+    is_told_what_is_missing(tftp_hpa, "Error code 1: ");
+}
+
+#[test]
+fn atftp_reads_every_size() {
+    need_programs(&[("atftp", "atftp")]);
+    fetches_every_size(atftp);
+    is_told_what_is_missing(atftp, "tftp: error received from server");
+}
+
+#[test]
+fn atftp_with_windows_reads_every_size() {
+    need_programs(&[("atftp", "atftp")]);
+    fetches_every_size(atftp_with_options);
+}
+
+#[test]
+fn busybox_reads_every_size() {
+    need_programs(&[("busybox", "busybox")]);
+    fetches_every_size(busybox);
+    is_told_what_is_missing(busybox, "server error: (1)");
+}
+
+#[test]
+fn busybox_with_large_blocks_reads_every_size() {
+    need_programs(&[("busybox", "busybox")]);
+    fetches_every_size(busybox_with_large_blocks);
+}
+
+#[test]
+fn a_client_that_writes_is_refused() {
+    need_programs(&[("curl", "curl")]);
+    let server = Loopback::start();
+    let file = server.fresh("upload");
+    std::fs::write(&file, "mine").unwrap();
+    let target = format!("tftp://{}/upload", server.tftp());
+    let output = run(Command::new("curl").args(["--silent", "--show-error", "--upload-file"]).arg(&file).arg(target));
+    assert_eq!(output.status.code(), Some(69), "CURLE_TFTP_PERM: {output:?}");
+}
+
+#[test]
+fn the_third_read_of_a_file_that_may_be_read_twice_is_refused() {
+    need_programs(&[("curl", "curl")]);
+    let server = Loopback::start();
+    let twice = Exposure { access_count: Some(2), ..Exposure::default() };
+    server.put(Protocol::Tftp, "/secret", b"once or twice", twice);
+    let codes: Vec<_> =
+        (0..3).map(|_| run(&mut curl(&server, "secret", &server.fresh("secret"))).status.code()).collect();
+    assert_eq!(codes, [Some(0), Some(0), Some(69)], "{:?}", server.events());
+}
