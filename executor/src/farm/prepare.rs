@@ -114,7 +114,9 @@ impl Planner {
     /// Those of `names` that no template value of this farm has.
     pub fn unknown_names(&self, names: Vec<String>) -> Vec<String> {
         let known = self.variables(None, &BTreeMap::new());
-        names.into_iter().filter(|name| known.get(name).is_none()).collect()
+        let root = |name: &str| name.split('.').next().unwrap_or_default().to_owned();
+        let roots: BTreeSet<_> = names.iter().map(|name| root(name)).collect();
+        roots.into_iter().filter(|name| known.get(name).is_none()).collect()
     }
 
     /// What a job's templates may use. Without a DUT the values are CI-tron's placeholders, so that both forms of a job are checked.
@@ -179,7 +181,10 @@ pub(super) fn refusal(candidates: &[Candidate], wants: &Wants) -> SubmitError {
 async fn parse(submission: &Submission, variables: &Variables) -> Result<Job, Problems> {
     let rendered: Rendered = render::in_child(&submission.source_name, &submission.text, variables).await?;
     let job = Job::parse(&rendered)?;
-    let unserved: BTreeSet<_> = unserved(&job.start).into_iter().chain(unserved(&job.continue_)).collect();
+    let mut unserved: BTreeSet<_> = unserved(&job.start).into_iter().chain(unserved(&job.continue_)).collect();
+    if !job.proxy.is_empty() {
+        unserved.insert("`proxy.allowed_endpoints`");
+    }
     if unserved.is_empty() {
         return Ok(job);
     }
