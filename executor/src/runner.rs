@@ -25,8 +25,8 @@ use crate::job_log::JobLog;
 use crate::session::{Action, Event, Session, Which};
 use crate::verdict::{Cause, Verdict};
 
-/// Console reads at once: what a 16550 sends in five seconds, and a page.
-const CONSOLE_READ_BYTES: usize = 4096;
+/// Console bytes read at once: a serial line fills a fraction of it; a virtual one that floods gives few large records, not many small.
+const CONSOLE_READ_BYTES: usize = 64 * 1024;
 /// Typed chunks that wait for a console that does not take them; more are dropped, as a terminal would.
 pub const INPUT_CHUNKS_MAX: usize = 64;
 /// Events that wait for the session; what reports progress may be lost beyond, the session sees the next one.
@@ -85,7 +85,7 @@ pub async fn run(mut session: Session, ring: Ring) -> Verdict {
     });
     let mut console: Option<ReadHalf<Console>> = None;
     let mut typed: Option<mpsc::Sender<Bytes>> = None;
-    let mut buffer = [0; CONSOLE_READ_BYTES];
+    let mut buffer = vec![0; CONSOLE_READ_BYTES];
     loop {
         while let Some(action) = session.poll_action() {
             match action {
@@ -95,7 +95,11 @@ pub async fn run(mut session: Session, ring: Ring) -> Verdict {
                     drop(tasks.spawn(boot(publish.clone(), deployment, power.clone())))
                 }
                 Action::DeclareUnfit { line } => declare_unfit(line),
-                Action::End(verdict) => return verdict,
+                Action::End(verdict) => {
+                    // Aborted is not gone: the writer holds half of the console, which the DUT's next job opens at once.
+                    tasks.shutdown().await;
+                    return verdict;
+                }
             }
         }
         let wake = session.poll_timeout().map(tokio::time::Instant::from_std);
