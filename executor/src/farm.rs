@@ -8,7 +8,8 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use bytes::Bytes;
 use gateway::Gateway;
@@ -23,16 +24,18 @@ use crate::blueprint::console::Console;
 use crate::blueprint::power::{Outlet, Pdu, PowerState};
 use crate::config::DutConfig;
 use crate::job_log::{JobEvent, JobLog, Severity};
-use crate::lease::{Candidate, Desk};
+use crate::lease::{Candidate, Desk, Waiting};
 use crate::runner::{EVENTS_MAX, INPUT_CHUNKS_MAX};
 use crate::session::Event;
 use crate::verdict::{Cause, Status, Verdict};
 use crate::virtual_dut::network::PrivateNetwork;
 
 mod carry;
+mod ledger;
 mod prepare;
 mod start;
 
+use ledger::{Kept, Reached};
 pub use prepare::{Planner, Preview};
 
 /// Ended jobs that are kept for `wharf jobs`; their consoles stay on disk. A record with its log takes some 100 KiB.
@@ -53,6 +56,8 @@ pub struct Farm {
     stopping: watch::Sender<bool>,
     carriers: Mutex<JoinSet<()>>,
     quick_checks: Mutex<BTreeMap<String, Arc<JobRecord>>>,
+    /// The state folder is ours while this is open.
+    _state_lock: std::fs::File,
     /// Sockets of virtual machines; the folder goes with the farm.
     _runtime: tempfile::TempDir,
     /// Kept for as long as the farm runs; its namespace goes with it.
@@ -80,7 +85,7 @@ struct Jobs {
 }
 
 /// A job as somebody hands it in.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Submission {
     /// The file's name, for problems.
     pub source_name: String,
@@ -91,6 +96,7 @@ pub struct Submission {
     /// What the client forwards of its environment: `environ` in templates.
     pub environ: BTreeMap<String, String>,
     /// Files that came along: `attached` artifacts by name.
+    #[serde(skip)]
     pub attachments: BTreeMap<String, Bytes>,
     /// What to do when every fitting DUT is busy.
     pub when_busy: WhenBusy,
@@ -101,7 +107,7 @@ pub struct Submission {
 }
 
 /// A target that is not the job's own.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TargetOverride {
     /// A DUT's id or full name.
     pub id: Option<String>,
@@ -110,7 +116,7 @@ pub struct TargetOverride {
 }
 
 /// What to do with a job whose DUTs are all busy.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum WhenBusy {
     /// Wait in the queue.
     #[default]
@@ -170,6 +176,8 @@ pub enum CancelledBy {
     Operator(String),
     /// Nobody: its submitter's connection is gone.
     SubmitterGone,
+    /// The farm stops.
+    FarmStopping,
 }
 
 /// Where a job is.
@@ -199,6 +207,8 @@ pub struct JobRecord {
     events: mpsc::Sender<Event>,
     typed: mpsc::Sender<Bytes>,
     cancelled: watch::Sender<Option<CancelledBy>>,
+    /// Whether a connection holds the job; see [`JobRecord::claim`].
+    claimed: watch::Sender<bool>,
     status: Mutex<JobStatus>,
 }
 
@@ -270,10 +280,14 @@ impl Farm {
             .desk
             .request(&number, wants.clone(), submission.priority)
             .map_err(|_| prepare::refusal(&self.desk.candidates(), &wants))?;
-        let (record, inbox) = self.record(number, &submission)?;
-        let carried = carry::Carried { record: Arc::clone(&record), inbox, submission };
-        let span = tracing::info_span!("job", job = record.id);
-        self.carriers().spawn(carry::carry(Arc::clone(self), carried, waiting).instrument(span));
+        let directory = self.job_directory(&number);
+        let cannot = |error| SubmitError::Farm(format!("cannot keep the job in {}: {error}", directory.display()));
+        let log = JobLog::create(&directory).map_err(cannot)?;
+        let submitted = jiff::Timestamp::now();
+        ledger::keep(&directory, submitted, &submission).map_err(cannot)?;
+        let (record, inbox) = JobRecord::new(number, submitted, &submission, log);
+        self.enlist(Arc::clone(&record));
+        self.carry(Arc::clone(&record), inbox, submission, waiting);
         Ok(record)
     }
 
@@ -350,11 +364,12 @@ impl Farm {
         checks.get(&dut.id).is_some_and(|job| job.state() != JobState::Ended)
     }
 
-    /// Stops: no new jobs; running ones are cancelled and torn down; then the gateway goes.
+    /// Stops: no new jobs; running ones end and their DUTs are given back; waiting ones stay in the queue for the next start. Then
+    /// the gateway goes.
     pub async fn stop(self: Arc<Self>) {
         self.stopping.send_replace(true);
-        for job in self.jobs() {
-            let _ = self.cancel(&job.id, CancelledBy::Operator("the farm's shutdown".into()));
+        for job in self.jobs().iter().filter(|job| job.state() == JobState::Running) {
+            let _ = self.cancel(&job.id, CancelledBy::FarmStopping);
         }
         let mut carriers = std::mem::take(&mut *self.carriers());
         while carriers.join_next().await.is_some() {}
@@ -367,28 +382,68 @@ impl Farm {
         jobs.last_number.to_string()
     }
 
-    fn record(&self, id: String, submission: &Submission) -> Result<(Arc<JobRecord>, carry::Inbox), SubmitError> {
-        let directory = self.job_directory(&id);
-        let log = JobLog::create(&directory)
-            .map_err(|error| SubmitError::Farm(format!("cannot keep the job in {}: {error}", directory.display())))?;
-        let (events, events_inbox) = mpsc::channel(EVENTS_MAX);
-        let (typed, typed_inbox) = mpsc::channel(INPUT_CHUNKS_MAX);
-        let (cancelled, cancelled_inbox) = watch::channel(None);
-        let record = Arc::new(JobRecord {
-            id,
-            submitted: jiff::Timestamp::now(),
-            source_name: submission.source_name.clone(),
-            submitter: submission.submitter.clone(),
-            log,
-            events,
-            typed,
-            cancelled,
-            status: Mutex::new(JobStatus { state: JobState::Queued, dut: None, verdict: None }),
-        });
+    fn enlist(&self, record: Arc<JobRecord>) {
         let mut jobs = self.lock_jobs();
-        jobs.records.push_back(Arc::clone(&record));
+        jobs.records.push_back(record);
         jobs.forget_old();
-        Ok((record, carry::Inbox { events: events_inbox, typed: typed_inbox, cancelled: cancelled_inbox }))
+    }
+
+    fn carry(self: &Arc<Self>, record: Arc<JobRecord>, inbox: carry::Inbox, submission: Submission, waiting: Waiting) {
+        let span = tracing::info_span!("job", job = record.id);
+        let carried = carry::Carried { record, inbox, submission };
+        self.carriers().spawn(carry::carry(Arc::clone(self), carried, waiting).instrument(span));
+    }
+
+    /// Takes up the jobs of an earlier run, whose DUTs are all off by now.
+    async fn restore(self: &Arc<Self>, kept: Vec<Kept>) {
+        for kept in kept {
+            let (reached, owned) = (kept.reached(), kept.is_owned());
+            let Kept { id, submitted, submission, log } = kept;
+            let (record, inbox) = JobRecord::new(id, submitted, &submission, log);
+            self.enlist(Arc::clone(&record));
+            match reached {
+                Reached::Verdict { dut, verdict } => record.was(dut.map(|dut| self.id_of(dut)), verdict),
+                Reached::Dut(dut) => {
+                    record.was_leased(self.id_of(dut));
+                    record.ended(by_restart("the farm was restarted while the job ran; its DUT was switched off"));
+                }
+                Reached::Queue => self.queue_again(record, inbox, submission, owned).await,
+            }
+        }
+    }
+
+    /// The id of the DUT that had this full name, or the name when it has left the farm.
+    fn id_of(&self, full_name: String) -> String {
+        self.dut(&full_name).map_or(full_name, |dut| dut.id)
+    }
+
+    /// Its place is the old one: jobs come back in their order. A job that a connection kept waits a while for its submitter.
+    async fn queue_again(
+        self: &Arc<Self>,
+        record: Arc<JobRecord>,
+        inbox: carry::Inbox,
+        submission: Submission,
+        owned: bool,
+    ) {
+        let waiting = match self.planner.wants(&submission).await {
+            Ok(wants) => self
+                .desk
+                .request(&record.id, wants.clone(), submission.priority)
+                .map_err(|_| prepare::refusal(&self.desk.candidates(), &wants)),
+            Err(error) => Err(error),
+        };
+        match waiting {
+            Ok(waiting) => {
+                record.note(Severity::Info, "The farm was restarted: the job is in the queue again");
+                if owned {
+                    tokio::spawn(forsake_unless_claimed(Arc::downgrade(self), Arc::clone(&record)));
+                }
+                self.carry(record, inbox, submission, waiting);
+            }
+            Err(error) => {
+                record.ended(by_restart(&format!("the farm was restarted, and no longer takes the job: {error}")))
+            }
+        }
     }
 
     fn job_directory(&self, id: &str) -> PathBuf {
@@ -405,6 +460,22 @@ impl Farm {
         while carriers.try_join_next().is_some() {}
         carriers
     }
+}
+
+/// How long a job that lives by its submitter's connection waits for it after a restart.
+const CLAIM_TIME: Duration = Duration::from_secs(60);
+
+async fn forsake_unless_claimed(farm: Weak<Farm>, record: Arc<JobRecord>) {
+    let claimed = async { record.claimed.subscribe().wait_for(|claimed| *claimed).await.is_ok() };
+    if !matches!(tokio::time::timeout(CLAIM_TIME, claimed).await, Ok(true))
+        && let Some(farm) = farm.upgrade()
+    {
+        let _ = farm.cancel(&record.id, CancelledBy::SubmitterGone);
+    }
+}
+
+fn by_restart(summary: &str) -> Verdict {
+    Verdict { status: Status::Incomplete, cause: Cause::Farm, summary: summary.to_owned(), evidence: Vec::new() }
 }
 
 /// A DUT that fails its quick check takes no more jobs until somebody has looked at it.
@@ -458,6 +529,37 @@ impl Dut {
 }
 
 impl JobRecord {
+    fn new(
+        id: String,
+        submitted: jiff::Timestamp,
+        submission: &Submission,
+        log: Arc<JobLog>,
+    ) -> (Arc<Self>, carry::Inbox) {
+        let (events, events_inbox) = mpsc::channel(EVENTS_MAX);
+        let (typed, typed_inbox) = mpsc::channel(INPUT_CHUNKS_MAX);
+        let (cancelled, cancelled_inbox) = watch::channel(None);
+        let record = Arc::new(JobRecord {
+            id,
+            submitted,
+            source_name: submission.source_name.clone(),
+            submitter: submission.submitter.clone(),
+            log,
+            events,
+            typed,
+            cancelled,
+            claimed: watch::channel(false).0,
+            status: Mutex::new(JobStatus { state: JobState::Queued, dut: None, verdict: None }),
+        });
+        (record, carry::Inbox { events: events_inbox, typed: typed_inbox, cancelled: cancelled_inbox })
+    }
+
+    /// From now on the job lives by its submitter's connection; after a restart it waits for that connection to come back.
+    pub fn claim(&self) {
+        if !self.claimed.send_replace(true) {
+            self.log.append(JobEvent::Owned);
+        }
+    }
+
     /// Where it is.
     pub fn state(&self) -> JobState {
         self.lock().state
@@ -488,6 +590,15 @@ impl JobRecord {
         status.dut = Some(dut.config.id.clone());
         drop(status);
         self.log.append(JobEvent::Leased { dut: dut.config.full_name.clone() });
+    }
+
+    /// As an earlier run left it.
+    fn was(&self, dut: Option<String>, verdict: Verdict) {
+        *self.lock() = JobStatus { state: JobState::Ended, dut, verdict: Some(verdict) };
+    }
+
+    fn was_leased(&self, dut: String) {
+        self.lock().dut = Some(dut);
     }
 
     /// The status first, so that whoever reads the last record finds the job ended.

@@ -1,8 +1,10 @@
 //! Everything a job said, in order, for any number of readers at their own pace.
 //!
 //! ```text
-//!  runner ── append ──► records (memory) + console bytes (file) ──► Follower 1 … n (each from its own position)
+//!  runner ── append ──► records (memory, and a line each in events.jsonl) + console bytes (console.log)
+//!                           └──► Follower 1 … n, each from its own position
 //! ```
+//! A line is in the kernel's hands before anybody can read its record, so a killed server forgets nothing that it told.
 //! A reader that never reads costs nothing and delays nobody: the writer does not know its readers.
 
 use std::fs::File;
@@ -17,12 +19,19 @@ use tokio::sync::watch;
 
 use crate::verdict::Verdict;
 
+/// The console's bytes.
+const CONSOLE: &str = "console.log";
+/// The records, a line of JSON each.
+const EVENTS: &str = "events.jsonl";
+
 /// One thing that happened in a job. Closed on purpose: every audience (console framing, CLI, JSON) matches it whole.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum JobEvent {
     /// Waiting for a DUT: the place in the queue (1 is next) and, per candidate, why not now.
     Queued { place: usize, reasons: Vec<String> },
+    /// The job lives only as long as its submitter's connection does.
+    Owned,
     /// A DUT was leased for the job.
     Leased { dut: String },
     /// Artifacts are being fetched and published.
@@ -89,6 +98,7 @@ pub struct Record {
 pub struct JobLog {
     state: Mutex<State>,
     console: File,
+    events: File,
     path: PathBuf,
     grown: watch::Sender<usize>,
 }
@@ -107,13 +117,26 @@ pub struct Follower {
 }
 
 impl JobLog {
-    /// A new log whose console bytes are kept in `directory/console.log`.
+    /// A new log in `directory`.
     pub fn create(directory: &Path) -> io::Result<Arc<Self>> {
         std::fs::create_dir_all(directory)?;
-        let path = directory.join("console.log");
-        let console = File::options().create(true).truncate(true).read(true).write(true).open(&path)?;
-        let state = State { records: Vec::new(), console_length: 0, ended: false };
-        Ok(Arc::new(JobLog { state: Mutex::new(state), console, path, grown: watch::channel(0).0 }))
+        for name in [CONSOLE, EVENTS] {
+            File::create(directory.join(name))?;
+        }
+        Self::open(directory)
+    }
+
+    /// The log that an earlier run of the farm left in `directory`, to be read or gone on with. A last line that was cut short is dropped.
+    pub fn open(directory: &Path) -> io::Result<Arc<Self>> {
+        let path = directory.join(CONSOLE);
+        let appending = |path: &Path| File::options().read(true).append(true).open(path);
+        let (console, events) = (appending(&path)?, appending(&directory.join(EVENTS))?);
+        let (records, whole_bytes) = read_records(&std::fs::read(directory.join(EVENTS))?);
+        events.set_len(whole_bytes)?;
+        let ended = records.last().is_some_and(|record| matches!(record.event, JobEvent::Ended { .. }));
+        let grown = watch::channel(records.len()).0;
+        let state = State { records, console_length: console.metadata()?.len(), ended };
+        Ok(Arc::new(JobLog { state: Mutex::new(state), console, events, path, grown }))
     }
 
     /// Appends one event. After [`JobEvent::Ended`] nothing more is taken.
@@ -162,13 +185,39 @@ impl JobLog {
         }
         state.ended = matches!(event, JobEvent::Ended { .. });
         let number = state.records.len();
-        state.records.push(Arc::new(Record { number, at: jiff::Timestamp::now(), event }));
+        let record = Record { number, at: jiff::Timestamp::now(), event };
+        if let Err(error) = self.keep(&record, state.ended) {
+            tracing::error!(path = %self.path.display(), %error, "a job's event cannot be written; a restart will not know it");
+        }
+        state.records.push(Arc::new(record));
         self.grown.send_replace(number + 1);
+    }
+
+    /// One line; the last one is on the disk before it is told.
+    fn keep(&self, record: &Record, last: bool) -> io::Result<()> {
+        let mut line = serde_json::to_vec(record)?;
+        line.push(b'\n');
+        (&self.events).write_all(&line)?;
+        if last { self.events.sync_all() } else { Ok(()) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The records of whole lines, and how many bytes these take.
+fn read_records(text: &[u8]) -> (Vec<Arc<Record>>, u64) {
+    let mut records = Vec::new();
+    let mut bytes = 0;
+    for line in text.split_inclusive(|byte| *byte == b'\n') {
+        let Some(record) = line.strip_suffix(b"\n").and_then(|line| serde_json::from_slice::<Record>(line).ok()) else {
+            break;
+        };
+        records.push(Arc::new(record));
+        bytes += line.len() as u64;
+    }
+    (records, bytes)
 }
 
 impl Follower {
@@ -224,6 +273,29 @@ mod tests {
         }
         assert_eq!(seen, [note("one"), JobEvent::Console { offset: 0, length: 7 }, ended()]);
         assert_eq!(log.console_bytes(0, 7).unwrap(), "hello\r\n");
+    }
+
+    #[test]
+    fn a_log_is_read_back_after_a_crash_without_the_line_that_was_cut_short() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = JobLog::create(directory.path()).unwrap();
+        log.append(note("one"));
+        log.append_console(b"hello\r\n");
+        let before = log.records();
+        drop(log);
+        let path = directory.path().join(EVENTS);
+        let mut text = std::fs::read(&path).unwrap();
+        text.extend_from_slice(b"{\"number\":2,\"at\":");
+        std::fs::write(&path, text).unwrap();
+        let log = JobLog::open(directory.path()).unwrap();
+        assert_eq!(log.records(), before);
+        log.append_console(b"more");
+        log.append(ended());
+        assert_eq!(log.records()[2].event, JobEvent::Console { offset: 7, length: 4 });
+        let again = JobLog::open(directory.path()).unwrap();
+        assert_eq!(again.records(), log.records());
+        again.append(note("after the end"));
+        assert_eq!(again.records().len(), 4);
     }
 
     #[tokio::test]

@@ -290,6 +290,7 @@ pub(super) async fn update_dut(
 }
 
 /// POST `/api/v1/dut/<id or full name>/cancel_job`
+#[utoipa::path(post, tag = "ci-tron", path = "/api/v1/dut/{name}/cancel_job", params(("name" = String, Path, description = "id or full name")), responses((status = 200, body = String), (status = 400, description = "no such DUT, or it runs no job", body = super::wire::ErrorWire)))]
 pub(super) async fn cancel_job(
     State(api): State<Api>,
     Path(name): Path<String>,
@@ -305,12 +306,14 @@ pub(super) async fn cancel_job(
 }
 
 /// GET `/api/v1/dut/<id or full name>/quick_check`
+#[utoipa::path(get, tag = "ci-tron", path = "/api/v1/dut/{name}/quick_check", params(("name" = String, Path, description = "id or full name")), responses((status = 200, description = "`true` while a quick check waits or runs", body = String), (status = 400, description = "no such DUT", body = super::wire::ErrorWire)))]
 pub(super) async fn quick_check(State(api): State<Api>, Path(name): Path<String>) -> Result<&'static str, ApiError> {
     let dut = find(&api.farm, &name)?;
     Ok(if api.farm.quick_check_queued(&dut.id) { "true\n" } else { "false\n" })
 }
 
 /// POST `/api/v1/dut/<id or full name>/quick_check`
+#[utoipa::path(post, tag = "ci-tron", path = "/api/v1/dut/{name}/quick_check", params(("name" = String, Path, description = "id or full name")), responses((status = 200, body = String), (status = 400, description = "no such DUT", body = super::wire::ErrorWire)))]
 pub(super) async fn queue_quick_check(State(api): State<Api>, Path(name): Path<String>) -> Result<String, ApiError> {
     let dut = find(&api.farm, &name)?;
     if api.farm.quick_check_queued(&dut.id) {
@@ -321,11 +324,13 @@ pub(super) async fn queue_quick_check(State(api): State<Api>, Path(name): Path<S
 }
 
 /// GET `/api/v1/pdus`: outlets belong to their DUTs here, so there is no PDU to list.
+#[utoipa::path(get, tag = "ci-tron", path = "/api/v1/pdus", responses((status = 200, body = Object)))]
 pub(super) async fn pdus() -> Json<Value> {
     Json(json!({"pdus": {}}))
 }
 
 /// GET `/api/v1/full-state`
+#[utoipa::path(get, tag = "ci-tron", path = "/api/v1/full-state", responses((status = 200, description = "`{pdus, duts, discover, now}`", body = Object)))]
 pub(super) async fn full_state(State(api): State<Api>) -> Json<Value> {
     let now = http_date(jiff::Timestamp::now());
     Json(json!({"pdus": {}, "duts": all_duts(&api.farm), "discover": {}, "now": now}))

@@ -67,6 +67,7 @@ impl Framer {
             }
             JobEvent::Ended { verdict } => self.end(&mut frames, record, verdict),
             JobEvent::Queued { .. }
+            | JobEvent::Owned
             | JobEvent::Leased { .. }
             | JobEvent::SetupStarted
             | JobEvent::SetupComplete
@@ -168,6 +169,7 @@ fn tag(event: &JobEvent) -> u16 {
         JobEvent::PatternMatched { .. } => 401,
         // 300 (the DUT's power draw showed its power sequence) has no source yet: no outlet of ours measures.
         JobEvent::Queued { .. }
+        | JobEvent::Owned
         | JobEvent::Leased { .. }
         | JobEvent::Download { .. }
         | JobEvent::PoweredOff

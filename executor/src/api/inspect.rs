@@ -161,6 +161,11 @@ pub(super) async fn job_schema() -> Json<Value> {
         super::ci_tron::duts,
         super::ci_tron::dut,
         super::ci_tron::update_dut,
+        super::ci_tron::cancel_job,
+        super::ci_tron::quick_check,
+        super::ci_tron::queue_quick_check,
+        super::ci_tron::pdus,
+        super::ci_tron::full_state,
     ),
     components(schemas(super::wire::ProblemWire))
 )]
@@ -212,13 +217,17 @@ mod tests {
         paths.sort();
         let expected = [
             "/api/v1/dut/{name}",
+            "/api/v1/dut/{name}/cancel_job",
+            "/api/v1/dut/{name}/quick_check",
             "/api/v1/duts",
+            "/api/v1/full-state",
             "/api/v1/jobs",
             "/api/v1/jobs/{id}",
             "/api/v1/jobs/{id}/cancel",
             "/api/v1/jobs/{id}/console",
             "/api/v1/jobs/{id}/events",
             "/api/v1/jobs/{id}/log",
+            "/api/v1/pdus",
             "/api/v1/schema/job",
         ];
         assert_eq!(paths, expected);

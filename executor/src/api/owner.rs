@@ -14,6 +14,7 @@ pub(super) struct Owner {
 impl Owner {
     /// Takes hold of a job.
     pub(super) fn of(farm: &Arc<Farm>, record: &Arc<JobRecord>) -> Owner {
+        record.claim();
         Owner { farm: Arc::clone(farm), record: Arc::clone(record) }
     }
 

@@ -6,6 +6,7 @@ use crate::job_log::{JobEvent, Severity};
 pub(crate) fn sentence(event: &JobEvent) -> Option<String> {
     Some(match event {
         JobEvent::Queued { place, reasons } => queued(*place, reasons),
+        JobEvent::Owned => "The job lives as long as its submitter's connection".into(),
         JobEvent::Leased { dut } => format!("Got the DUT {dut}"),
         JobEvent::SetupStarted => "Setting up: fetching and publishing the artifacts".into(),
         JobEvent::Download { url, bytes, total } => download(url, *bytes, *total),

@@ -10,6 +10,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
@@ -157,24 +158,78 @@ enum Outcome {
 }
 
 async fn follow(server: &Server, id: &str) -> anyhow::Result<Outcome> {
-    let mut events = server.events(&format!("/api/v1/jobs/{id}/events?owner=1")).await?;
-    let mut view = View::new();
+    let mut follower = Follower { server, id, view: View::new(), next: 0 };
     tokio::select! {
-        outcome = show(&mut events, &mut view) => return outcome.map(Outcome::Verdict),
+        outcome = follower.to_the_verdict() => return outcome.map(Outcome::Verdict),
         interrupted = tokio::signal::ctrl_c() => interrupted.context("cannot listen for Ctrl-C")?,
     }
-    view.finish();
+    follower.view.finish();
     eprintln!("cancelling job {id} and waiting for its DUT to be free; Ctrl-C again to leave at once");
     let cancel = format!("/api/v1/jobs/{id}/cancel");
     let to_the_end = async {
         if let Err(error) = server.post::<JobWire>(&cancel, None, Bytes::new()).await {
             eprintln!("cannot cancel job {id}: {error:#}");
         }
-        show(&mut events, &mut view).await
+        follower.to_the_verdict().await
     };
     tokio::select! {
         outcome = to_the_end => outcome.map(Outcome::Verdict),
         _ = tokio::signal::ctrl_c() => Ok(Outcome::Left),
+    }
+}
+
+/// How long a server that went away is waited for: as long as a restarted one keeps the job for us.
+const RESTART_PATIENCE: Duration = Duration::from_secs(60);
+/// Between two attempts to reach it.
+const RESTART_PAUSE: Duration = Duration::from_millis(500);
+
+/// Shows a job as its owner, also over a restart of the server: it goes on at the record after the last one shown.
+struct Follower<'a> {
+    server: &'a Server,
+    id: &'a str,
+    view: View,
+    next: usize,
+}
+
+impl Follower<'_> {
+    async fn to_the_verdict(&mut self) -> anyhow::Result<Verdict> {
+        let mut lost_at: Option<Instant> = None;
+        loop {
+            let before = self.next;
+            let error = match self.on_one_connection().await {
+                Ok(verdict) => return Ok(verdict),
+                Err(error) => error,
+            };
+            if before == 0 && self.next == 0 {
+                return Err(error);
+            }
+            if self.next > before {
+                lost_at = None;
+            }
+            match lost_at {
+                Some(lost_at) if lost_at.elapsed() > RESTART_PATIENCE => return Err(error),
+                Some(_) => {}
+                None => {
+                    self.view.finish();
+                    eprintln!("wharf: {error:#}; looking for the server for {} s", RESTART_PATIENCE.as_secs());
+                    lost_at = Some(Instant::now());
+                }
+            }
+            tokio::time::sleep(RESTART_PAUSE).await;
+        }
+    }
+
+    async fn on_one_connection(&mut self) -> anyhow::Result<Verdict> {
+        let path = format!("/api/v1/jobs/{}/events?owner=1&from={}", self.id, self.next);
+        let mut events = self.server.events(&path).await?;
+        while let Some(event) = events.next().await? {
+            self.view.show(&event.record, &event.console_bytes()).context("cannot write the console")?;
+            self.next = event.record.number + 1;
+            if let JobEvent::Ended { verdict } = event.record.event {
+                return Ok(verdict);
+            }
+        }
+        bail!("the server ended the stream before the verdict")
     }
 }
 

@@ -71,6 +71,7 @@ impl View {
             }
             JobEvent::PoweredOff | JobEvent::TeardownStarted | JobEvent::TimeoutHit { .. } => self.boot_ends(),
             JobEvent::Queued { .. }
+            | JobEvent::Owned
             | JobEvent::Leased { .. }
             | JobEvent::SetupStarted
             | JobEvent::SetupComplete

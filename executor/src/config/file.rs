@@ -138,7 +138,7 @@ enum JobUrlsKey {
 /// One machine.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
-#[schemars(extend("required" = ["mac", "address", "machine"]))]
+#[schemars(extend("required" = ["mac", "address", "machine"], "x-lenient" = true))]
 struct DutKeys {
     /// What jobs name it by; its MAC when absent.
     id: Option<String>,
@@ -341,7 +341,10 @@ impl Duts<'_> {
         let number = self.count.entry(base_name.clone()).or_default();
         *number += 1;
         let full_name = keys.full_name.clone().unwrap_or_else(|| format!("{}-{base_name}-{number}", self.farm));
-        self.unique(at("mac"), "MAC", &mac, findings);
+        // A DUT whose MAC is missing or wrong keeps its place in the list: that was told already.
+        if !mac.is_empty() {
+            self.unique(at("mac"), "MAC", &mac, findings);
+        }
         self.unique(at("address"), "address", &keys.address, findings);
         if keys.id.is_some() {
             self.unique(at("id"), "id", &id, findings);

@@ -53,7 +53,11 @@ const TEAR_DOWN_DEFAULT: Duration = Duration::from_secs(600);
 pub(super) async fn carry(farm: Arc<Farm>, carried: Carried, waiting: Waiting) {
     let Carried { record, inbox, submission } = carried;
     let mut cancelled = inbox.cancelled.clone();
+    let mut stopping = farm.stopping.subscribe();
     let lease = tokio::select! {
+        biased;
+        // It stays in the queue, for the next start of the farm.
+        _ = stopping.wait_for(|stopping| *stopping) => return,
         lease = queue(&record, waiting) => lease,
         by = cancellation(&mut cancelled) => {
             let (cause, summary) = in_words(&by);
@@ -113,6 +117,7 @@ fn in_words(by: &CancelledBy) -> (Cause, String) {
         CancelledBy::SubmitterGone => {
             (Cause::Submitter, "the submitter went away while the job waited for a DUT".into())
         }
+        CancelledBy::FarmStopping => (Cause::Farm, "the farm was stopped while the job waited for a DUT".into()),
     }
 }
 
@@ -166,6 +171,9 @@ impl Run {
                 match cancellation(&mut cancelled).await {
                     CancelledBy::Operator(by) => Event::Cancelled { by },
                     CancelledBy::SubmitterGone => Event::SubmitterGone,
+                    CancelledBy::FarmStopping => {
+                        Event::FarmFailed { reason: "the farm was stopped by its operator".into() }
+                    }
                 }
             }
             .boxed(),
@@ -346,7 +354,7 @@ async fn wait_unless_stopping(farm: &Farm, pause: Duration) -> ControlFlow<()> {
     }
 }
 
-async fn power_off(dut: &Dut) -> Result<(), crate::blueprint::power::PowerError> {
+pub(super) async fn power_off(dut: &Dut) -> Result<(), crate::blueprint::power::PowerError> {
     dut.pdu.set(&dut.outlet, PowerState::Off).await?;
     let state = dut.pdu.state(&dut.outlet).await?;
     dut.note_power(state);

@@ -11,7 +11,7 @@ use gateway::dhcp::{DhcpEvent, Mac, Reservation};
 use gateway::{Gateway, GatewayError, Ports};
 use tokio::sync::watch;
 
-use super::{Dut, Farm, Jobs, Listeners, Planner};
+use super::{Dut, Farm, Jobs, Listeners, Planner, ledger};
 use crate::blueprint::console::Console;
 use crate::blueprint::console::qemu::QemuConsole;
 use crate::blueprint::console::simulated::SimulatedConsole;
@@ -61,7 +61,8 @@ pub enum StartError {
 impl Farm {
     /// Starts the farm; its API will be at `api`, where the farm's own boot images are downloaded from.
     pub async fn start(mut config: FarmConfig, api: SocketAddr) -> Result<Arc<Farm>, StartError> {
-        keep_state_in(&config.state)?;
+        let state_lock = keep_state_in(&config.state)?;
+        let (kept, last_number) = ledger::read(&config.state);
         images::add_variables(&mut config.job_variables, api);
         let listeners = Arc::new(Listeners::default());
         let network = Network::of(&config)?;
@@ -82,7 +83,6 @@ impl Farm {
         }
         let planner = Planner { config, place };
         let desk = Desk::new(planner.config.duts.iter().map(|dut| planner.candidate(dut)));
-        let last_number = last_number(&planner.config.state);
         let farm = Farm {
             planner,
             duts,
@@ -93,12 +93,32 @@ impl Farm {
             stopping: watch::channel(false).0,
             carriers: Mutex::default(),
             quick_checks: Mutex::default(),
+            _state_lock: state_lock,
             _runtime: runtime,
             _network: network.private,
         };
         let farm = Arc::new(farm);
+        farm.switch_everything_off().await;
+        farm.restore(kept).await;
         tokio::spawn(keep_the_cache_small(Arc::downgrade(&farm)));
         Ok(farm)
+    }
+}
+
+impl Farm {
+    /// No outlet is on without a lease: whatever an earlier run left on goes off before the first job comes. A DUT that will not go
+    /// off is held back.
+    async fn switch_everything_off(&self) {
+        let switch = |dut: Arc<Dut>| async move {
+            if let Err(error) = super::carry::power_off(&dut).await {
+                tracing::error!(dut = dut.config.full_name, %error, "cannot switch the DUT off at the start");
+                self.desk.hold_back(
+                    &dut.config.id,
+                    Some(format!("it could not be switched off when the farm started: {error}")),
+                );
+            }
+        };
+        futures_util::future::join_all(self.duts.values().cloned().map(switch)).await;
     }
 }
 
@@ -116,14 +136,10 @@ async fn keep_the_cache_small(farm: Weak<Farm>) {
     }
 }
 
-fn keep_state_in(path: &Path) -> Result<(), StartError> {
-    std::fs::create_dir_all(path).map_err(|source| StartError::State { path: path.display().to_string(), source })
-}
-
-/// Numbers go on where an earlier run of the farm stopped: its jobs' folders are still there.
-fn last_number(state: &Path) -> u64 {
-    let entries = std::fs::read_dir(state.join("jobs")).into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).max().unwrap_or(0)
+/// Makes the state folder and takes it for this process.
+fn keep_state_in(path: &Path) -> Result<std::fs::File, StartError> {
+    let locked = std::fs::create_dir_all(path).and_then(|()| ledger::lock(path));
+    locked.map_err(|source| StartError::State { path: path.display().to_string(), source })
 }
 
 /// The network that DUTs are on, made or found.

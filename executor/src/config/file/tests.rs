@@ -62,6 +62,28 @@ fn mistakes_of_shape_and_of_sense_are_told_together() {
 }
 
 #[test]
+fn what_is_wrong_in_one_dut_does_not_move_the_mistakes_of_the_next_ones() {
+    let text = format!(
+        "{FARM}- {{address: 10.77.0.11, machine: {{simulated: {{}}}}}}\n\
+         - {{mac: 52:54:00:77:00:02, address: 10.77.0.12}}\n\
+         - {{mac: 52:54:00:77:00:03, address: ten, machine: {{}}}}\n\
+         - {{mac: nonsense, address: 10.77.0.14, machine: {{simulated: {{}}}}}}\n\
+         - {{mac: 52:54:00:77:00:05, address: 10.77.0.15, machine: {{simulated: {{console: nowhere.yml}}}}}}\n"
+    );
+    assert_eq!(
+        problems(&text),
+        [
+            "4: duts[0].mac: the key `mac` is missing",
+            "5: duts[1].machine: the key `machine` is missing",
+            "6: duts[2].address: `ten` is not an IPv4 address: invalid IPv4 address syntax",
+            "6: duts[2].machine: one of `qemu` or `simulated` is missing",
+            "7: duts[3].mac: `nonsense` is not a MAC address: it is not six bytes in hexadecimal",
+            "8: duts[4].machine.simulated.console: no file `nowhere.yml`",
+        ]
+    );
+}
+
+#[test]
 fn a_missing_network_or_name_is_said_by_name() {
     assert_eq!(
         problems("duts: []\n"),
