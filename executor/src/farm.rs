@@ -29,6 +29,7 @@ use crate::runner::{EVENTS_MAX, INPUT_CHUNKS_MAX};
 use crate::session::Event;
 use crate::verdict::{Cause, Status, Verdict};
 use crate::virtual_dut::network::PrivateNetwork;
+use crate::virtual_dut::qemu::RuntimeFolder;
 
 mod carry;
 mod ledger;
@@ -59,7 +60,7 @@ pub struct Farm {
     /// The state folder is ours while this is open.
     _state_lock: std::fs::File,
     /// Sockets of virtual machines; the folder goes with the farm.
-    _runtime: tempfile::TempDir,
+    _runtime: RuntimeFolder,
     /// Kept for as long as the farm runs; its namespace goes with it.
     _network: Option<Arc<PrivateNetwork>>,
 }

@@ -49,7 +49,7 @@ pub struct Bench {
     mark: String,
     exits: Mutex<mpsc::Receiver<ExitStatus>>,
     errors: Arc<Mutex<String>>,
-    folder: tempfile::TempDir,
+    folder: Arc<tempfile::TempDir>,
     is_over: bool,
 }
 
@@ -112,8 +112,24 @@ impl Bench {
         for name in ["run", "tmp"] {
             fs::create_dir(folder.path().join(name)).expect("the folder is new");
         }
+        fs::write(folder.path().join("farm.yml"), farm).expect("the folder is ours");
+        Bench::start_in(wharf, Arc::new(folder))
+    }
+
+    /// Ends the farm as `kill -9` does, and starts it again with what that left behind.
+    pub fn killed_and_started_again(mut self, wharf: &str) -> Bench {
+        self.end(Signal::SIGKILL);
+        Bench::start_in(wharf, Arc::clone(&self.folder))
+    }
+
+    /// Asks the farm to stop, and starts it again.
+    pub fn stopped_and_started_again(mut self, wharf: &str) -> Bench {
+        self.end(Signal::SIGTERM);
+        Bench::start_in(wharf, Arc::clone(&self.folder))
+    }
+
+    fn start_in(wharf: &str, folder: Arc<tempfile::TempDir>) -> Bench {
         let farm_file = folder.path().join("farm.yml");
-        fs::write(&farm_file, farm).expect("the folder is ours");
         let mark = new_mark();
         let mut command = Command::new(wharf);
         command.arg("serve").arg("--farm").arg(&farm_file).args(["--api", "127.0.0.1:0", "--state"]);
@@ -139,6 +155,11 @@ impl Bench {
     /// Address and port of the API.
     pub fn address(&self) -> SocketAddr {
         self.api
+    }
+
+    /// The API's unix socket.
+    pub fn local_socket(&self) -> PathBuf {
+        self.folder.path().join("run/wharf.sock")
     }
 
     /// What the server wrote on its standard error so far.
@@ -169,6 +190,15 @@ impl Bench {
     /// Hands in a job that the server takes.
     pub fn submit(&self, job: &str, query: &str) -> Job<'_> {
         self.try_submit(job, query).unwrap_or_else(|answer| panic!("the job was refused: {answer:?}"))
+    }
+
+    /// Hands in what the server refuses.
+    #[track_caller]
+    pub fn refused(&self, job: &str, query: &str) -> Answer {
+        match self.try_submit(job, query) {
+            Err(answer) => answer,
+            Ok(job) => panic!("it was taken as job {}", job.id),
+        }
     }
 
     /// Runs a job to its end.
@@ -517,26 +547,31 @@ pub fn until<T>(limit: Duration, mut look: impl FnMut() -> Option<T>) -> Option<
     }
 }
 
-/// Installs the Debian packages of the programs that are not there: pairs of program and package.
-pub fn need_programs(programs: &[(&str, &str)]) {
+/// Installs the Debian packages of the programs that are not there: pairs of program (or a file's path) and package.
+pub fn need_programs(programs: &[(&str, &'static str)]) {
+    let missing =
+        || programs.iter().filter(|(program, _)| !is_installed(program)).map(|(_, package)| *package).collect();
+    need_packages(missing);
+}
+
+/// Installs the Debian packages that `missing` says; it is asked again when another test has installed some meanwhile.
+pub fn need_packages(missing: impl Fn() -> Vec<&'static str>) {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _guard = lock(&ONE_AT_A_TIME);
-    let missing: Vec<_> = programs.iter().filter(|(program, _)| !is_installed(program)).map(|pair| pair.1).collect();
-    if missing.is_empty() {
+    let packages = missing();
+    if packages.is_empty() {
         return;
     }
-    let packages = missing.join(" ");
-    assert!(
-        nix::unistd::geteuid().is_root(),
-        "these tests need programs that are not here; run: apt-get install {packages}"
-    );
-    println!("installing what these tests need: {packages}");
-    for arguments in [vec!["update"], [vec!["install", "-y", "--no-install-recommends"], missing].concat()] {
+    let list = packages.join(" ");
+    let is_root = nix::unistd::geteuid().is_root();
+    assert!(is_root, "this test needs programs that are not here; run: apt-get install {list}");
+    println!("installing what this test needs: {list}");
+    for arguments in [vec!["update"], [vec!["install", "-y", "--no-install-recommends"], packages].concat()] {
         let mut command = Command::new("apt-get");
         command.args(["-qq", "-o", "DPkg::Lock::Timeout=300"]).args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
         let output = command.output().expect("these tests run on a Debian system");
         let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "apt-get could not install {packages}: {said}");
+        assert!(output.status.success(), "apt-get could not install {list}: {said}");
     }
 }
 

@@ -69,8 +69,8 @@ impl Farm {
         let gateway = Gateway::start(network.gateway_config(&config, &listeners)?).await?;
         let addresses = gateway.addresses();
         let place = Place { address: network.address, http_port: addresses.http.map_or(80, |address| address.port()) };
-        let runtime =
-            qemu::runtime_folder().map_err(|source| StartError::State { path: "a runtime folder".into(), source })?;
+        let runtime = qemu::RuntimeFolder::new()
+            .map_err(|source| StartError::State { path: "a runtime folder".into(), source })?;
         let mut duts = BTreeMap::new();
         for dut in &config.duts {
             let Drivers { pdu, outlet, console } = network.drivers(dut, &gateway, runtime.path())?;

@@ -116,10 +116,46 @@ pub enum Accelerator {
     Tcg,
 }
 
-/// A folder for machines' sockets and variables, with a path short enough for them; it is removed with the value.
-pub fn runtime_folder() -> io::Result<tempfile::TempDir> {
-    let home = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|folder| folder.is_dir());
-    tempfile::Builder::new().prefix("wharf-").tempdir_in(home.as_deref().unwrap_or(Path::new("/tmp")))
+/// A folder for machines' sockets and variables, with a path short enough for them. It is removed with the value; what a killed
+/// process left is removed by the next one.
+pub struct RuntimeFolder {
+    folder: tempfile::TempDir,
+    /// Held for as long as the folder is in use.
+    _lock: fs::File,
+}
+
+/// Begins the name of every runtime folder.
+const RUNTIME_FOLDER: &str = "wharf-run-";
+
+impl RuntimeFolder {
+    /// A new one in `$XDG_RUNTIME_DIR`, or in the folder for temporary files.
+    pub fn new() -> io::Result<RuntimeFolder> {
+        let home = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|folder| folder.is_dir());
+        RuntimeFolder::within(&home.unwrap_or_else(std::env::temp_dir))
+    }
+
+    fn within(home: &Path) -> io::Result<RuntimeFolder> {
+        remove_abandoned(home);
+        let folder = tempfile::Builder::new().prefix(RUNTIME_FOLDER).tempdir_in(home)?;
+        let lock = fs::File::create(folder.path().join("lock"))?;
+        lock.lock()?;
+        Ok(RuntimeFolder { folder, _lock: lock })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
+/// Removes the runtime folders of `home` that nobody holds. One that was made a moment ago has no lock yet, and is left alone.
+fn remove_abandoned(home: &Path) {
+    for entry in fs::read_dir(home).into_iter().flatten().flatten() {
+        let is_ours = entry.file_name().to_str().is_some_and(|name| name.starts_with(RUNTIME_FOLDER));
+        if is_ours && fs::File::open(entry.path().join("lock")).is_ok_and(|lock| lock.try_lock().is_ok()) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 /// A virtual machine, on or off. Dropping it switches it off.
@@ -147,7 +183,7 @@ struct Running {
 }
 
 impl Machine {
-    /// A machine that is off. Its sockets and files are in a folder of its own in `runtime_folder`; see [`runtime_folder`].
+    /// A machine that is off. Its sockets and files are in a folder of its own in `runtime_folder`; see [`RuntimeFolder`].
     /// Called from within a tokio runtime.
     pub fn new(
         config: QemuConfig,
@@ -794,6 +830,17 @@ mod tests {
     }
 
     #[test]
+    fn a_runtime_folder_that_nobody_holds_is_removed_by_the_next_one() {
+        let home = tempfile::tempdir().unwrap();
+        let held = RuntimeFolder::within(home.path()).unwrap();
+        let abandoned = home.path().join("wharf-run-dead");
+        fs::create_dir(&abandoned).unwrap();
+        fs::write(abandoned.join("lock"), "").unwrap();
+        let _next = RuntimeFolder::within(home.path()).unwrap();
+        assert!(held.path().exists() && !abandoned.exists());
+    }
+
+    #[test]
     fn a_bios_machine_talks_on_its_serial_line_from_the_firmware_on() {
         assert_eq!(
             launch(Firmware::Bios, Accelerator::Tcg),
@@ -841,8 +888,8 @@ mod tests {
 
     /// A machine that boots the payload with `words`, without a network; the folder is to be kept. `None` where there is no QEMU or no
     /// network may be made; says so.
-    fn machine(words: &str, uuid: &str) -> Option<(Machine, tempfile::TempDir)> {
-        let folder = runtime_folder().unwrap();
+    fn machine(words: &str, uuid: &str) -> Option<(Machine, RuntimeFolder)> {
+        let folder = RuntimeFolder::new().unwrap();
         if install::look(folder.path()).qemu.is_none() {
             eprintln!("SKIPPED: no QEMU");
             return None;

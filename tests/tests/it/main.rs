@@ -2,11 +2,15 @@
 //!
 //! | file | promise |
 //! |---|---|
+//! | `api` | jobs wait, are shown, followed, refused; who goes away frees the machine |
+//! | `bad_input` | what kills other servers is answered by ours, which serves on |
 //! | `boots` | QEMU machines boot by every firmware, reboot, hang, are cancelled, are typed at |
 //! | `demo` | one command boots a machine and ends with its verdict |
 //! | `docs` | every command, example and link of the pages works |
+//! | `executorctl` | CI-tron's own client, unmodified, runs jobs on our server |
 //! | `http_clients` | curl reads whole, in part and resumed, and is told what it may not |
 //! | `licences` | what we build on may be given away, and there is one TLS stack |
+//! | `restart` | jobs, their places and their verdicts outlive the server, however it ends |
 //! | `simulated` | jobs on simulated DUTs: every firmware, every fault, many at once |
 //! | `tftp_clients` | curl, tftp-hpa, atftp and busybox read every kind of file over TFTP |
 //! | `tidy` | the house rules that a machine can see |
@@ -16,13 +20,17 @@
 // Clippy takes only functions marked #[test] for tests; what they share may panic as well.
 #![allow(clippy::unwrap_used)]
 
+mod api;
+mod bad_input;
 mod boots;
 mod demo;
 mod docs;
+mod executorctl;
 mod farms;
 mod http_clients;
 mod licences;
 mod loopback;
+mod restart;
 mod simulated;
 mod tftp_clients;
 mod tidy;
