@@ -16,17 +16,17 @@ use std::io::Read;
 use std::net::Ipv4Addr;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::Value;
+use tests::bench::Bench;
 use tests::lab::{Lab, Running};
 use tests::measure::{Samples, Table, machine};
-use tests::peers::{self, CURL, Client, DNSMASQ, NGINX};
-use tests::served::Served;
+use tests::peers::{self, Client, DNSMASQ, NGINX};
 
 /// Rounds unless the command line has a number: a median of seven is steady within some percent.
 const ROUNDS: usize = 7;
@@ -93,12 +93,12 @@ boot
 
 fn main() -> anyhow::Result<()> {
     let rounds = std::env::args().find_map(|word| word.parse().ok()).unwrap_or(ROUNDS);
-    peers::install(&[CURL, DNSMASQ, NGINX])?;
+    peers::install(&[DNSMASQ, NGINX])?;
     println!("{}", machine());
     println!("peers: {}, {}\n", DNSMASQ.title(), NGINX.title());
     // Sockets live in it: a path of theirs has at most 107 bytes.
     let folder = tempfile::Builder::new().prefix("wharf-bench-").tempdir_in("/tmp")?;
-    let wharf = Wharf::start(&folder.path().join("wharf"))?;
+    let wharf = Wharf(Bench::start(env!("CARGO_BIN_EXE_wharf"), FARM));
     let mut peer = None;
     let (mut ours, mut theirs) = (Boots::default(), Boots::default());
     // One boot to fill caches, of the host's disk and of wharf, which is not counted.
@@ -106,7 +106,7 @@ fn main() -> anyhow::Result<()> {
     for round in 1..=rounds {
         ours.add(&wharf.boot()?);
         if peer.is_none() {
-            peer = Some(Peer::start(&folder.path().join("peer"), &wharf.served, &warm)?);
+            peer = Some(Peer::start(folder.path(), &wharf.0, &warm)?);
         }
         theirs.add(&peer.as_ref().context("it was just started")?.boot()?);
         eprintln!("round {round}/{rounds}: {}", last(&ours, &theirs));
@@ -159,8 +159,7 @@ fn report(ours: &Boots, theirs: &Boots) {
     let end = MILESTONES[MILESTONES.len() - 1].0;
     let ratios = ours.samples(end).ratios(&theirs.samples(end));
     println!("median of the ratios of each round: {:.3}", ratios.median());
-    for (name, what) in [("set-up", "from submission to power-on"), ("tear-down", "from the last line to the verdict")]
-    {
+    for (name, what) in [("set-up", "from the lease to power-on"), ("tear-down", "from the last line to the verdict")] {
         println!("{what}: {:.3} s", ours.samples(name).median());
     }
 }
@@ -195,52 +194,39 @@ impl Milestones {
 }
 
 /// Our side.
-struct Wharf {
-    served: Served,
-    job: std::path::PathBuf,
-}
+struct Wharf(Bench);
 
 impl Wharf {
-    fn start(folder: &Path) -> anyhow::Result<Self> {
-        fs::create_dir(folder)?;
-        let (farm, job) = (folder.join("farm.yml"), folder.join("job.yml"));
-        fs::write(&farm, FARM)?;
-        fs::write(&job, JOB)?;
-        Ok(Wharf { served: Served::start(env!("CARGO_BIN_EXE_wharf"), &farm, folder)?, job })
-    }
-
     /// Runs a job, and takes its times from its events.
     fn boot(&self) -> anyhow::Result<Boot> {
+        let mut job = self.0.submit(JOB, "");
+        job.wait_for_kind("powered_on");
+        let words = machine_words(&self.0)?;
+        let job = job.wait();
+        ensure!(job.status == "PASS", "the job did not pass: {}", job.summary);
+        let at = |kind: &str| {
+            let event = job.events.iter().find(|event| text(event, "event") == kind);
+            seconds(event.with_context(|| format!("no event `{kind}`"))?)
+        };
+        let (set_up, power_on, ended) = (at("leased")?, at("power_cycling")?, at("ended")?);
         let mut milestones = Milestones::default();
-        let (mut first, mut power_on, mut ended) = (None, None, None);
-        let mut words = Vec::new();
-        let job = self.served.submit(&self.job)?;
-        self.served.events(&job, &mut |event| {
-            let at = seconds(event)?;
-            first.get_or_insert(at);
-            match text(event, "event") {
-                "power_cycling" => power_on = power_on.or(Some(at)),
-                "powered_on" => words = self.served.machine()?,
-                "console" => {
-                    let bytes = BASE64_STANDARD.decode(text(event, "data"))?;
-                    milestones.hear(&bytes, at - power_on.context("console before power")?);
-                }
-                "ended" => {
-                    let status = event.pointer("/verdict/status").and_then(Value::as_str).unwrap_or_default();
-                    ensure!(status.eq_ignore_ascii_case("pass"), "the job did not pass: {event}");
-                    ended = Some(at);
-                }
-                _ => {}
-            }
-            Ok(())
-        })?;
-        let (first, power_on) = (first.context("no events")?, power_on.context("no power-on")?);
+        for event in job.events.iter().filter(|event| text(event, "event") == "console") {
+            milestones.hear(&BASE64_STANDARD.decode(text(event, "data"))?, seconds(event)? - power_on);
+        }
         let mut times = milestones.finish()?;
         let end = times[MILESTONES[MILESTONES.len() - 1].0];
-        times.insert("set-up", power_on - first);
-        times.insert("tear-down", ended.context("no verdict")? - power_on - end);
+        times.insert("set-up", power_on - set_up);
+        times.insert("tear-down", ended - power_on - end);
         Ok(Boot { times, words })
     }
+}
+
+/// The words that started the farm's QEMU, the program first.
+fn machine_words(bench: &Bench) -> anyhow::Result<Vec<String>> {
+    let lines = bench.processes().into_iter().filter_map(|id| fs::read_to_string(format!("/proc/{id}/cmdline")).ok());
+    let words = |line: String| line.trim_end_matches('\0').split('\0').map(str::to_owned).collect::<Vec<_>>();
+    let mut machines = lines.map(words).filter(|words| words.first().is_some_and(|word| word.contains("qemu-system")));
+    machines.next().context("the farm runs no QEMU")
 }
 
 fn text<'a>(event: &'a Value, key: &str) -> &'a str {
@@ -263,14 +249,13 @@ struct Peer {
 
 impl Peer {
     /// Servers with the same kernel and initramfs, and a tap of the same name.
-    fn start(folder: &Path, served: &Served, boot: &Boot) -> anyhow::Result<Self> {
+    fn start(folder: &Path, bench: &Bench, boot: &Boot) -> anyhow::Result<Self> {
         let root = folder.join("root");
         fs::create_dir_all(root.join("_/job"))?;
         for image in ["kernel", "initramfs"] {
-            let mut curl = Command::new("curl");
-            curl.args(["--silent", "--fail", "--output"]).arg(root.join("_/job").join(image));
-            let status = curl.arg(format!("{}/images/{image}", served.api())).status()?;
-            ensure!(status.success(), "cannot fetch the {image}");
+            let answer = bench.get(&format!("/images/{image}"));
+            ensure!(answer.status == 200, "cannot fetch the {image}: {}", answer.head);
+            fs::write(root.join("_/job").join(image), answer.body)?;
         }
         fs::write(root.join("boot.ipxe"), SCRIPT)?;
         fs::write(root.join("greeting"), "ahoy\n")?;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   client's namespace           servers' namespace
-//!   curl 10.77.0.9  ──cable──►   10.77.0.1 our gateway (`file`: a local file; `url`: a download in its cache, as jobs have them)
+//!   curl 10.77.0.9  ──cable──►   10.77.0.1 our gateway: a download in its cache, as kernels are; a local file; text of a job
 //!                                10.77.0.2 nginx (sendfile)
 //! ```
 //! curl's own clock gives the figures, so that its start does not count. It reads every byte and throws it away, which costs more
@@ -36,6 +36,9 @@ const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 9);
 /// A large root file system's piece, and a boot script.
 const LARGE_BYTES: usize = 64 << 20;
 const SMALL_BYTES: usize = 1 << 10;
+
+/// nginx, and three kinds of content of ours.
+const CONTENDERS: usize = 4;
 
 /// Requests of one curl over one connection, so that a script's figure is more than noise.
 const SMALL_REQUESTS: usize = 200;
@@ -88,7 +91,9 @@ async fn start_gateway(lab: &Lab, root: &Path, folder: &Path) -> anyhow::Result<
     for file in ["large", "small"] {
         let download = gateway.cache().fetch(&serve_once(root.join(file))?);
         download.wait_complete().await.context("a proxy in the environment? set no_proxy=127.0.0.1")?;
-        for (kind, content) in [("file", Content::File(root.join(file))), ("url", Content::Url(download))] {
+        let text = Content::Inline(fs::read(root.join(file))?.into());
+        let kinds = [("file", Content::File(root.join(file))), ("text", text), ("url", Content::Url(download))];
+        for (kind, content) in kinds {
             let name = Name::Exact(format!("/{kind}/{file}"));
             publication.put(Protocol::Http, name, content, Exposure::default(), Origin::Job, Instant::now());
         }
@@ -120,94 +125,92 @@ struct Bench {
 /// What curl measured.
 struct Fetched {
     bytes: f64,
-    first_byte_s: f64,
     total_s: f64,
 }
 
 impl Bench {
     /// Who serves, and under which address; the peer first.
-    fn contenders(&self) -> [(&'static str, String); 3] {
+    fn contenders(&self) -> [(&'static str, String); CONTENDERS] {
         let (ours, nginx) = (&self.ours, &self.nginx);
         [
             ("nginx", nginx.clone()),
-            ("wharf, a file", format!("{ours}/file")),
             ("wharf, a cached url", format!("{ours}/url")),
+            ("wharf, a local file", format!("{ours}/file")),
+            ("wharf, text of a job", format!("{ours}/text")),
         ]
     }
 
     /// One large file.
     fn large(&self, rounds: usize) -> anyhow::Result<()> {
-        let (mut rates, mut first_bytes) = (vec![Samples::default(); 3], vec![Samples::default(); 3]);
-        for round in 0..rounds {
-            for turn in 0..3 {
-                // Each round begins with another one: nobody is always behind the same neighbour.
-                let index = (round + turn) % 3;
-                let fetched = self.fetch(&[format!("{}/large", self.contenders()[index].1)])?;
-                ensure!(fetched.bytes == LARGE_BYTES as f64, "only {} bytes came", fetched.bytes);
-                rates[index].push(fetched.bytes / 1e6 / fetched.total_s);
-                first_bytes[index].push(fetched.first_byte_s * 1e3);
-            }
-        }
-        println!("One file of 64 MiB, one connection, {rounds} rounds\n");
-        let mut table = Table::new(&["server", "MB/s", "range", "first byte ms", "ratio to nginx"]);
-        for (index, (name, _)) in self.contenders().iter().enumerate() {
-            let (low, high) = rates[index].range();
-            table.row(vec![
-                (*name).to_owned(),
-                format!("{:.0}", rates[index].median()),
-                format!("{low:.0} to {high:.0}"),
-                format!("{:.2}", first_bytes[index].median()),
-                format!("{:.2}", rates[index].ratios(&rates[0]).median()),
-            ]);
-        }
-        println!("{}", table.draw());
+        let rates = self.take_turns(rounds, "large", 1, |fetched| fetched.bytes / 1e6 / fetched.total_s)?;
+        println!("One file of 64 MiB, one connection, {rounds} rounds\n\n{}", self.draw("MB/s", 0, &rates));
         Ok(())
     }
 
     /// Many small files over one connection.
     fn small(&self, rounds: usize) -> anyhow::Result<()> {
-        let mut times = vec![Samples::default(); 3];
+        let per_request = |fetched: &Fetched| fetched.total_s / SMALL_REQUESTS as f64 * 1e6;
+        let times = self.take_turns(rounds, "small", SMALL_REQUESTS, per_request)?;
+        let table = self.draw("µs a request", 1, &times);
+        println!("1 KiB, {SMALL_REQUESTS} requests over one connection, {rounds} rounds\n\n{table}");
+        Ok(())
+    }
+
+    /// All contenders, once a round; per contender what `figure` makes of it.
+    fn take_turns(
+        &self,
+        rounds: usize,
+        file: &str,
+        requests: usize,
+        figure: impl Fn(&Fetched) -> f64,
+    ) -> anyhow::Result<Vec<Samples>> {
+        let mut samples = vec![Samples::default(); CONTENDERS];
+        let expected = if file == "large" { LARGE_BYTES } else { SMALL_BYTES } * requests;
         for round in 0..rounds {
-            for turn in 0..3 {
-                let index = (round + turn) % 3;
-                let url = format!("{}/small", self.contenders()[index].1);
-                let fetched = self.fetch(&vec![url; SMALL_REQUESTS])?;
-                ensure!(fetched.bytes == (SMALL_BYTES * SMALL_REQUESTS) as f64, "only {} bytes came", fetched.bytes);
-                times[index].push(fetched.total_s / SMALL_REQUESTS as f64 * 1e6);
+            for turn in 0..CONTENDERS {
+                // Each round begins with another one: nobody is always behind the same neighbour.
+                let index = (round + turn) % CONTENDERS;
+                let url = format!("{}/{file}", self.contenders()[index].1);
+                let fetched = self.fetch(&vec![url; requests])?;
+                ensure!(fetched.bytes == expected as f64, "{} of {expected} bytes came", fetched.bytes);
+                samples[index].push(figure(&fetched));
             }
         }
-        println!("1 KiB, {SMALL_REQUESTS} requests over one connection, {rounds} rounds\n");
-        let mut table = Table::new(&["server", "µs a request", "range", "ratio to nginx"]);
-        for (index, (name, _)) in self.contenders().iter().enumerate() {
-            let (low, high) = times[index].range();
-            table.row(vec![
-                (*name).to_owned(),
-                format!("{:.0}", times[index].median()),
-                format!("{low:.0} to {high:.0}"),
-                format!("{:.2}", times[index].ratios(&times[0]).median()),
-            ]);
+        Ok(samples)
+    }
+
+    fn draw(&self, unit: &str, decimals: usize, samples: &[Samples]) -> String {
+        let mut table = Table::new(&["server", unit, "range", "ratio to nginx"]);
+        for ((name, _), own) in self.contenders().iter().zip(samples) {
+            let (low, high) = own.range();
+            let median = own.median();
+            let ratio = own.ratios(&samples[0]).median();
+            let cells = [
+                format!("{median:.decimals$}"),
+                format!("{low:.decimals$} to {high:.decimals$}"),
+                format!("{ratio:.2}"),
+            ];
+            table.row([(*name).to_owned()].into_iter().chain(cells).collect());
         }
-        println!("{}", table.draw());
-        Ok(())
+        table.draw()
     }
 
     /// Fetches all of these in one go; the sums.
     fn fetch(&self, urls: &[String]) -> anyhow::Result<Fetched> {
         let mut curl = self.client.command("curl")?;
         curl.args(["--silent", "--show-error", "--fail", "--noproxy", "*"]);
-        curl.args(["--write-out", "%{stderr}%{size_download} %{time_starttransfer} %{time_total}\n"]);
+        curl.args(["--write-out", "%{stderr}%{size_download} %{time_total}\n"]);
         for url in urls {
             curl.args(["--output", "/dev/null", url]);
         }
         let output = curl.output()?;
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "curl failed: {said}");
-        let mut sum = Fetched { bytes: 0.0, first_byte_s: 0.0, total_s: 0.0 };
+        let mut sum = Fetched { bytes: 0.0, total_s: 0.0 };
         for line in said.lines() {
             let figures: Vec<f64> = line.split(' ').filter_map(|figure| figure.parse().ok()).collect();
-            let [bytes, first_byte_s, total_s] = figures[..] else { anyhow::bail!("curl said `{line}`") };
+            let [bytes, total_s] = figures[..] else { anyhow::bail!("curl said `{line}`") };
             sum.bytes += bytes;
-            sum.first_byte_s += first_byte_s;
             sum.total_s += total_s;
         }
         Ok(sum)

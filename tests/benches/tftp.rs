@@ -55,11 +55,12 @@ enum Way {
 
 fn main() -> anyhow::Result<()> {
     let rounds = std::env::args().find_map(|word| word.parse().ok()).unwrap_or(ROUNDS);
-    peers::install(&[ATFTP, ATFTPD, CURL, DNSMASQ, TFTPD_HPA])?;
-    println!("{}", machine());
-    println!("peers: {}, {}, {}", TFTPD_HPA.title(), DNSMASQ.title(), ATFTPD.title());
-    println!("clients: {}, {}\n", CURL.title(), ATFTP.title());
+    peers::install(&[ATFTP, CURL, DNSMASQ, TFTPD_HPA])?;
     let folder = tempfile::Builder::new().prefix("wharf-bench-").tempdir()?;
+    let unpacked = peers::unpack(ATFTPD, folder.path())?;
+    println!("{}", machine());
+    println!("peers: {}, {}, {}", TFTPD_HPA.title(), DNSMASQ.title(), unpacked.title());
+    println!("clients: {}, {}\n", CURL.title(), ATFTP.title());
     let root = folder.path().join("root");
     fs::create_dir(&root)?;
     fs::write(root.join("file"), vec![0x5a; FILE_BYTES])?;
@@ -69,7 +70,7 @@ fn main() -> anyhow::Result<()> {
     let _running = [
         peers::start_tftpd_hpa(&servers, hpa, &root, folder.path())?,
         peers::start_dnsmasq_for_tftp(&servers, dnsmasq, &root, folder.path())?,
-        peers::start_atftpd(&servers, atftpd, &root, folder.path())?,
+        peers::start_atftpd(&servers, &unpacked, atftpd, &root, folder.path())?,
     ];
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let (_gateway, _publication) = runtime.block_on(start_gateway(&servers, ours, &root, folder.path()))?;

@@ -5,7 +5,6 @@
 //!  workspace   the tree of sources and pages, for the rules that it shall keep
 //!  lab         network namespaces for benchmarks
 //!  peers       other people's servers in them
-//!  served      `wharf serve` as a process, spoken to as a client does
 //!  measure     medians and tables
 //! ```
 //! The tests themselves are in `tests/it/`, one file per promise.
@@ -14,5 +13,4 @@ pub mod bench;
 pub mod lab;
 pub mod measure;
 pub mod peers;
-pub mod served;
 pub mod workspace;

@@ -1,11 +1,11 @@
 //! Other people's servers, started for a benchmark: what our figures stand beside.
 //!
-//! | peer      | serves          | where from     |
-//! |-----------|-----------------|----------------|
-//! | dnsmasq   | DHCP, RA, TFTP  | `dnsmasq-base` |
-//! | nginx     | HTTP            | `nginx-light`  |
-//! | tftpd-hpa | TFTP            | `tftpd-hpa`    |
-//! | atftpd    | TFTP, windows   | `atftpd`       |
+//! | peer      | serves          | where from              |
+//! |-----------|-----------------|-------------------------|
+//! | dnsmasq   | DHCP, RA, TFTP  | `dnsmasq-base`          |
+//! | nginx     | HTTP            | `nginx-light`           |
+//! | tftpd-hpa | TFTP            | `tftpd-hpa`             |
+//! | atftpd    | TFTP, windows   | `atftpd`, only unpacked |
 //!
 //! Each runs in the foreground, in a [`Lab`], with everything it writes in a folder of the benchmark.
 
@@ -33,7 +33,7 @@ pub const DNSMASQ: Peer = Peer { name: "dnsmasq", program: "dnsmasq", package: "
 pub const NGINX: Peer = Peer { name: "nginx", program: "nginx", package: "nginx-light" };
 /// TFTP as most farms have it.
 pub const TFTPD_HPA: Peer = Peer { name: "tftpd-hpa", program: "in.tftpd", package: "tftpd-hpa" };
-/// TFTP with windows.
+/// TFTP with windows. Its package cannot be installed beside tftpd-hpa's: see [`unpack`].
 pub const ATFTPD: Peer = Peer { name: "atftpd", program: "atftpd", package: "atftpd" };
 /// The client of HTTP and TFTP.
 pub const CURL: Peer = Peer { name: "curl", program: "curl", package: "curl" };
@@ -76,6 +76,38 @@ pub fn install(peers: &[Peer]) -> anyhow::Result<()> {
         ensure!(peer.path().is_some(), "`{}` is missing after {} was installed", peer.program, peer.package);
     }
     Ok(())
+}
+
+/// A program of a package that was not installed.
+pub struct Unpacked {
+    peer: Peer,
+    program: PathBuf,
+    version: String,
+}
+
+impl Unpacked {
+    /// Name and version.
+    pub fn title(&self) -> String {
+        format!("{} {}", self.peer.name, self.version)
+    }
+}
+
+/// Fetches a peer's package and unpacks it in `folder`, for a package that another peer's excludes. Its libraries have to be there.
+pub fn unpack(peer: Peer, folder: &Path) -> anyhow::Result<Unpacked> {
+    let mut fetch = Command::new("apt-get");
+    let output = fetch.args(["--quiet", "download", peer.package]).current_dir(folder).output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "`apt-get download {}` failed: {}", peer.package, said.trim());
+    let names = fs::read_dir(folder)?.flatten().map(|entry| entry.path());
+    let is_archive = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "deb");
+    let mut archives = names.filter(is_archive);
+    let archive = archives.find(|path| path.to_string_lossy().contains(peer.package)).context("no archive came")?;
+    let root = folder.join(peer.package);
+    let status = Command::new("dpkg-deb").arg("--extract").args([&archive, &root]).status()?;
+    ensure!(status.success(), "cannot unpack {}", archive.display());
+    let version = Command::new("dpkg-deb").arg("--field").arg(&archive).arg("Version").output()?;
+    let version = String::from_utf8_lossy(&version.stdout).trim().to_owned();
+    Ok(Unpacked { peer, program: root.join("usr/sbin").join(peer.program), version })
 }
 
 /// One machine to serve.
@@ -162,8 +194,14 @@ pub fn start_tftpd_hpa(lab: &Lab, server: Ipv4Addr, root: &Path, folder: &Path) 
 }
 
 /// atftpd with the files of `root`.
-pub fn start_atftpd(lab: &Lab, server: Ipv4Addr, root: &Path, folder: &Path) -> anyhow::Result<Running> {
-    let mut command = command(lab, &ATFTPD)?;
+pub fn start_atftpd(
+    lab: &Lab,
+    atftpd: &Unpacked,
+    server: Ipv4Addr,
+    root: &Path,
+    folder: &Path,
+) -> anyhow::Result<Running> {
+    let mut command = lab.command(&atftpd.program.display().to_string())?;
     command.args(["--daemon", "--no-fork", "--user", "root.root", "--logfile", "-", "--verbose=3"]);
     command.args(["--bind-address", &server.to_string()]).arg(root);
     let mut running = Running::spawn(ATFTPD.name, command, &folder.join("atftpd.log"))?;
