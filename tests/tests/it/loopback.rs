@@ -2,7 +2,7 @@
 //! other people's clients are let loose on. They could not reach a farm's own network.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -62,11 +62,6 @@ impl Loopback {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         let _ = std::fs::remove_file(&path);
         path
-    }
-
-    /// A folder for scripts and results.
-    pub(crate) fn folder(&self) -> &Path {
-        self.folder.path()
     }
 
     /// What the observer heard so far.
