@@ -160,7 +160,7 @@ enum Outcome {
 async fn follow(server: &Server, id: &str) -> anyhow::Result<Outcome> {
     let mut follower = Follower { server, id, view: View::new(), next: 0 };
     tokio::select! {
-        outcome = follower.to_the_verdict() => return outcome.map(Outcome::Verdict),
+        outcome = follower.until_the_verdict() => return outcome.map(Outcome::Verdict),
         interrupted = tokio::signal::ctrl_c() => interrupted.context("cannot listen for Ctrl-C")?,
     }
     follower.view.finish();
@@ -170,7 +170,7 @@ async fn follow(server: &Server, id: &str) -> anyhow::Result<Outcome> {
         if let Err(error) = server.post::<JobWire>(&cancel, None, Bytes::new()).await {
             eprintln!("cannot cancel job {id}: {error:#}");
         }
-        follower.to_the_verdict().await
+        follower.until_the_verdict().await
     };
     tokio::select! {
         outcome = to_the_end => outcome.map(Outcome::Verdict),
@@ -192,7 +192,7 @@ struct Follower<'a> {
 }
 
 impl Follower<'_> {
-    async fn to_the_verdict(&mut self) -> anyhow::Result<Verdict> {
+    async fn until_the_verdict(&mut self) -> anyhow::Result<Verdict> {
         let mut lost_at: Option<Instant> = None;
         loop {
             let before = self.next;
