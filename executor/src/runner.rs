@@ -176,3 +176,94 @@ async fn sleep_until(wake: Option<tokio::time::Instant>) {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::blueprint::power::{Outlet, Pdu, PowerError};
+    use crate::lease::Pass;
+    use crate::verdict::Status;
+    use futures_util::future::ready;
+    use job_schema::job::Job;
+    use job_schema::template::Rendered;
+    use std::sync::Mutex;
+    use tokio::io::DuplexStream;
+
+    /// An outlet that obeys, or that says yes and stays as it is.
+    struct TestPdu {
+        state: Mutex<PowerState>,
+        obeys: bool,
+    }
+
+    impl Pdu for TestPdu {
+        fn set<'a>(&'a self, _: &'a Outlet, state: PowerState) -> BoxFuture<'a, Result<(), PowerError>> {
+            if self.obeys {
+                *self.state.lock().unwrap() = state;
+            }
+            ready(Ok(())).boxed()
+        }
+
+        fn state<'a>(&'a self, _: &'a Outlet) -> BoxFuture<'a, Result<PowerState, PowerError>> {
+            ready(Ok(*self.state.lock().unwrap())).boxed()
+        }
+    }
+
+    struct Scene {
+        session: Session,
+        ring: Ring,
+        dut: DuplexStream,
+        typed: mpsc::Sender<Bytes>,
+        _folder: tempfile::TempDir,
+    }
+
+    fn scene(pdu: TestPdu) -> Scene {
+        let text =
+            "version: 1\ntarget: {tags: []}\nconsole_patterns: {session_end: {regex: end}}\ndeployment: {start: {}}\n";
+        let job = Arc::new(Job::parse(&Rendered::plain("job.yml", text)).unwrap());
+        let folder = tempfile::tempdir().unwrap();
+        let (console, dut) = tokio::io::duplex(64);
+        let (_, events) = mpsc::channel(1);
+        let (typed, input) = mpsc::channel(1);
+        let pass = Pass::issue(&Arc::default());
+        let ring = Ring {
+            log: JobLog::create(folder.path()).unwrap(),
+            power: Power::new(Arc::new(pdu), Outlet("1".into()), pass, Arc::new(|_| ())),
+            setup: ready(Ok(Box::new(console) as Console)).boxed(),
+            publish: Arc::new(|_| Ok(())),
+            events,
+            input,
+            cancelled: std::future::pending().boxed(),
+            declare_unfit: Box::new(|_| ()),
+        };
+        Scene { session: Session::new(job, None, Instant::now()), ring, dut, typed, _folder: folder }
+    }
+
+    #[tokio::test]
+    async fn a_job_hears_and_types_and_its_console_is_closed_when_the_verdict_is_there() {
+        let Scene { session, ring, mut dut, typed, _folder } =
+            scene(TestPdu { state: Mutex::new(PowerState::On), obeys: true });
+        let log = Arc::clone(&ring.log);
+        let running = tokio::spawn(run(session, ring));
+        let mut follower = log.follow(0);
+        while let Some(record) = follower.next().await {
+            if matches!(record.event, crate::job_log::JobEvent::PoweredOn { .. }) {
+                break;
+            }
+        }
+        typed.send(Bytes::from("hello")).await.unwrap();
+        let mut heard = [0; 5];
+        dut.read_exact(&mut heard).await.unwrap();
+        assert_eq!(&heard, b"hello");
+        dut.write_all(b"the end\n").await.unwrap();
+        assert_eq!(running.await.unwrap().status, Status::Complete);
+        assert_eq!(dut.read(&mut heard).await.unwrap(), 0, "nobody holds the console any more");
+    }
+
+    #[tokio::test]
+    async fn an_outlet_that_lies_ends_the_job_with_power_as_cause() {
+        let Scene { session, ring, dut: _dut, .. } = scene(TestPdu { state: Mutex::new(PowerState::On), obeys: false });
+        let verdict = run(session, ring).await;
+        assert_eq!((verdict.status, verdict.cause), (Status::SetupFail, Cause::Power));
+        assert_eq!(verdict.summary, "outlet `1`: told to go off, but it reads back on");
+    }
+}
