@@ -7,6 +7,7 @@
 //!                └─ --detach  ─► print the id instead
 //! ```
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -158,20 +159,23 @@ enum Outcome {
 }
 
 async fn follow(server: &Server, id: &str) -> anyhow::Result<Outcome> {
-    let mut follower = Follower { server, id, view: View::new(), next: 0 };
+    let view = RefCell::new(View::new());
+    let mut follower = Follower { server, id, view: &view, next: 0 };
+    let mut the_end = std::pin::pin!(follower.until_the_verdict());
     tokio::select! {
-        outcome = follower.until_the_verdict() => return outcome.map(Outcome::Verdict),
+        outcome = &mut the_end => return outcome.map(Outcome::Verdict),
         interrupted = tokio::signal::ctrl_c() => interrupted.context("cannot listen for Ctrl-C")?,
     }
-    follower.view.finish();
+    view.borrow_mut().finish();
     eprintln!("cancelling job {id} and waiting for its DUT to be free; Ctrl-C again to leave at once");
-    let cancel = format!("/api/v1/jobs/{id}/cancel");
-    let to_the_end = async {
-        if let Err(error) = server.post::<JobWire>(&cancel, None, Bytes::new()).await {
+    let cancel = async {
+        let path = format!("/api/v1/jobs/{id}/cancel");
+        if let Err(error) = server.post::<JobWire>(&path, None, Bytes::new()).await {
             eprintln!("cannot cancel job {id}: {error:#}");
         }
-        follower.until_the_verdict().await
     };
+    // The connection that owns the job is kept meanwhile: without it the server would take us for gone before it is told.
+    let to_the_end = async { tokio::join!(cancel, the_end).1 };
     tokio::select! {
         outcome = to_the_end => outcome.map(Outcome::Verdict),
         _ = tokio::signal::ctrl_c() => Ok(Outcome::Left),
@@ -187,7 +191,8 @@ const RESTART_PAUSE: Duration = Duration::from_millis(500);
 struct Follower<'a> {
     server: &'a Server,
     id: &'a str,
-    view: View,
+    /// Shared with who tells of a Ctrl-C between two of its lines.
+    view: &'a RefCell<View>,
     next: usize,
 }
 
@@ -210,7 +215,7 @@ impl Follower<'_> {
                 Some(lost_at) if lost_at.elapsed() > RESTART_PATIENCE => return Err(error),
                 Some(_) => {}
                 None => {
-                    self.view.finish();
+                    self.view.borrow_mut().finish();
                     eprintln!("wharf: {error:#}; looking for the server for {} s", RESTART_PATIENCE.as_secs());
                     lost_at = Some(Instant::now());
                 }
@@ -223,7 +228,7 @@ impl Follower<'_> {
         let path = format!("/api/v1/jobs/{}/events?owner=1&from={}", self.id, self.next);
         let mut events = self.server.events(&path).await?;
         while let Some(event) = events.next().await? {
-            self.view.show(&event.record, &event.console_bytes()).context("cannot write the console")?;
+            self.view.borrow_mut().show(&event.record, &event.console_bytes()).context("cannot write the console")?;
             self.next = event.record.number + 1;
             if let JobEvent::Ended { verdict } = event.record.event {
                 return Ok(verdict);
