@@ -15,7 +15,7 @@ use tests::bench::{Bench, Job, Shared, until};
 use crate::farms::{HELLO, WHARF, farm_of, linux_job, simulated};
 
 /// A farm of one machine, and the right to be the only test on it: these tests fill it.
-struct OneMachine(Arc<Bench>, MutexGuard<'static, ()>);
+struct OneMachine(Arc<Bench>, #[expect(dead_code, reason = "it is held")] MutexGuard<'static, ()>);
 
 impl OneMachine {
     fn new() -> OneMachine {
