@@ -60,6 +60,10 @@ pub enum JobUrls {
     HttpToo,
 }
 
+/// The gateway's address on [`NetworkConfig::Loopback`], where DUTs have any other of 127.0.0.0/8. Not 127.0.0.1: who hears a request of
+/// the host's own programs must not take it for a DUT's.
+pub const LOOPBACK_GATEWAY: Ipv4Addr = Ipv4Addr::new(127, 77, 0, 254);
+
 /// Which network the DUTs are on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NetworkConfig {

@@ -11,8 +11,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 
 use super::{
-    DutConfig, FarmConfig, Fault, Firmware, JobUrls, MachineConfig, Misbehaviour, NetworkConfig, QemuConfig,
-    SimulatedConfig, SimulatedFirmware, SubmissionConfig,
+    DutConfig, FarmConfig, Fault, Firmware, JobUrls, LOOPBACK_GATEWAY, MachineConfig, Misbehaviour, NetworkConfig,
+    QemuConfig, SimulatedConfig, SimulatedFirmware, SubmissionConfig,
 };
 use crate::farm::WhenBusy;
 
@@ -313,7 +313,7 @@ fn contains(network: &NetworkConfig, address: Ipv4Addr) -> bool {
             let mask = u32::MAX.checked_shl(32 - u32::from(*prefix_length)).unwrap_or(0);
             u32::from(*ours) & mask == u32::from(address) & mask && *ours != address
         }
-        NetworkConfig::Loopback => address.is_loopback(),
+        NetworkConfig::Loopback => address.is_loopback() && address != LOOPBACK_GATEWAY,
     }
 }
 

@@ -19,7 +19,7 @@ use crate::blueprint::power::qemu::QemuPdu;
 use crate::blueprint::power::simulated::SimulatedPdu;
 use crate::blueprint::power::{Outlet, Pdu};
 use crate::boot::Place;
-use crate::config::{DutConfig, FarmConfig, MachineConfig, NetworkConfig};
+use crate::config::{DutConfig, FarmConfig, LOOPBACK_GATEWAY, MachineConfig, NetworkConfig};
 use crate::lease::Desk;
 use crate::session::Event;
 use crate::virtual_dut::network::{NetworkError, PrivateNetwork};
@@ -170,7 +170,7 @@ impl Network {
                 private: None,
             },
             NetworkConfig::Loopback => {
-                Network { address: [127, 77, 0, 254].into(), prefix_length: 16, interface: None, private: None }
+                Network { address: LOOPBACK_GATEWAY, prefix_length: 8, interface: None, private: None }
             }
         })
     }
