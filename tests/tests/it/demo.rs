@@ -1,5 +1,7 @@
 //! `wharf demo`: one command from nothing to a verdict, and its exit status is the verdict's.
 
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Output};
 use std::time::Duration;
 
@@ -21,6 +23,9 @@ deployment:
   start:
     kernel: {url: '{{ images_url }}/tiny', cmdline: [print=test_failed]}
 ";
+
+/// The user without rights, on every Linux.
+const NOBODY: u32 = 65534;
 
 fn demo(arguments: &[&str]) -> Output {
     Command::new(WHARF).arg("demo").args(arguments).current_dir(root()).output().unwrap()
@@ -47,6 +52,29 @@ fn the_demo_boots_a_simulated_machine_and_ends_with_status_0() {
     assert!(told.contains("HTTP /_/boot/boot.ipxe: "), "the evidence names the boot script: {told}");
     assert!(told.contains("TFTP /hello/config.txt: 15 bytes, complete"), "{told}");
     assert!(told.contains("PASS"), "{told}");
+}
+
+#[test]
+fn the_simulated_demo_needs_no_root() {
+    let folder = tempfile::tempdir().unwrap();
+    let own = folder.path().join("own");
+    std::fs::create_dir(&own).unwrap();
+    // The target folder may be closed to others.
+    let program = folder.path().join("wharf");
+    std::fs::copy(WHARF, &program).unwrap();
+    let mut command = Command::new(&program);
+    command.args(["demo", "--dut", "simulated"]).current_dir(&own).env_remove("XDG_RUNTIME_DIR");
+    for variable in ["HOME", "TMPDIR", "WHARF_CACHE"] {
+        command.env(variable, &own);
+    }
+    if nix::unistd::geteuid().is_root() {
+        std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
+        std::os::unix::fs::chown(&own, Some(NOBODY), Some(NOBODY)).unwrap();
+        command.uid(NOBODY).gid(NOBODY);
+    }
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(text(&output.stdout).contains("wharf: job done\r\n"), "{output:?}");
 }
 
 #[test]

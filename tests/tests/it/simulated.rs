@@ -122,6 +122,18 @@ fn a_job_that_waits_can_be_cancelled_and_never_held_a_machine() {
     first.wait().expect("INCOMPLETE", "cancelled");
 }
 
+#[test]
+fn where_no_namespace_may_be_made_the_machines_boot_over_the_loopback() {
+    let farm = "name: here\nnetwork: {loopback: {}}\nduts:\n  \
+                - {mac: '52:54:00:78:00:01', address: 127.78.0.1, tags: ['arch:x86_64'], machine: {simulated: {}}}\n  \
+                - {mac: '52:54:00:78:00:02', address: 127.78.0.2, tags: ['arch:x86_64'], machine: {simulated: {}}}\n";
+    let bench = Bench::start(WHARF, farm);
+    let jobs = [bench.submit(HELLO, ""), bench.submit(HELLO, "")];
+    for job in jobs {
+        job.wait().expect("PASS", "test").expect_in_order(HELLO_EVIDENCE);
+    }
+}
+
 /// Machines with one fault each; a farm of their own, because a name says which.
 fn odd_farm() -> Arc<Bench> {
     static ODD: tests::bench::Shared = tests::bench::Shared::new();
