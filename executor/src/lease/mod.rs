@@ -12,6 +12,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 pub mod allocator;
 pub mod desk;
+#[cfg_attr(not(test), expect(dead_code, reason = "wired in by farm"))]
+pub mod next;
+#[cfg_attr(not(test), expect(dead_code, reason = "wired in by farm"))]
+pub mod rows;
+#[cfg_attr(not(test), expect(dead_code, reason = "wired in by farm"))]
+pub mod steps;
+#[cfg_attr(not(test), expect(dead_code, reason = "wired in by farm"))]
+pub mod tables;
 
 pub use desk::{Desk, Lease, Step, Waiting};
 
