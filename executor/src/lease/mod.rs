@@ -10,12 +10,16 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+#[cfg_attr(not(test), expect(dead_code, reason = "wired in by farm"))]
 pub mod allocator;
 pub mod desk;
 #[cfg_attr(not(test), expect(dead_code, reason = "wired in by farm"))]
 pub mod next;
+pub mod queue;
 #[cfg_attr(not(test), expect(dead_code, reason = "wired in by farm"))]
 pub mod rows;
+#[cfg(test)]
+mod samples;
 #[cfg_attr(not(test), expect(dead_code, reason = "wired in by farm"))]
 pub mod steps;
 #[cfg_attr(not(test), expect(dead_code, reason = "wired in by farm"))]

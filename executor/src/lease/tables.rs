@@ -140,12 +140,12 @@ impl Tables {
     }
 
     /// The leases of a parent that are not over.
-    pub fn children(&self, parent: &Object) -> impl DoubleEndedIterator<Item = &Lease> {
+    pub fn children(&self, parent: &Object) -> impl DoubleEndedIterator<Item = &Lease> + use<'_> {
         self.children.get(parent).into_iter().flatten().filter_map(|id| self.leases.get(id))
     }
 
     /// The leases on a resource that are not over.
-    pub fn holders(&self, resource: &ResourceId) -> impl Iterator<Item = &Lease> {
+    pub fn holders(&self, resource: &ResourceId) -> impl Iterator<Item = &Lease> + use<'_> {
         self.holders.get(resource).into_iter().flatten().filter_map(|id| self.leases.get(id))
     }
 
@@ -165,7 +165,7 @@ impl Tables {
     }
 
     /// The commands that an object has not read, the oldest first.
-    pub fn unread(&self, object: &Object) -> impl Iterator<Item = &Command> {
+    pub fn unread(&self, object: &Object) -> impl Iterator<Item = &Command> + use<'_> {
         self.commands.get(object).into_iter().flat_map(BTreeMap::values)
     }
 
