@@ -23,6 +23,8 @@ mod samples;
 #[cfg_attr(not(test), expect(dead_code, reason = "wired in by farm"))]
 pub mod steps;
 #[cfg_attr(not(test), expect(dead_code, reason = "wired in by farm"))]
+pub mod store;
+#[cfg_attr(not(test), expect(dead_code, reason = "wired in by farm"))]
 pub mod tables;
 
 pub use desk::{Desk, Lease, Step, Waiting};
