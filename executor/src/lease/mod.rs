@@ -13,6 +13,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 #[cfg_attr(not(test), expect(dead_code, reason = "wired in by farm"))]
 pub mod allocator;
 pub mod desk;
+#[cfg(test)]
+mod model;
 #[cfg_attr(not(test), expect(dead_code, reason = "wired in by farm"))]
 pub mod next;
 pub mod queue;

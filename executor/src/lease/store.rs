@@ -170,8 +170,8 @@ impl Store {
     /// Everything that is not over.
     pub fn load(&self) -> Result<Loaded, StoreError> {
         Ok(Loaded {
-            leases: self.rows("SELECT body FROM lease WHERE state <> 'destroyed'")?,
-            resources: self.rows("SELECT body FROM resource WHERE state <> 'destroyed'")?,
+            leases: self.rows(&alive("lease"))?,
+            resources: self.rows(&alive("resource"))?,
             slots: self.slots()?,
             commands: self.rows("SELECT body FROM command WHERE consumed_at IS NULL ORDER BY id")?,
             effects: self.rows("SELECT body FROM effect WHERE closed_at IS NULL ORDER BY id")?,
@@ -219,19 +219,24 @@ impl Store {
 
     /// What must not be, and is: slots and leases without what they need.
     pub fn corruption(&self, loaded: &Loaded) -> Vec<Corruption> {
-        let state = |object: &Object| match object {
-            Object::Lease(id) => loaded.leases.iter().any(|lease| lease.id() == id),
-            Object::Resource(id) => loaded.resources.iter().any(|resource| resource.id == *id),
+        let is_alive = |object: &Object| match object {
+            Object::Lease(id) => {
+                loaded.leases.iter().any(|lease| lease.id() == id && lease.state != LeaseState::Destroyed)
+            }
+            Object::Resource(id) => {
+                loaded.resources.iter().any(|other| other.id == *id && other.state != ResourceState::Destroyed)
+            }
         };
         let found = "over, or was never there";
         let slots = loaded
             .slots
             .iter()
-            .filter(|(_, owner)| !state(owner))
+            .filter(|(_, owner)| !is_alive(owner))
             .map(|(key, owner)| Corruption::SlotWithoutOwner { key: key.clone(), owner: owner.clone(), found });
-        let leases = loaded.leases.iter().filter_map(|lease| {
+        let held = loaded.leases.iter().filter(|lease| lease.state != LeaseState::Destroyed);
+        let leases = held.filter_map(|lease| {
             let resource = lease.resource.clone()?;
-            (!state(&Object::Resource(resource.clone()))).then(|| Corruption::LeaseWithoutResource {
+            (!is_alive(&Object::Resource(resource.clone()))).then(|| Corruption::LeaseWithoutResource {
                 lease: lease.object(),
                 resource: resource.to_string(),
                 found,
@@ -410,6 +415,14 @@ impl Commit<'_> {
 
 fn render(path: &str, row: &impl Serialize) -> Result<String, StoreError> {
     serde_json::to_string(row).map_err(|source| StoreError::Unreadable { path: path.to_owned(), source })
+}
+
+/// What is not over, and what is over but has not read everything yet.
+fn alive(table: &str) -> String {
+    format!(
+        "SELECT body FROM {table} WHERE state <> 'destroyed' OR json_object('{table}', id) IN
+            (SELECT target FROM command WHERE consumed_at IS NULL)"
+    )
 }
 
 fn at(moment: Moment) -> i64 {

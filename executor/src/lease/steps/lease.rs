@@ -14,8 +14,13 @@ impl LeaseStep<'_> {
             .tables
             .resource(&grant.resource)
             .ok_or_else(|| self.illegal(&"Placed", "the resource does not exist"))?;
-        if resource.state != ResourceState::Active && self.context.rules.hold(Rule::RecheckOnAcquire) {
-            return Err(self.illegal(&"Placed", "the resource is not active"));
+        let parts = grant.parts.iter().filter_map(|part| match &part.on {
+            PartOn::Existing(id) => Some(id),
+            PartOn::Made { .. } => None,
+        });
+        let is_active = |id| self.context.tables.resource(id).is_some_and(|it| it.state == ResourceState::Active);
+        if !parts.chain([&grant.resource]).all(is_active) && self.context.rules.hold(Rule::RecheckOnAcquire) {
+            return Err(self.illegal(&"Placed", "the resource or a part of it is not active"));
         }
         let mut keys = grant.slots.iter().chain(grant.parts.iter().flat_map(|part| &part.slots));
         if keys.any(|key| self.context.tables.owner(key).is_some()) {
