@@ -406,3 +406,6 @@ impl Verb {
         matches!(self, Verb::Release { .. } | Verb::ResourceLost { .. })
     }
 }
+
+#[cfg(test)]
+mod tests;
