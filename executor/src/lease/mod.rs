@@ -11,6 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 #[cfg_attr(not(test), expect(dead_code, reason = "wired in by farm"))]
+pub mod actor;
+#[cfg_attr(not(test), expect(dead_code, reason = "wired in by farm"))]
 pub mod allocator;
 pub mod desk;
 #[cfg(test)]
@@ -96,6 +98,12 @@ impl Pass {
     /// A pass for the next holder of the DUT whose fence is `current`; all earlier ones are refused from now on.
     pub fn issue(current: &Arc<AtomicU64>) -> Pass {
         let fence = current.fetch_add(1, Ordering::SeqCst) + 1;
+        Pass { current: Arc::clone(current), fence }
+    }
+
+    /// The pass of the holder whose fence is known from its row; all earlier ones are refused from now on.
+    pub fn of(current: &Arc<AtomicU64>, fence: u64) -> Pass {
+        current.store(fence, Ordering::SeqCst);
         Pass { current: Arc::clone(current), fence }
     }
 
