@@ -87,6 +87,9 @@ pub enum RequestError {
     /// Nothing in the farm could ever serve it.
     #[error("nothing in the farm could ever serve it: {0}")]
     NeverFeasible(String),
+    /// It is over, or was never there.
+    #[error("{0} is over or was never there; nothing can be asked of it")]
+    NoSuch(Object),
     /// It cannot be kept.
     #[error("the farm cannot keep it: {0}")]
     Store(String),
@@ -133,7 +136,7 @@ pub struct Snapshot {
     pub authorizations: Vec<Authorization>,
 }
 
-/// The keeper's handle. Cheap to clone; the thread ends after the last one is gone.
+/// The keeper's handle. Cheap to clone. [`Keeper::stop`] ends the thread; the rows stay, and the next start goes on from them.
 #[derive(Clone, Debug)]
 pub struct Keeper {
     messages: Sender<Message>,
@@ -164,6 +167,7 @@ enum Message {
     Events(u64, Answer<Result<Vec<Event>, StoreError>>),
     Authorize(Authorization, Answer<Result<(), StoreError>>),
     Configure(Vec<Blueprint>),
+    Stop(Answer<()>),
     Attach(LeaseId),
     OwnerGone(LeaseId),
     Done(Object, Operation, EffectResult),
@@ -194,8 +198,8 @@ impl Keeper {
         thread.read_authorizations()?;
         thread.look_at_everything();
         thread.expect_owners();
-        // Two thirds of a second of work at most are in flight in here; the handle's senders keep the thread alive.
-        drop(std::thread::Builder::new().name("lease-keeper".into()).spawn(move || thread.run(inbox)));
+        let spawned = std::thread::Builder::new().name("lease-keeper".into()).spawn(move || thread.run(inbox));
+        spawned.map_err(StoreError::Thread)?;
         Ok((Keeper { messages }, corruption))
     }
 
@@ -246,6 +250,11 @@ impl Keeper {
         Attachment { messages: self.messages.clone(), lease }
     }
 
+    /// Ends the thread after its present round. Leases stay as they are: whoever wants them given back releases them first.
+    pub async fn stop(&self) {
+        self.ask(Message::Stop).await;
+    }
+
     async fn ask<T>(&self, message: impl FnOnce(Answer<T>) -> Message) -> Option<T> {
         let (answer, answered) = oneshot::channel();
         self.messages.send(message(answer)).ok()?;
@@ -275,6 +284,7 @@ struct KeeperThread {
     outlooks: BTreeMap<LeaseId, Outlook>,
     watchers: HashMap<LeaseId, watch::Sender<LeaseView>>,
     over: Vec<Object>,
+    stopping: Option<Answer<()>>,
 }
 
 impl KeeperThread {
@@ -300,6 +310,7 @@ impl KeeperThread {
             outlooks: BTreeMap::new(),
             watchers: HashMap::new(),
             over: Vec::new(),
+            stopping: None,
         }
     }
 
@@ -319,6 +330,12 @@ impl KeeperThread {
                 self.handle(message, &mut round);
             }
             let pause = self.finish(round);
+            if let Some(stopped) = self.stopping.take() {
+                self.tasks.drain().for_each(|(_, (_, task))| task.abort());
+                // Whoever asked may be gone.
+                let _ = stopped.send(());
+                return;
+            }
             match inbox.recv_timeout(pause) {
                 Ok(message) => first = Some(message),
                 Err(RecvTimeoutError::Timeout) => {}
@@ -331,6 +348,9 @@ impl KeeperThread {
         match message {
             Message::Request(request, answer) => self.request(*request, answer, round),
             Message::Command(target, verb, by, answer) => {
+                if !self.is_known(&target) {
+                    return drop(answer.send(Err(RequestError::NoSuch(target))));
+                }
                 self.apply(Transition::ask(self.now(), target, verb, &by), round);
                 round.answer(answer, Ok(()), |error| Err(RequestError::Store(error)));
             }
@@ -343,9 +363,17 @@ impl KeeperThread {
                 drop(answer.send(written));
             }
             Message::Configure(blueprints) => self.configure(blueprints),
+            Message::Stop(answer) => self.stopping = Some(answer),
             Message::Attach(lease) => self.attach(lease),
             Message::OwnerGone(lease) => self.owner_gone(&lease, round),
             Message::Done(object, operation, result) => self.done(object, operation, result, round),
+        }
+    }
+
+    fn is_known(&self, object: &Object) -> bool {
+        match object {
+            Object::Lease(id) => self.tables.lease(id).is_some(),
+            Object::Resource(id) => self.tables.resource(id).is_some(),
         }
     }
 

@@ -473,7 +473,7 @@ impl World {
             if !self.rules.hold(Rule::WakeWithState) {
                 transition.wakes.clear();
             }
-            self.commit(vec![transition])?;
+            self.try_commit(transition)?;
         }
         Ok(())
     }
@@ -660,9 +660,16 @@ fn play(script: Vec<u32>, rules: Rules, store: Option<Store>) -> (Option<Broken>
     (broken, world.trace, world.transitions)
 }
 
+/// A promise about the store is only broken with one.
+fn store_for(promise: &str) -> Option<Store> {
+    (promise == "I13").then(|| Store::in_memory().expect("memory is there"))
+}
+
 /// Leaves out whatever the broken promise does not need.
 fn shorten(mut script: Vec<u32>, rules: Rules, promise: &str) -> Vec<u32> {
-    let breaks = |script: &[u32]| play(script.to_vec(), rules, None).0.is_some_and(|broken| broken.promise == promise);
+    let breaks = |script: &[u32]| {
+        play(script.to_vec(), rules, store_for(promise)).0.is_some_and(|broken| broken.promise == promise)
+    };
     let mut chunk = script.len() / 2;
     while chunk > 0 {
         let mut from = 0;
@@ -677,7 +684,7 @@ fn shorten(mut script: Vec<u32>, rules: Rules, promise: &str) -> Vec<u32> {
 
 fn report(seed: u64, script: Vec<u32>, rules: Rules, broken: &Broken) -> String {
     let short = shorten(script, rules, broken.promise);
-    let (again, trace, _) = play(short.clone(), rules, None);
+    let (again, trace, _) = play(short.clone(), rules, store_for(broken.promise));
     let (broken, lines) = (again.unwrap_or_else(|| broken.clone()), trace.join("\n  "));
     format!(
         "seed {seed}: {} is broken: {}\n  {lines}\nto play it again: play(vec!{short:?}, {rules:?}, None)",

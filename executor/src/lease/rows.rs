@@ -566,7 +566,7 @@ pub enum PlacementPolicy {
 pub enum Service {
     /// Yes.
     #[default]
-    InService,
+    Open,
     /// Not before this moment: the last one could not be made.
     BackOff(Moment),
     /// No more: what exists is drained.

@@ -38,7 +38,7 @@ pub fn blueprint(kind: Kind, name: &str, tags: &[&str]) -> Blueprint {
         idle_ms_max: None,
         activate_ms: 60_000,
         mean_hold_ms: None,
-        service: Service::InService,
+        service: Service::Open,
     }
 }
 

@@ -61,6 +61,9 @@ pub enum StoreError {
         /// What is wrong with it.
         source: serde_json::Error,
     },
+    /// The thread that would own the store.
+    #[error("cannot start the thread that keeps the leases: {0}; look at the limits of this process")]
+    Thread(std::io::Error),
     /// SQLite has something to say.
     #[error("{path}: {source}; look at the disk, or restore the file from a copy")]
     Database {

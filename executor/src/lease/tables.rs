@@ -9,8 +9,8 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::rows::{
-    Authorization, Blueprint, Command, CommandId, Effect, EffectId, Event, Journal, Lease, LeaseId, LeaseState, Moment,
-    Object, Resource, ResourceId, ResourceState, Transition,
+    Authorization, Blueprint, Command, CommandId, Effect, EffectId, Event, Journal, Lease, LeaseId, LeaseState, Object,
+    Resource, ResourceId, ResourceState, Transition,
 };
 
 /// Why a transition was not taken: it does not go on from the rows as they are.
@@ -45,6 +45,9 @@ pub enum Conflict {
     /// The command was read already, or never posted.
     #[error("command {0} is not waiting to be read; plan it again")]
     Command(CommandId),
+    /// Nobody would ever read the command.
+    #[error("{0} is history or was never there; nothing can be asked of it")]
+    NoTarget(Object),
 }
 
 /// The place of a waiting lease in the queue: the first is the least.
@@ -234,15 +237,6 @@ impl Tables {
         }
     }
 
-    /// The earliest moment at which a blueprint that backs off makes resources again.
-    pub fn back_off_ends(&self) -> Option<Moment> {
-        let moments = self.blueprints.values().filter_map(|blueprint| match blueprint.service {
-            super::rows::Service::BackOff(until) => Some(until),
-            super::rows::Service::InService | super::rows::Service::Retired => None,
-        });
-        moments.min()
-    }
-
     fn check(&self, transition: &Transition) -> Result<(), Conflict> {
         for lease in &transition.leases {
             let found = self.lease(lease.id()).map(|lease| lease.version);
@@ -264,8 +258,20 @@ impl Tables {
                 return Err(Conflict::Slot { key: key.clone(), owner: owner.clone() });
             }
         }
+        if let Some(command) = transition.posted.iter().find(|command| !self.is_known(&command.target, transition)) {
+            return Err(Conflict::NoTarget(command.target.clone()));
+        }
         let unread = |id: &&CommandId| !self.commands.get(&transition.object).is_some_and(|all| all.contains_key(id));
         transition.consumed.iter().find(unread).map_or(Ok(()), |id| Err(Conflict::Command(*id)))
+    }
+
+    fn is_known(&self, object: &Object, transition: &Transition) -> bool {
+        match object {
+            Object::Lease(id) => self.leases.contains_key(id) || transition.leases.iter().any(|lease| lease.id() == id),
+            Object::Resource(id) => {
+                self.resources.contains_key(id) || transition.resources.iter().any(|other| other.id == *id)
+            }
+        }
     }
 
     fn put_lease(&mut self, lease: Lease) {

@@ -3,7 +3,10 @@
 use super::*;
 use crate::lease::allocator::{Decision, plan};
 use crate::lease::next::{Next, next_of_lease, next_of_resource};
-use crate::lease::steps::{Failure, Hope, LeaseEvent, ResourceEvent, make, pause_ms, step_lease, step_resource};
+use crate::lease::steps::{Failure, Grant, Hope, LeaseEvent, ResourceEvent, make, pause_ms, step_lease, step_resource};
+
+/// Plans in one round: a grant and what follows from it take two or three; the rest waits for the next commit.
+const PLANS_AT_MOST: u32 = 16;
 
 /// What waits for the commit.
 #[derive(Default)]
@@ -81,7 +84,7 @@ impl KeeperThread {
             (Label::R4, Cause::ActivationFailed { .. } | Cause::ActivateTimeout) => {
                 Service::BackOff(transition.at.plus_ms(pause_ms(u32::MAX)))
             }
-            (Label::R2, _) => Service::InService,
+            (Label::R2, _) => Service::Open,
             _ => return,
         };
         let Some(resource) = transition.resources.first() else { return };
@@ -107,7 +110,7 @@ impl KeeperThread {
     }
 
     fn settle(&mut self, round: &mut Round) {
-        loop {
+        for _ in 0..PLANS_AT_MOST {
             while let Some(object) = self.dirty.pop_first() {
                 self.look_at(&object, round);
             }
@@ -119,6 +122,7 @@ impl KeeperThread {
             self.outlooks = plan.outlooks;
             plan.decisions.into_iter().for_each(|decision| self.decide(decision, round));
         }
+        self.plan_again_at = Some(self.now());
     }
 
     fn look_at(&mut self, object: &Object, round: &mut Round) {
@@ -174,7 +178,11 @@ impl KeeperThread {
         let now = self.now();
         match decision {
             Decision::Grant(grants) => {
-                // The plan is of this very moment, so each member's guards hold, or none of the rows moved.
+                // Earlier decisions of the same plan have moved rows: a gang is tried on the side first, so that it is never half placed.
+                if grants.len() > 1 && !self.all_can_be_placed(&grants) {
+                    self.plan_is_due = true;
+                    return;
+                }
                 for (id, grant) in grants {
                     self.lease_event(&id, LeaseEvent::Placed(Box::new(grant)), round);
                 }
@@ -197,6 +205,19 @@ impl KeeperThread {
             }
             Decision::Never { lease, why } => self.lease_event(&lease, LeaseEvent::NeverFeasible { why }, round),
         }
+    }
+
+    fn all_can_be_placed(&self, grants: &[(LeaseId, Grant)]) -> bool {
+        let mut trial = self.tables.clone();
+        grants.iter().all(|(id, grant)| {
+            let Some(lease) = trial.lease(id) else { return false };
+            let context = Context { tables: &trial, ..self.context() };
+            let Ok(mut transition) = step_lease(lease, &context, LeaseEvent::Placed(Box::new(grant.clone()))) else {
+                return false;
+            };
+            trial.number(&mut transition);
+            trial.apply(&transition).is_ok()
+        })
     }
 
     /// The intent goes into this round's commit; the effect starts after it.
@@ -275,7 +296,10 @@ impl KeeperThread {
                             pass.revoke();
                         }
                         let done = effects.revoke(&lease);
-                        Box::pin(async move { nothing_found(Ok(done.await)) })
+                        Box::pin(async move {
+                            done.await;
+                            EffectResult::Worked(Vec::new())
+                        })
                     }
                     Operation::TearDown => {
                         let done = effects.tear_down(&lease);

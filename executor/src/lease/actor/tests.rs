@@ -99,14 +99,9 @@ async fn a_keeper_that_starts_again_has_its_leases_and_its_queue() {
     keeper.request(request("1", &[])).await.unwrap();
     until(&keeper, "1", LeaseState::Active).await;
     keeper.request(request("2", &[])).await.unwrap();
-    // The copy is what a crash leaves behind: the first keeper still has the file open.
-    let copy = folder.path().join("copy.sqlite");
-    for suffix in ["", "-wal"] {
-        let from = folder.path().join(format!("leases.sqlite{suffix}"));
-        std::fs::copy(from, folder.path().join(format!("copy.sqlite{suffix}"))).unwrap();
-    }
+    keeper.stop().await;
     let effects = Arc::new(Recorder::default());
-    let keeper = open(&copy, &effects);
+    let keeper = open(&path, &effects);
     let first = until(&keeper, "1", LeaseState::Active).await;
     assert_eq!(keeper.watch("2".into()).await.unwrap().borrow().state, LeaseState::Pending);
     assert!(first.resource.as_deref() == Some("a") && effects.done().is_empty(), "{:?}", effects.done());
@@ -138,6 +133,8 @@ async fn a_lease_whose_connection_is_gone_is_given_back() {
     drop(attachment);
     let over = until(&keeper, "1", LeaseState::Destroyed).await;
     assert_eq!(over.cause, Cause::OwnerGone);
+    let late = keeper.command(Object::Lease("1".into()), Verb::Drain, "somebody").await;
+    assert_eq!(late, Err(RequestError::NoSuch(Object::Lease("1".into()))));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -53,9 +53,9 @@ impl<'a> Round<'a> {
                     reasons.push(Reason::BackOff { blueprint: blueprint.name.clone() });
                     continue;
                 }
-                Service::BackOff(_) | Service::InService => {}
+                Service::BackOff(_) | Service::Open => {}
             }
-            if let Some(resource) = self.to_make(blueprint, Some(lease)) {
+            if let Some(resource) = self.new_row(blueprint, Some(lease)) {
                 reasons.push(Reason::Starting { resource: resource.full_name.clone() });
                 self.plan.decisions.push(Decision::Build(Box::new(resource)));
                 return Hope::Some;
@@ -98,7 +98,7 @@ impl<'a> Round<'a> {
             );
         let live = self.live.get(blueprint.name.as_str()).copied().unwrap_or_default() + planned.count() as u32;
         for _ in live..blueprint.preallocated {
-            let Some(resource) = self.to_make(blueprint, None) else { return };
+            let Some(resource) = self.new_row(blueprint, None) else { return };
             self.plan.decisions.push(Decision::Build(Box::new(resource)));
         }
     }
@@ -139,7 +139,7 @@ impl<'a> Round<'a> {
     }
 
     /// A new row of this blueprint, where its limits and names leave one.
-    fn to_make(&mut self, blueprint: &'a Blueprint, lease: Option<&'a Lease>) -> Option<Resource> {
+    fn new_row(&mut self, blueprint: &'a Blueprint, lease: Option<&'a Lease>) -> Option<Resource> {
         let wanted = lease.and_then(|lease| lease.request.want.name.as_deref());
         let number = (0..blueprint.limit).find(|number| {
             let named = wanted.is_none_or(|name| {
