@@ -705,7 +705,7 @@ fn no_accident_breaks_a_promise() {
     while done < steps {
         let script = script(seed, SCRIPT_LENGTH);
         // Every 16th run has SQLite behind it.
-        let store = (seed % 16 == 0).then(|| Store::in_memory().unwrap());
+        let store = (seed % 16 == 0).then(|| Store::in_memory().expect("memory is there"));
         let (broken, trace, transitions) = play(script.clone(), Rules::default(), store);
         if let Some(broken) = broken {
             let tail = trace[trace.len().saturating_sub(30)..].join("\n  ");
@@ -769,7 +769,7 @@ fn a_failing_run_is_told_in_few_lines() {
         let script = script(seed, 600);
         Some((seed, play(script.clone(), rules, None).0?, script))
     });
-    let (seed, broken, script) = failing.unwrap();
+    let (seed, broken, script) = failing.expect("a farm without the rule fails within 200 runs");
     let told = report(seed, script, rules, &broken);
     assert!(told.lines().count() < 60, "{told}");
 }

@@ -86,7 +86,7 @@ impl SmallFarm {
 
     pub fn commit(&mut self, mut transition: Transition) {
         self.tables.number(&mut transition);
-        self.tables.apply(&transition).unwrap();
+        self.tables.apply(&transition).expect("it goes on from the rows");
         self.log.push(transition);
     }
 
@@ -106,14 +106,14 @@ impl SmallFarm {
     }
 
     pub fn state(&self, lease: &str) -> LeaseState {
-        self.tables.lease(&lease.into()).unwrap().state
+        self.tables.lease(&lease.into()).expect("it was requested").state
     }
 
     /// The name of what a lease holds.
     pub fn holds(&self, lease: &str) -> Option<String> {
-        let lease = self.tables.lease(&lease.into()).unwrap();
+        let lease = self.tables.lease(&lease.into()).expect("it was requested");
         let resource = lease.resource.as_ref().filter(|_| lease.is_held())?;
-        Some(self.tables.resource(resource).unwrap().name.clone())
+        Some(self.tables.resource(resource).expect("it is held").name.clone())
     }
 
     /// The reasons a waiting lease is told, and its place.
@@ -143,7 +143,7 @@ impl SmallFarm {
                 Next::Effect(Operation::TearDown) => LeaseEvent::TornDown,
                 Next::Resource(_) | Next::Wait(_) | Next::Over => continue,
             };
-            let transition = step_lease(&lease, &self.context(), event).unwrap();
+            let transition = step_lease(&lease, &self.context(), event).expect("the table has the row");
             self.commit(transition);
             return true;
         }
@@ -155,7 +155,7 @@ impl SmallFarm {
                 Next::Effect(Operation::TearDown | Operation::Revoke) => ResourceEvent::TornDown,
                 Next::Lease(_) | Next::Wait(_) | Next::Over => continue,
             };
-            let transition = step_resource(&resource, &self.context(), event).unwrap();
+            let transition = step_resource(&resource, &self.context(), event).expect("the table has the row");
             self.commit(transition);
             return true;
         }
@@ -174,9 +174,9 @@ impl SmallFarm {
         match decision {
             Decision::Grant(grants) => {
                 for (lease, grant) in grants {
-                    let lease = self.tables.lease(lease).unwrap().clone();
+                    let lease = self.tables.lease(lease).expect("it waits").clone();
                     let event = LeaseEvent::Placed(Box::new(grant.clone()));
-                    let transition = step_lease(&lease, &self.context(), event).unwrap();
+                    let transition = step_lease(&lease, &self.context(), event).expect("the table has the row");
                     self.commit(transition);
                 }
             }
@@ -187,9 +187,9 @@ impl SmallFarm {
             Decision::Reclaim { resource, .. } => self.ask(Object::Resource(resource.clone()), Verb::Reclaim),
             Decision::Drain(resource) => self.ask(Object::Resource(resource.clone()), Verb::Drain),
             Decision::Never { lease, why } => {
-                let lease = self.tables.lease(lease).unwrap().clone();
+                let lease = self.tables.lease(lease).expect("it waits").clone();
                 let event = LeaseEvent::NeverFeasible { why: why.clone() };
-                let transition = step_lease(&lease, &self.context(), event).unwrap();
+                let transition = step_lease(&lease, &self.context(), event).expect("the table has the row");
                 self.commit(transition);
             }
         }
