@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
-use super::allocator::{Pending, Placement, plan};
+use super::queue::{Pending, Placement, plan};
 use super::{Candidate, Pass, Wants};
 
 /// Who holds what, and who waits. Cheap to clone.

@@ -1,0 +1,482 @@
+//! The keeper: one thread that owns the rows and the store, and goes on from them whatever happened before.
+//!
+//! ```text
+//!  request, command, effect's result, timer ─► one round: every row that may move moves, in memory ─► one synced commit
+//!                                                 └─ only then: effects start, askers are answered, watchers see it
+//!  a commit that fails ─► the rows are read again from the disk, nothing was started; the next round is a pause later
+//! ```
+//! Effects run as tasks and come back as messages, so the thread never waits for a device; a thread and no task, because a synced
+//! commit blocks.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant, SystemTime};
+
+use futures_util::future::BoxFuture;
+use tokio::sync::{oneshot, watch};
+
+use super::Pass;
+use super::allocator::{Outlook, can_ever};
+use super::rows::*;
+use super::steps::{Context, Rules, admit};
+use super::store::{Corruption, Store, StoreError};
+use super::tables::Tables;
+
+mod round;
+
+/// How long the owner of a lease has after our restart to attach again: a client's own retry is a few seconds.
+const REATTACH_MS: u64 = 30_000;
+/// Heartbeats that may be missed before the owner counts as gone: one may be lost, the next may be late.
+const BEATS_MISSED: u64 = 3;
+/// The pause after a commit that failed; a full disk is looked at again as often.
+const COMMIT_PAUSE: Duration = Duration::from_secs(1);
+/// Events in one answer, so that a page of them stays below some MiB.
+const EVENTS_AT_MOST: u32 = 1_000;
+
+/// What happens outside. Everything here may be asked for again after a crash, and must then end in the same state.
+pub trait Effects: Send + Sync + 'static {
+    /// Makes the lease usable.
+    fn activate(&self, lease: &Lease, pass: Option<Pass>) -> BoxFuture<'static, Result<(), EffectError>>;
+    /// Returns when nothing of the lease is in flight any more. Its pass is refused already.
+    fn revoke(&self, lease: &Lease) -> BoxFuture<'static, ()>;
+    /// Undoes whatever the lease may have done: off, read back, unpublished.
+    fn tear_down(&self, lease: &Lease) -> BoxFuture<'static, Result<(), EffectError>>;
+    /// Makes the thing outside, under its own name, and says what was found of it.
+    fn make(&self, resource: &Resource) -> BoxFuture<'static, Result<Vec<(String, String)>, EffectError>>;
+    /// Removes the thing outside.
+    fn unmake(&self, resource: &Resource) -> BoxFuture<'static, Result<(), EffectError>>;
+    /// Whether an effect that was begun before a crash was done.
+    fn reconcile(&self, effect: &Effect) -> BoxFuture<'static, Reconciled>;
+    /// Asked at the last moment before a lease expires: how much longer it lasts, if it may not end now.
+    fn veto(&self, _lease: &Lease) -> Option<Duration> {
+        None
+    }
+}
+
+/// How an effect failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EffectError {
+    /// It may work elsewhere or later.
+    #[error("{0}")]
+    Retry(String),
+    /// It will fail again.
+    #[error("{0}")]
+    Permanent(String),
+    /// Nobody knows; it is undone as if it had worked.
+    #[error("{0}; it may have happened all the same")]
+    MaybeApplied(String),
+}
+
+/// What became of an effect that was begun before a crash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reconciled {
+    /// It was done.
+    Applied,
+    /// It was not.
+    NotApplied,
+    /// Nobody can tell; it is undone as if it had been done.
+    Unknown,
+}
+
+/// Why a request was not taken.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    /// Nothing in the farm could ever serve it.
+    #[error("nothing in the farm could ever serve it: {0}")]
+    NeverFeasible(String),
+    /// It is over, or was never there.
+    #[error("{0} is over or was never there; nothing can be asked of it")]
+    NoSuch(Object),
+    /// It cannot be kept.
+    #[error("the farm cannot keep it: {0}")]
+    Store(String),
+    /// The farm is stopping.
+    #[error("the farm is stopping")]
+    Stopped,
+}
+
+/// A lease as its owner sees it.
+#[derive(Clone, Debug)]
+pub struct LeaseView {
+    /// Where it is.
+    pub state: LeaseState,
+    /// Why.
+    pub cause: Cause,
+    /// While it waits: its place; 1 is next.
+    pub place: Option<usize>,
+    /// While it waits: per candidate, why not now.
+    pub reasons: Vec<String>,
+    /// While it waits: when its turn comes, if one can tell.
+    pub estimate: Option<Moment>,
+    /// The name of what it holds.
+    pub resource: Option<String>,
+    /// The permission, while it is active.
+    pub pass: Option<Pass>,
+    /// When it ends, unless it is renewed.
+    pub expires: Option<Moment>,
+    /// What a person must look at.
+    pub needs_operator: Option<String>,
+}
+
+/// Everything that is not history.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// When.
+    pub at: Moment,
+    /// Leases.
+    pub leases: Vec<Lease>,
+    /// Resources.
+    pub resources: Vec<Resource>,
+    /// What waiting leases are told.
+    pub outlooks: BTreeMap<LeaseId, Outlook>,
+    /// Authorizations.
+    pub authorizations: Vec<Authorization>,
+}
+
+/// The keeper's handle. Cheap to clone. [`Keeper::stop`] ends the thread; the rows stay, and the next start goes on from them.
+#[derive(Clone, Debug)]
+pub struct Keeper {
+    messages: Sender<Message>,
+}
+
+/// Held by whoever owns a lease over a connection: dropping it says that the owner is gone.
+#[derive(Debug)]
+pub struct Attachment {
+    messages: Sender<Message>,
+    lease: LeaseId,
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        // The keeper may be gone before: then the grace after its next start applies.
+        let _ = self.messages.send(Message::OwnerGone(self.lease.clone()));
+    }
+}
+
+type Answer<T> = oneshot::Sender<T>;
+
+#[derive(Debug)]
+enum Message {
+    Request(Box<LeaseRequest>, Answer<Result<LeaseId, RequestError>>),
+    Command(Object, Verb, String, Answer<Result<(), RequestError>>),
+    Watch(LeaseId, Answer<Option<watch::Receiver<LeaseView>>>),
+    Snapshot(Answer<Snapshot>),
+    Events(u64, Answer<Result<Vec<Event>, StoreError>>),
+    Authorize(Authorization, Answer<Result<(), StoreError>>),
+    Configure(Vec<Blueprint>),
+    Stop(Answer<()>),
+    Attach(LeaseId),
+    OwnerGone(LeaseId),
+    Done(Object, Operation, EffectResult),
+}
+
+/// How an effect's task ended.
+#[derive(Clone, Debug)]
+enum EffectResult {
+    Worked(Vec<(String, String)>),
+    Failed(EffectError),
+    /// It was not done before the crash: it is begun now.
+    Again,
+}
+
+impl Keeper {
+    /// Opens the store at `path` and goes on from it. Must be called inside a tokio runtime, in which effects will run.
+    pub fn open(
+        path: &Path,
+        blueprints: Vec<Blueprint>,
+        effects: Arc<dyn Effects>,
+    ) -> Result<(Keeper, Vec<Corruption>), StoreError> {
+        let store = Store::open(path)?;
+        let loaded = store.load()?;
+        let corruption = store.corruption(&loaded);
+        let (messages, inbox) = channel();
+        let mut thread = KeeperThread::new(store, Tables::of(loaded), effects, messages.clone());
+        thread.configure(blueprints);
+        thread.read_authorizations()?;
+        thread.look_at_everything();
+        thread.expect_owners();
+        let spawned = std::thread::Builder::new().name("lease-keeper".into()).spawn(move || thread.run(inbox));
+        spawned.map_err(StoreError::Thread)?;
+        Ok((Keeper { messages }, corruption))
+    }
+
+    /// Makes a request a row; the same id again is the same lease.
+    pub async fn request(&self, request: LeaseRequest) -> Result<LeaseId, RequestError> {
+        self.ask(|answer| Message::Request(Box::new(request), answer)).await.unwrap_or(Err(RequestError::Stopped))
+    }
+
+    /// Puts a command where its target reads it. `Ok` means that it is on disk, not that it was obeyed.
+    pub async fn command(&self, target: Object, verb: Verb, by: &str) -> Result<(), RequestError> {
+        let by = by.to_owned();
+        self.ask(|answer| Message::Command(target, verb, by, answer)).await.unwrap_or(Err(RequestError::Stopped))
+    }
+
+    /// Follows a lease; `None`: there was never such a lease.
+    pub async fn watch(&self, lease: LeaseId) -> Option<watch::Receiver<LeaseView>> {
+        self.ask(|answer| Message::Watch(lease, answer)).await.flatten()
+    }
+
+    /// Everything that is not history.
+    pub async fn snapshot(&self) -> Option<Snapshot> {
+        self.ask(Message::Snapshot).await
+    }
+
+    /// The next events from a number on.
+    pub async fn events(&self, from: u64) -> Result<Vec<Event>, StoreError> {
+        self.ask(|answer| Message::Events(from, answer)).await.unwrap_or(Ok(Vec::new()))
+    }
+
+    /// Answers whether a subject may lease from a blueprint.
+    pub async fn authorize(&self, authorization: Authorization) -> Result<(), StoreError> {
+        self.ask(|answer| Message::Authorize(authorization, answer)).await.unwrap_or(Ok(()))
+    }
+
+    /// Takes a new configuration; what is no longer in it is drained.
+    pub fn configure(&self, blueprints: Vec<Blueprint>) {
+        let _ = self.messages.send(Message::Configure(blueprints));
+    }
+
+    /// The owner is there, or still there.
+    pub fn beat(&self, lease: LeaseId) {
+        let _ = self.messages.send(Message::Attach(lease));
+    }
+
+    /// Binds a lease to whoever holds the attachment.
+    pub fn attach(&self, lease: LeaseId) -> Attachment {
+        self.beat(lease.clone());
+        Attachment { messages: self.messages.clone(), lease }
+    }
+
+    /// Ends the thread after its present round. Leases stay as they are: whoever wants them given back releases them first.
+    pub async fn stop(&self) {
+        self.ask(Message::Stop).await;
+    }
+
+    async fn ask<T>(&self, message: impl FnOnce(Answer<T>) -> Message) -> Option<T> {
+        let (answer, answered) = oneshot::channel();
+        self.messages.send(message(answer)).ok()?;
+        answered.await.ok()
+    }
+}
+
+/// The thread's own.
+struct KeeperThread {
+    store: Store,
+    tables: Tables,
+    effects: Arc<dyn Effects>,
+    runtime: tokio::runtime::Handle,
+    results: Sender<Message>,
+    started: (Instant, Moment),
+    dirty: BTreeSet<Object>,
+    plan_is_due: bool,
+    plan_again_at: Option<Moment>,
+    timers: BTreeMap<Object, Moment>,
+    tasks: HashMap<Object, (Operation, tokio::task::JoinHandle<()>)>,
+    /// Rows whose open effect was begun by this process.
+    begun: BTreeSet<Object>,
+    /// Until when an owner must be heard of.
+    owners: HashMap<LeaseId, Moment>,
+    fences: HashMap<ResourceId, Arc<AtomicU64>>,
+    passes: HashMap<LeaseId, Pass>,
+    outlooks: BTreeMap<LeaseId, Outlook>,
+    watchers: HashMap<LeaseId, watch::Sender<LeaseView>>,
+    over: Vec<Object>,
+    stopping: Option<Answer<()>>,
+}
+
+impl KeeperThread {
+    fn new(store: Store, tables: Tables, effects: Arc<dyn Effects>, results: Sender<Message>) -> KeeperThread {
+        let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        KeeperThread {
+            store,
+            tables,
+            effects,
+            runtime: tokio::runtime::Handle::current(),
+            results,
+            // From here on time only goes forward, whatever becomes of the wall clock.
+            started: (Instant::now(), Moment(since_epoch.as_millis() as u64)),
+            dirty: BTreeSet::new(),
+            plan_is_due: true,
+            plan_again_at: None,
+            timers: BTreeMap::new(),
+            tasks: HashMap::new(),
+            begun: BTreeSet::new(),
+            owners: HashMap::new(),
+            fences: HashMap::new(),
+            passes: HashMap::new(),
+            outlooks: BTreeMap::new(),
+            watchers: HashMap::new(),
+            over: Vec::new(),
+            stopping: None,
+        }
+    }
+
+    fn now(&self) -> Moment {
+        self.started.1.plus_ms(self.started.0.elapsed().as_millis() as u64)
+    }
+
+    fn context(&self) -> Context<'_> {
+        Context { tables: &self.tables, now: self.now(), rules: Rules::default() }
+    }
+
+    fn run(mut self, inbox: Receiver<Message>) {
+        let mut first = None;
+        loop {
+            let mut round = round::Round::default();
+            for message in first.take().into_iter().chain(inbox.try_iter()) {
+                self.handle(message, &mut round);
+            }
+            let pause = self.finish(round);
+            if let Some(stopped) = self.stopping.take() {
+                self.tasks.drain().for_each(|(_, (_, task))| task.abort());
+                // Whoever asked may be gone.
+                let _ = stopped.send(());
+                return;
+            }
+            match inbox.recv_timeout(pause) {
+                Ok(message) => first = Some(message),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    fn handle(&mut self, message: Message, round: &mut round::Round) {
+        match message {
+            Message::Request(request, answer) => self.request(*request, answer, round),
+            Message::Command(target, verb, by, answer) => {
+                if !self.is_known(&target) {
+                    return drop(answer.send(Err(RequestError::NoSuch(target))));
+                }
+                self.apply(Transition::ask(self.now(), target, verb, &by), round);
+                round.answer(answer, Ok(()), |error| Err(RequestError::Store(error)));
+            }
+            Message::Watch(lease, answer) => drop(answer.send(self.watch(&lease))),
+            Message::Snapshot(answer) => drop(answer.send(self.snapshot())),
+            Message::Events(from, answer) => drop(answer.send(self.store.events(from, EVENTS_AT_MOST))),
+            Message::Authorize(authorization, answer) => {
+                let written = self.store.authorize(&authorization).and_then(|()| self.read_authorizations());
+                self.plan_is_due = true;
+                drop(answer.send(written));
+            }
+            Message::Configure(blueprints) => self.configure(blueprints),
+            Message::Stop(answer) => self.stopping = Some(answer),
+            Message::Attach(lease) => self.attach(lease),
+            Message::OwnerGone(lease) => self.owner_gone(&lease, round),
+            Message::Done(object, operation, result) => self.done(object, operation, result, round),
+        }
+    }
+
+    fn is_known(&self, object: &Object) -> bool {
+        match object {
+            Object::Lease(id) => self.tables.lease(id).is_some(),
+            Object::Resource(id) => self.tables.resource(id).is_some(),
+        }
+    }
+
+    fn request(
+        &mut self,
+        request: LeaseRequest,
+        answer: Answer<Result<LeaseId, RequestError>>,
+        round: &mut round::Round,
+    ) {
+        let id = request.id.clone();
+        let known = self.tables.lease(&id).is_some() || self.store.lease(id.as_str()).is_ok_and(|it| it.is_some());
+        if !known {
+            if let Err(why) = can_ever(&self.tables, &request) {
+                return drop(answer.send(Err(RequestError::NeverFeasible(why))));
+            }
+            let transition = admit(request, &self.context());
+            self.apply(transition, round);
+            self.attach(id.clone());
+        }
+        round.answer(answer, Ok(id), |error| Err(RequestError::Store(error)));
+    }
+
+    fn watch(&mut self, id: &LeaseId) -> Option<watch::Receiver<LeaseView>> {
+        if let Some(sender) = self.watchers.get(id) {
+            return Some(sender.subscribe());
+        }
+        let lease = match self.tables.lease(id) {
+            Some(lease) => lease.clone(),
+            None => self.store.lease(id.as_str()).ok().flatten()?,
+        };
+        let (sender, receiver) = watch::channel(self.view(&lease));
+        if lease.state != LeaseState::Destroyed {
+            self.watchers.insert(id.clone(), sender);
+        }
+        Some(receiver)
+    }
+
+    fn view(&self, lease: &Lease) -> LeaseView {
+        let outlook = self.outlooks.get(lease.id()).filter(|_| lease.state == LeaseState::Pending);
+        let resource = lease.resource.as_ref().and_then(|id| self.tables.resource(id));
+        LeaseView {
+            state: lease.state,
+            cause: lease.cause.clone(),
+            place: outlook.map(|outlook| outlook.place),
+            reasons: outlook.iter().flat_map(|it| it.reasons.iter()).map(ToString::to_string).collect(),
+            estimate: outlook.and_then(|outlook| outlook.estimate),
+            resource: resource.map(|resource| resource.name.clone()),
+            pass: self.passes.get(lease.id()).filter(|_| lease.state == LeaseState::Active).cloned(),
+            expires: lease.deadlines.expires,
+            needs_operator: lease.needs_operator.clone(),
+        }
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            at: self.now(),
+            leases: self.tables.leases().cloned().collect(),
+            resources: self.tables.resources().cloned().collect(),
+            outlooks: self.outlooks.clone(),
+            authorizations: self.tables.authorizations.values().cloned().collect(),
+        }
+    }
+
+    fn configure(&mut self, blueprints: Vec<Blueprint>) {
+        let new: BTreeMap<_, _> = blueprints.into_iter().map(|it| (it.name.clone(), it)).collect();
+        let old = std::mem::replace(&mut self.tables.blueprints, new);
+        for (name, blueprint) in old {
+            let retired = Blueprint { service: Service::Retired, preallocated: 0, ..blueprint };
+            self.tables.blueprints.entry(name).or_insert(retired);
+        }
+        self.plan_is_due = true;
+    }
+
+    fn read_authorizations(&mut self) -> Result<(), StoreError> {
+        let all = self.store.authorizations()?.into_iter();
+        self.tables.authorizations = all.map(|it| ((it.subject.clone(), it.blueprint.clone()), it)).collect();
+        Ok(())
+    }
+
+    fn look_at_everything(&mut self) {
+        self.dirty = self.tables.leases().map(Lease::object).collect();
+        self.dirty.extend(self.tables.resources().map(Resource::object));
+        self.plan_is_due = true;
+    }
+
+    /// After a start every owner has the same grace: our own absence is not held against anybody.
+    fn expect_owners(&mut self) {
+        let until = self.now().plus_ms(REATTACH_MS);
+        let owned = self.tables.leases().filter(|it| it.parent.is_none() && it.state != LeaseState::Destroyed);
+        self.owners = owned.map(|lease| (lease.id().clone(), until)).collect();
+    }
+
+    fn attach(&mut self, id: LeaseId) {
+        let Some(lease) = self.tables.lease(&id) else { return };
+        match &lease.request.owner {
+            Owner::Heartbeat { every_ms, .. } => {
+                let until = self.now().plus_ms(every_ms.saturating_mul(BEATS_MISSED));
+                self.owners.insert(id, until);
+            }
+            Owner::Job(_) | Owner::Connection(_) => drop(self.owners.remove(&id)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
