@@ -21,25 +21,25 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-#[allow(dead_code, reason = "wired in by farm")]
+#[allow(dead_code, reason = "the farm moves to it from the desk")]
 pub mod actor;
-#[allow(dead_code, reason = "wired in by farm")]
+#[allow(dead_code, reason = "the farm moves to it from the desk")]
 pub mod allocator;
 pub mod desk;
 #[cfg(test)]
 mod model;
-#[allow(dead_code, reason = "wired in by farm")]
+#[allow(dead_code, reason = "the farm moves to it from the desk")]
 pub mod next;
 pub mod queue;
-#[allow(dead_code, reason = "wired in by farm")]
+#[allow(dead_code, reason = "the farm moves to it from the desk")]
 pub mod rows;
 #[cfg(test)]
 mod samples;
-#[allow(dead_code, reason = "wired in by farm")]
+#[allow(dead_code, reason = "the farm moves to it from the desk")]
 pub mod steps;
-#[allow(dead_code, reason = "wired in by farm")]
+#[allow(dead_code, reason = "the farm moves to it from the desk")]
 pub mod store;
-#[allow(dead_code, reason = "wired in by farm")]
+#[allow(dead_code, reason = "the farm moves to it from the desk")]
 pub mod tables;
 
 pub use desk::{Desk, Lease, Step, Waiting};
