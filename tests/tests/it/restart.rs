@@ -8,10 +8,12 @@ use tests::bench::{Bench, until};
 
 use crate::farms::{HELLO, SIMULATED_FARM, WHARF, linux_job};
 
-/// Kills of the gate; `WHARF_KILLS=200` is the long run whose figures are in docs/operations.md.
+/// Kills of the gate; `WHARF_KILLS=200` makes it a long run of five minutes.
 const KILLS: usize = 10;
 /// Jobs handed in between two kills: more than there are DUTs, so that some wait while some run.
 const JOBS_BETWEEN_KILLS: usize = 6;
+/// Ended jobs that a server lists (docs/operations.md, limits); a long run has more.
+const ENDED_JOBS_LISTED: usize = 1000;
 
 fn jobs(bench: &Bench) -> Vec<Value> {
     bench.get("/api/v1/jobs").json()["jobs"].as_array().unwrap().clone()
@@ -45,7 +47,7 @@ fn a_server_that_is_killed_again_and_again_loses_no_job_and_no_verdict() {
         bench = bench.killed_and_started_again(WHARF);
     }
     let jobs = ended_jobs(&bench);
-    assert_eq!(jobs.len(), kills * JOBS_BETWEEN_KILLS);
+    assert_eq!(jobs.len(), (kills * JOBS_BETWEEN_KILLS).min(ENDED_JOBS_LISTED));
     let (passed, interrupted) = (count(&jobs, "PASS", "test"), count(&jobs, "INCOMPLETE", "farm"));
     println!("{kills} kills, {} jobs: {passed} passed, {interrupted} ended by a restart", jobs.len());
     assert_eq!(passed + interrupted, jobs.len(), "{jobs:#?}");
