@@ -44,10 +44,10 @@ const IO_WORDS: &[&str] = &[
 /// Rooms, and the doors they do not have. The first matching words of a `use` are enough: `crate::tftp` also finds `crate::tftp::packet`.
 const NO_DOOR: &[(&str, &[&str])] = &[
     ("executor/src/api/", &["crate::blueprint::console::qemu", "crate::cli", "crate::virtual_dut::qemu"]),
-    (
-        "executor/src/blueprint/",
-        &["crate::api", "crate::cli", "crate::farm", "crate::lease", "crate::runner", "crate::session"],
-    ),
+    ("executor/src/blueprint/", &["crate::api", "crate::cli", "crate::farm", "crate::runner", "crate::session"]),
+    ("executor/src/blueprint/console/", &["crate::lease"]),
+    ("executor/src/blueprint/dut.rs", &["crate::lease::actor", "crate::lease::store", "crate::lease::{"]),
+    ("executor/src/blueprint/power/", &["crate::lease"]),
     (
         "executor/src/boot/",
         &["crate::api", "crate::blueprint", "crate::cli", "crate::farm", "crate::lease", "crate::session"],
