@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::farm::WhenBusy;
 
@@ -167,6 +168,8 @@ pub struct Fault {
     pub what: Misbehaviour,
     /// Only in this boot, counted from 1 since the console was opened; `None`: in every boot.
     pub boot: Option<u32>,
+    /// How long it lasts, for those that last; `None`: for ever.
+    pub lasts: Option<Duration>,
 }
 
 /// Faults of a simulated DUT.
@@ -184,4 +187,36 @@ pub enum Misbehaviour {
     SamePort,
     /// Never fetches its initramfs: stops where the boot script asks for it.
     NoInitramfs,
+    /// Its outlet says that it went off and stays on, as a relay does whose contacts are welded.
+    OutletLies,
+    /// Its outlet answers late, whatever it is asked.
+    OutletSlow,
+    /// Says 10 MB of lines a second while its kernel runs, besides what its console script says.
+    ConsoleFloods,
+    /// Its console's stream ends when its kernel starts and cannot be opened again for a while; what it says meanwhile is lost.
+    ConsoleAway,
+    /// Goes on talking after its console script's end, and heeds nothing but its power.
+    TalksOn,
+}
+
+impl Misbehaviour {
+    /// How long the fault lasts when the farm file does not say.
+    pub(crate) fn usually_lasts(self) -> Option<Duration> {
+        match self {
+            Misbehaviour::OutletSlow => Some(Duration::from_secs(30)),
+            Misbehaviour::ConsoleAway => Some(Duration::from_secs(60)),
+            _ => None,
+        }
+    }
+
+    /// Whether it is a fault with a length.
+    pub(crate) fn has_a_length(self) -> bool {
+        matches!(
+            self,
+            Misbehaviour::OutletLies
+                | Misbehaviour::OutletSlow
+                | Misbehaviour::ConsoleFloods
+                | Misbehaviour::ConsoleAway
+        )
+    }
 }

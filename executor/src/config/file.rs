@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use job_schema::problem::Problems;
 use job_schema::{Findings, field_of, load_checked};
@@ -226,6 +227,23 @@ struct FaultKeys {
     /// Only in this boot, from 1; in every boot when absent.
     #[schemars(range(min = 1))]
     boot: Option<u32>,
+    /// How long `outlet-lies`, `outlet-slow`, `console-floods` or `console-away` lasts.
+    #[serde(rename = "for")]
+    #[schemars(with = "Option<LengthForm>")]
+    for_s: Option<f64>,
+}
+
+/// The schema of a length of time, in words.
+struct LengthForm;
+
+impl JsonSchema for LengthForm {
+    fn schema_name() -> Cow<'static, str> {
+        "Length".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "x-form": "duration", "x-mapping": { "type": "string" } })
+    }
 }
 
 /// Faults of a simulated machine.
@@ -244,6 +262,16 @@ enum MisbehaviourKey {
     SamePort,
     /// Never fetches its initramfs.
     NoInitramfs,
+    /// Its outlet says off and stays on.
+    OutletLies,
+    /// Its outlet answers late.
+    OutletSlow,
+    /// Says 10 MB a second.
+    ConsoleFloods,
+    /// Its console goes away for a while.
+    ConsoleAway,
+    /// Never stops talking.
+    TalksOn,
 }
 
 /// The JSON Schema of the farm file, for `wharf schema farm`.
@@ -397,6 +425,14 @@ impl Duts<'_> {
                     let hint = "name a console script relative to the farm file";
                     findings.tell(&at(&["simulated", "console"]), format!("no file `{}`", path.display()), hint);
                 }
+                for (number, keys) in simulated.misbehave.iter().enumerate() {
+                    if keys.for_s.is_some() && !fault(keys).what.has_a_length() {
+                        let hint = "`for` goes with `outlet-lies`, `outlet-slow`, `console-floods` and `console-away`";
+                        let number = number.to_string();
+                        let place = at(&["simulated", "misbehave", &number, "for"]);
+                        findings.tell(&place, "this fault has no length".to_owned(), hint);
+                    }
+                }
                 Some(MachineConfig::Simulated(simulated_config(simulated, console)))
             }
             (Some(_), Some(_)) | (None, None) => None,
@@ -419,18 +455,25 @@ fn simulated_config(keys: &SimulatedKeys, console: Option<PathBuf>) -> Simulated
         Some(SimulatedFirmwareKey::PlainBios) => SimulatedFirmware::PlainBios,
         Some(SimulatedFirmwareKey::PlainUefi) => SimulatedFirmware::PlainUefi,
     };
-    let fault = |keys: &FaultKeys| Fault {
-        boot: keys.boot,
-        what: match keys.what {
-            MisbehaviourKey::FallSilent => Misbehaviour::FallSilent,
-            MisbehaviourKey::NoDhcp => Misbehaviour::NoDhcp,
-            MisbehaviourKey::Loop => Misbehaviour::Loop,
-            MisbehaviourKey::AbortTransfer => Misbehaviour::AbortTransfer,
-            MisbehaviourKey::SamePort => Misbehaviour::SamePort,
-            MisbehaviourKey::NoInitramfs => Misbehaviour::NoInitramfs,
-        },
-    };
     SimulatedConfig { firmware, console, misbehave: keys.misbehave.iter().map(fault).collect() }
+}
+
+fn fault(keys: &FaultKeys) -> Fault {
+    let what = match keys.what {
+        MisbehaviourKey::FallSilent => Misbehaviour::FallSilent,
+        MisbehaviourKey::NoDhcp => Misbehaviour::NoDhcp,
+        MisbehaviourKey::Loop => Misbehaviour::Loop,
+        MisbehaviourKey::AbortTransfer => Misbehaviour::AbortTransfer,
+        MisbehaviourKey::SamePort => Misbehaviour::SamePort,
+        MisbehaviourKey::NoInitramfs => Misbehaviour::NoInitramfs,
+        MisbehaviourKey::OutletLies => Misbehaviour::OutletLies,
+        MisbehaviourKey::OutletSlow => Misbehaviour::OutletSlow,
+        MisbehaviourKey::ConsoleFloods => Misbehaviour::ConsoleFloods,
+        MisbehaviourKey::ConsoleAway => Misbehaviour::ConsoleAway,
+        MisbehaviourKey::TalksOn => Misbehaviour::TalksOn,
+    };
+    let lasts = keys.for_s.map(Duration::from_secs_f64).or(what.usually_lasts());
+    Fault { what, boot: keys.boot, lasts }
 }
 
 fn dhcp_range(

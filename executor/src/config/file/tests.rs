@@ -90,3 +90,28 @@ fn a_missing_network_or_name_is_said_by_name() {
         ["1: name: the key `name` is missing", "1: network: the key `network` is missing"]
     );
 }
+
+#[test]
+fn a_fault_may_have_a_length_where_that_means_something() {
+    let one = |fault: &str| {
+        format!("- {{mac: 52:54:00:77:00:01, address: 10.77.0.11, machine: {{simulated: {{misbehave: [{fault}]}}}}}}\n")
+    };
+    let lasts = |fault: &str| match &farm(&one(fault)).unwrap().duts[0].machine {
+        MachineConfig::Simulated(simulated) => simulated.misbehave[0].lasts,
+        MachineConfig::Qemu(_) => panic!("it is simulated"),
+    };
+    assert_eq!(lasts("{what: outlet-slow, for: 1m 30s}"), Some(Duration::from_secs(90)));
+    assert_eq!(lasts("{what: outlet-slow}"), Some(Duration::from_secs(30)));
+    assert_eq!(lasts("{what: console-away}"), Some(Duration::from_secs(60)));
+    assert_eq!(lasts("{what: outlet-lies}"), None);
+    let wrong = ["{what: talks-on, for: 1s}", "{what: outlet-slow, for: soon}", "{what: outlet-slow, for: {s: 1}}"];
+    let told = wrong.map(|fault| problems(&format!("{FARM}{}", one(fault))).join("; "));
+    assert_eq!(
+        told,
+        [
+            "4: duts[0].machine.simulated.misbehave[0].for: this fault has no length",
+            "4: duts[0].machine.simulated.misbehave[0].for: `soon` is not a duration: each part of a duration begins with a number",
+            "4: duts[0].machine.simulated.misbehave[0].for: text is expected here, not a mapping",
+        ]
+    );
+}

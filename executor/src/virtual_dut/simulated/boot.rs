@@ -7,17 +7,23 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use super::dhcp::{self, Client, DhcpError, Identity, Lease};
 use super::fetch::{Fetched, Station};
 use super::ipxe::{Action, Answer, Boot, Interpreter, Purpose, Value};
 use super::script::{Act, Awaited, Facts, Player, kernel_time};
 use super::{Dut, uri};
-use crate::config::{Misbehaviour, SimulatedFirmware};
+use crate::config::{Fault, Misbehaviour, SimulatedFirmware};
 
 /// 50 ms of self test: a DUT whose script reboots at once must not occupy a core.
 const SELF_TEST: Duration = Duration::from_millis(50);
+/// A flood says 100 kB in each 10 ms: 10 MB a second, some thousand times what a serial line carries.
+const FLOOD_PAUSE: Duration = Duration::from_millis(10);
+const FLOOD_LINES_AT_ONCE: usize = 1000;
+const FLOOD_LINE_BYTES: usize = 100;
+/// A DUT that does not stop talking says a hundred lines a second.
+const TALK_PAUSE: Duration = Duration::from_millis(10);
 
 /// Boots again and again, for as long as there is power.
 pub(super) async fn run(dut: Arc<Dut>) {
@@ -207,6 +213,9 @@ impl Power<'_> {
         if self.has(Misbehaviour::FallSilent) {
             return End::Stuck;
         }
+        if let Some(length) = self.fault(Misbehaviour::ConsoleAway).and_then(|fault| fault.lasts) {
+            self.dut.line.go_away(length).await;
+        }
         let started = Instant::now();
         let facts = Facts {
             command_line: boot.command_line,
@@ -215,13 +224,51 @@ impl Power<'_> {
             network: format!("{}/{}", station.lease.address, station.lease.netmask.to_bits().leading_ones()),
             boot: self.number,
         };
+        let end = match self.fault(Misbehaviour::ConsoleFloods) {
+            None => self.run_init(facts, &mut station, started).await,
+            Some(flood) => tokio::select! {
+                end = self.run_init(facts, &mut station, started) => end,
+                end = self.flood(flood.lasts) => end,
+            },
+        };
+        if self.has(Misbehaviour::TalksOn) {
+            return self.talk_on().await;
+        }
+        end
+    }
+
+    /// The console script, once or for ever.
+    async fn run_init(&self, facts: Facts, station: &mut Station, started: Instant) -> End {
         loop {
-            let end = self.play(Player::new(&self.dut.script, facts.clone()), &mut station, started).await;
+            let end = self.play(Player::new(&self.dut.script, facts.clone()), station, started).await;
             if !self.has(Misbehaviour::Loop) {
                 return end;
             }
             // As long as a self test: a script that says one line must not fill the log's disk at memory speed.
             sleep(SELF_TEST).await;
+        }
+    }
+
+    /// As many lines as FLOOD_… say, or as the reader takes; then nothing more, and never an end.
+    async fn flood(&self, lasts: Option<Duration>) -> End {
+        let line = format!("{:<width$}\n", "a line of a flood", width = FLOOD_LINE_BYTES - 2);
+        let lines = line.repeat(FLOOD_LINES_AT_ONCE);
+        let started = Instant::now();
+        let mut tick = interval(FLOOD_PAUSE);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while lasts.is_none_or(|lasts| started.elapsed() < lasts) {
+            tick.tick().await;
+            self.say(&lines).await;
+        }
+        pending().await
+    }
+
+    async fn talk_on(&self) -> End {
+        let mut number = 0_u64;
+        loop {
+            number += 1;
+            self.say(&format!("wharf: still talking {number}\n")).await;
+            sleep(TALK_PAUSE).await;
         }
     }
 
@@ -278,7 +325,11 @@ impl Power<'_> {
     }
 
     fn has(&self, wanted: Misbehaviour) -> bool {
-        self.faults().any(|fault| fault == wanted)
+        self.fault(wanted).is_some()
+    }
+
+    fn fault(&self, wanted: Misbehaviour) -> Option<Fault> {
+        self.dut.fault(wanted, self.number)
     }
 
     fn faults(&self) -> impl Iterator<Item = Misbehaviour> {

@@ -3,6 +3,7 @@
 //! ```text
 //!   Line::open ─► Stream ◄──64 KiB──► write()   what the DUT says; lost while nobody has the line open
 //!                        ──pump──► 4 KiB ─► read_line()   what was typed; dropped while the power is off or the buffer is full
+//!   go_away ─► the stream ends; open is refused and what is said is lost, until the time is over
 //! ```
 
 use std::collections::VecDeque;
@@ -10,9 +11,12 @@ use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, ReadHalf, WriteHalf};
 use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 /// 64 KiB on the way: a reader that is slow for a moment stops nobody; one that never reads stops the DUT, as flow control would.
 const OUTPUT_BYTES_MAX: usize = 64 * 1024;
@@ -25,6 +29,8 @@ pub(super) struct Line {
     output: tokio::sync::Mutex<Option<WriteHalf<DuplexStream>>>,
     reader: Mutex<Weak<()>>,
     input: Arc<Input>,
+    pump: Mutex<Option<AbortHandle>>,
+    away_until: Mutex<Option<Instant>>,
 }
 
 #[derive(Default)]
@@ -40,8 +46,11 @@ pub(super) struct Stream {
 }
 
 impl Line {
-    /// Opens the line; refused while somebody else has it.
+    /// Opens the line; refused while somebody else has it, and while it is away.
     pub(super) async fn open(&self) -> io::Result<Stream> {
+        if locked(&self.away_until).is_some_and(|until| Instant::now() < until) {
+            return Err(io::Error::new(io::ErrorKind::NotConnected, "nothing answers where the console was"));
+        }
         let token = {
             let mut reader = locked(&self.reader);
             if reader.upgrade().is_some() {
@@ -55,8 +64,19 @@ impl Line {
         let (typed, output) = tokio::io::split(ours);
         // A DUT that still writes to the last reader's stream gets an error from it at once: the wait is short.
         *self.output.lock().await = Some(output);
-        tokio::spawn(pump(typed, Arc::clone(&self.input)));
+        let pump = tokio::spawn(pump(typed, Arc::clone(&self.input)));
+        *locked(&self.pump) = Some(pump.abort_handle());
         Ok(Stream { inner: theirs, _reader: token })
+    }
+
+    /// The line is gone for so long: whoever has it open reads its end once all that was said before is read.
+    pub(super) async fn go_away(&self, length: Duration) {
+        *locked(&self.away_until) = Some(Instant::now() + length);
+        // Both halves go: the stream ends in both directions.
+        if let Some(pump) = locked(&self.pump).take() {
+            pump.abort();
+        }
+        *self.output.lock().await = None;
     }
 
     /// The power comes or goes: what was typed before is forgotten.
@@ -170,6 +190,33 @@ mod tests {
         let mut heard = [0; 13];
         second.read_exact(&mut heard).await.unwrap();
         assert_eq!(&heard, b"to the second");
+    }
+
+    #[tokio::test]
+    async fn a_line_that_goes_away_ends_its_stream_and_can_be_opened_again_later() {
+        let line = Line::default();
+        let mut first = line.open().await.unwrap();
+        line.write(b"before").await;
+        line.go_away(Duration::from_millis(200)).await;
+        let mut heard = Vec::new();
+        first.read_to_end(&mut heard).await.unwrap();
+        assert_eq!(heard, b"before");
+        drop(first);
+        assert_eq!(line.open().await.err().unwrap().to_string(), "nothing answers where the console was");
+        line.write(b"meanwhile").await;
+        let opened_again = async {
+            loop {
+                match line.open().await {
+                    Ok(stream) => return stream,
+                    Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+                }
+            }
+        };
+        let mut second = tokio::time::timeout(Duration::from_secs(30), opened_again).await.unwrap();
+        line.write(b"after").await;
+        let mut heard = [0; 5];
+        second.read_exact(&mut heard).await.unwrap();
+        assert_eq!(&heard, b"after");
     }
 
     #[tokio::test]

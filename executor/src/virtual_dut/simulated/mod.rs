@@ -11,6 +11,7 @@
 //! |---|---|
 //! | `boot` | one boot, from power-on to its end: the ring around the rest |
 //! | `line` | the serial line, which outlives boots |
+//! | `outlet` | the outlet, which may be slow or lie |
 //! | `wire` | where the sockets are: a private network, or the loopback |
 //! | `dhcp`, `tftp` ◆, `http`, `fetch` | the clients |
 //! | `ipxe` ◆, `uri` ◆ | boot scripts |
@@ -28,7 +29,7 @@ use tokio::task::JoinHandle;
 
 use crate::blueprint::console::ConsoleStream;
 use crate::blueprint::power::PowerState;
-use crate::config::SimulatedConfig;
+use crate::config::{Fault, Misbehaviour, SimulatedConfig};
 
 mod boot;
 pub mod dhcp;
@@ -36,6 +37,7 @@ pub mod fetch;
 mod http;
 pub mod ipxe;
 mod line;
+mod outlet;
 pub mod script;
 pub mod tftp;
 pub mod uri;
@@ -76,6 +78,10 @@ pub enum MachineError {
 pub struct Machine {
     dut: Arc<Dut>,
     running: Mutex<Option<JoinHandle<()>>>,
+    /// Held while the outlet carries out a command.
+    commands: Mutex<()>,
+    /// Since when an outlet that lies does.
+    lies_since: std::sync::Mutex<Option<tokio::time::Instant>>,
 }
 
 /// What a boot needs of its machine.
@@ -87,6 +93,19 @@ struct Dut {
     line: Line,
     boots: AtomicU32,
     powered: AtomicBool,
+}
+
+impl Dut {
+    /// Boots since the console was opened, the one that runs included.
+    fn boots(&self) -> u32 {
+        self.boots.load(Ordering::SeqCst)
+    }
+
+    /// The fault, if the farm file wants it in this boot.
+    fn fault(&self, what: Misbehaviour, boot: u32) -> Option<Fault> {
+        let wanted = |fault: &&Fault| fault.what == what && fault.boot.is_none_or(|only| only == boot);
+        self.config.misbehave.iter().find(wanted).copied()
+    }
 }
 
 impl Machine {
@@ -110,10 +129,15 @@ impl Machine {
             boots: AtomicU32::new(0),
             powered: AtomicBool::new(false),
         };
-        Ok(Arc::new(Machine { dut: Arc::new(dut), running: Mutex::new(None) }))
+        Ok(Arc::new(Machine {
+            dut: Arc::new(dut),
+            running: Mutex::new(None),
+            commands: Mutex::new(()),
+            lies_since: std::sync::Mutex::new(None),
+        }))
     }
 
-    /// Switches the outlet. Off stops the DUT before this returns: its address is gone first, then its sockets, and it says no goodbye.
+    /// Gives the DUT power, or takes it. Off stops the DUT before this returns: its address is gone first, then its sockets, and it says no goodbye.
     pub async fn set_power(&self, state: PowerState) -> io::Result<()> {
         let mut running = self.running.lock().await;
         match (state, running.take()) {
@@ -145,10 +169,13 @@ impl Machine {
         }
     }
 
-    /// Opens the console. Boots are counted from here, because a session opens the console first of all.
+    /// Opens the console. Boots are counted from here, because a session opens the console first of all; when it opens it again,
+    /// after it was away, the DUT has power.
     pub async fn open_console(&self) -> io::Result<impl ConsoleStream + use<>> {
         let stream = self.dut.line.open().await?;
-        self.dut.boots.store(0, Ordering::SeqCst);
+        if !self.dut.powered.load(Ordering::SeqCst) {
+            self.dut.boots.store(0, Ordering::SeqCst);
+        }
         Ok(stream)
     }
 }

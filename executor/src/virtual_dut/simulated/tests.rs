@@ -221,7 +221,7 @@ impl Bench {
 }
 
 fn with(firmware: SimulatedFirmware, faults: &[Misbehaviour]) -> SimulatedConfig {
-    let misbehave = faults.iter().map(|&what| Fault { what, boot: None }).collect();
+    let misbehave = faults.iter().map(|&what| Fault { what, boot: None, lasts: None }).collect();
     SimulatedConfig { firmware, console: None, misbehave }
 }
 
@@ -344,8 +344,8 @@ async fn it_reboots_through_dhcp_and_boots_are_counted_from_the_opening_of_the_c
 #[tokio::test(flavor = "multi_thread")]
 async fn faults_happen_in_the_boots_they_are_given_for() {
     let faults = vec![
-        Fault { what: Misbehaviour::NoDhcp, boot: Some(1) },
-        Fault { what: Misbehaviour::FallSilent, boot: Some(2) },
+        Fault { what: Misbehaviour::NoDhcp, boot: Some(1), lasts: None },
+        Fault { what: Misbehaviour::FallSilent, boot: Some(2), lasts: None },
     ];
     let config = SimulatedConfig { misbehave: faults, ..SimulatedConfig::default() };
     let mut bench = Bench::new(On::Loopback, config).await.unwrap();
