@@ -19,7 +19,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{oneshot, watch};
 
 use super::Pass;
-use super::allocator::{Outlook, can_ever};
+use super::allocator::{Outlooks, Reason, can_ever, free_now};
 use super::rows::*;
 use super::steps::{Context, Rules, admit};
 use super::store::{Corruption, Store, StoreError};
@@ -98,21 +98,33 @@ pub enum RequestError {
     Stopped,
 }
 
-/// A lease as its owner sees it.
+/// A lease as its owner sees it. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct LeaseView {
+    /// The lease.
+    pub id: LeaseId,
+    /// Counts its transitions.
+    pub version: u64,
     /// Where it is.
     pub state: LeaseState,
     /// Why.
     pub cause: Cause,
+    /// Whose it is.
+    pub owner: Owner,
     /// While it waits: its place; 1 is next.
     pub place: Option<usize>,
-    /// While it waits: per candidate, why not now.
-    pub reasons: Vec<String>,
+    /// While it waits: per candidate, why not now. Shared with whoever waits for the same; rendered by whoever shows them.
+    pub reasons: Arc<[Reason]>,
     /// While it waits: when its turn comes, if one can tell.
     pub estimate: Option<Moment>,
+    /// What it holds.
+    pub holds: Option<ResourceId>,
     /// The name of what it holds.
     pub resource: Option<String>,
+    /// The other name of what it holds.
+    pub resource_full_name: Option<String>,
+    /// The number of this hold.
+    pub fence: u64,
     /// The permission, while it is active.
     pub pass: Option<Pass>,
     /// When it ends, unless it is renewed.
@@ -121,17 +133,17 @@ pub struct LeaseView {
     pub needs_operator: Option<String>,
 }
 
-/// Everything that is not history.
+/// Everything that is not history. Cheap to make and to clone: the rows are shared.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     /// When.
     pub at: Moment,
     /// Leases.
-    pub leases: Vec<Lease>,
+    pub leases: Vec<Arc<Lease>>,
     /// Resources.
-    pub resources: Vec<Resource>,
+    pub resources: Vec<Arc<Resource>>,
     /// What waiting leases are told.
-    pub outlooks: BTreeMap<LeaseId, Outlook>,
+    pub outlooks: Arc<Outlooks>,
     /// Authorizations.
     pub authorizations: Vec<Authorization>,
 }
@@ -164,6 +176,9 @@ enum Message {
     Command(Object, Verb, String, Answer<Result<(), RequestError>>),
     Watch(LeaseId, Answer<Option<watch::Receiver<LeaseView>>>),
     Snapshot(Answer<Snapshot>),
+    Lease(LeaseId, Answer<Option<Lease>>),
+    CanEver(Box<LeaseRequest>, Answer<Result<(), RequestError>>),
+    FreeNow(Box<LeaseRequest>, Answer<Result<(), Vec<String>>>),
     Events(u64, Answer<Result<Vec<Event>, StoreError>>),
     Authorize(Authorization, Answer<Result<(), StoreError>>),
     Configure(Vec<Blueprint>),
@@ -206,6 +221,23 @@ impl Keeper {
     /// Makes a request a row; the same id again is the same lease.
     pub async fn request(&self, request: LeaseRequest) -> Result<LeaseId, RequestError> {
         self.ask(|answer| Message::Request(Box::new(request), answer)).await.unwrap_or(Err(RequestError::Stopped))
+    }
+
+    /// Whether a request could ever be served. Nothing is written.
+    pub async fn can_ever(&self, request: LeaseRequest) -> Result<(), RequestError> {
+        self.ask(|answer| Message::CanEver(Box::new(request), answer)).await.unwrap_or(Err(RequestError::Stopped))
+    }
+
+    /// Whether a request would be granted at once if it were made now, or get something made for it at once; `Err` says per candidate
+    /// why not. Nothing is written, so that another request may be faster.
+    pub async fn free_now(&self, request: LeaseRequest) -> Result<(), Vec<String>> {
+        let stopped = || Err(vec![RequestError::Stopped.to_string()]);
+        self.ask(|answer| Message::FreeNow(Box::new(request), answer)).await.unwrap_or_else(stopped)
+    }
+
+    /// A lease, over or not.
+    pub async fn lease(&self, lease: LeaseId) -> Option<Lease> {
+        self.ask(|answer| Message::Lease(lease, answer)).await.flatten()
     }
 
     /// Puts a command where its target reads it. `Ok` means that it is on disk, not that it was obeyed.
@@ -281,10 +313,19 @@ struct KeeperThread {
     owners: HashMap<LeaseId, Moment>,
     fences: HashMap<ResourceId, Arc<AtomicU64>>,
     passes: HashMap<LeaseId, Pass>,
-    outlooks: BTreeMap<LeaseId, Outlook>,
+    outlooks: Arc<Outlooks>,
+    /// Whether the queue may have moved since it was told of, and before which moment it is not told again.
+    telling: (Told, Moment),
     watchers: HashMap<LeaseId, watch::Sender<LeaseView>>,
     over: Vec<Object>,
     stopping: Option<Answer<()>>,
+}
+
+/// Whether those who wait know how the queue stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    Everything,
+    Behind,
 }
 
 impl KeeperThread {
@@ -307,7 +348,8 @@ impl KeeperThread {
             owners: HashMap::new(),
             fences: HashMap::new(),
             passes: HashMap::new(),
-            outlooks: BTreeMap::new(),
+            outlooks: Arc::default(),
+            telling: (Told::Behind, Moment(0)),
             watchers: HashMap::new(),
             over: Vec::new(),
             stopping: None,
@@ -323,6 +365,8 @@ impl KeeperThread {
     }
 
     fn run(mut self, inbox: Receiver<Message>) {
+        // Before anybody asks: what is preallocated has its rows, and holders of before a restart have their passes.
+        self.finish(round::Round::default());
         let mut first = None;
         loop {
             let mut round = round::Round::default();
@@ -356,6 +400,11 @@ impl KeeperThread {
             }
             Message::Watch(lease, answer) => drop(answer.send(self.watch(&lease))),
             Message::Snapshot(answer) => drop(answer.send(self.snapshot())),
+            Message::Lease(id, answer) => drop(answer.send(self.lease(&id))),
+            Message::CanEver(request, answer) => {
+                drop(answer.send(can_ever(&self.tables, &request).map_err(RequestError::NeverFeasible)));
+            }
+            Message::FreeNow(request, answer) => drop(answer.send(self.free_now(*request))),
             Message::Events(from, answer) => drop(answer.send(self.store.events(from, EVENTS_AT_MOST))),
             Message::Authorize(authorization, answer) => {
                 let written = self.store.authorize(&authorization).and_then(|()| self.read_authorizations());
@@ -396,14 +445,23 @@ impl KeeperThread {
         round.answer(answer, Ok(id), |error| Err(RequestError::Store(error)));
     }
 
+    fn free_now(&self, request: LeaseRequest) -> Result<(), Vec<String>> {
+        can_ever(&self.tables, &request).map_err(|why| vec![why])?;
+        let asked = admit(request, &self.context());
+        let free = asked.leases.first().map_or(Ok(()), |lease| free_now(&self.tables, lease, self.now()));
+        free.map_err(|reasons| reasons.iter().map(ToString::to_string).collect())
+    }
+
+    fn lease(&self, id: &LeaseId) -> Option<Lease> {
+        let alive = self.tables.lease(id).cloned();
+        alive.or_else(|| self.store.lease(id.as_str()).ok().flatten())
+    }
+
     fn watch(&mut self, id: &LeaseId) -> Option<watch::Receiver<LeaseView>> {
         if let Some(sender) = self.watchers.get(id) {
             return Some(sender.subscribe());
         }
-        let lease = match self.tables.lease(id) {
-            Some(lease) => lease.clone(),
-            None => self.store.lease(id.as_str()).ok().flatten()?,
-        };
+        let lease = self.lease(id)?;
         let (sender, receiver) = watch::channel(self.view(&lease));
         if lease.state != LeaseState::Destroyed {
             self.watchers.insert(id.clone(), sender);
@@ -415,12 +473,18 @@ impl KeeperThread {
         let outlook = self.outlooks.get(lease.id()).filter(|_| lease.state == LeaseState::Pending);
         let resource = lease.resource.as_ref().and_then(|id| self.tables.resource(id));
         LeaseView {
+            id: lease.id().clone(),
+            version: lease.version,
             state: lease.state,
             cause: lease.cause.clone(),
+            owner: lease.request.owner.clone(),
             place: outlook.map(|outlook| outlook.place),
-            reasons: outlook.iter().flat_map(|it| it.reasons.iter()).map(ToString::to_string).collect(),
+            reasons: outlook.map_or_else(|| Arc::from([]), |outlook| Arc::clone(&outlook.reasons)),
             estimate: outlook.and_then(|outlook| outlook.estimate),
+            holds: lease.resource.clone(),
             resource: resource.map(|resource| resource.name.clone()),
+            resource_full_name: resource.map(|resource| resource.full_name.clone()),
+            fence: lease.fence,
             pass: self.passes.get(lease.id()).filter(|_| lease.state == LeaseState::Active).cloned(),
             expires: lease.deadlines.expires,
             needs_operator: lease.needs_operator.clone(),
@@ -430,9 +494,9 @@ impl KeeperThread {
     fn snapshot(&self) -> Snapshot {
         Snapshot {
             at: self.now(),
-            leases: self.tables.leases().cloned().collect(),
-            resources: self.tables.resources().cloned().collect(),
-            outlooks: self.outlooks.clone(),
+            leases: self.tables.shared_leases().cloned().collect(),
+            resources: self.tables.shared_resources().cloned().collect(),
+            outlooks: Arc::clone(&self.outlooks),
             authorizations: self.tables.authorizations.values().cloned().collect(),
         }
     }
@@ -457,6 +521,10 @@ impl KeeperThread {
         self.dirty = self.tables.leases().map(Lease::object).collect();
         self.dirty.extend(self.tables.resources().map(Resource::object));
         self.plan_is_due = true;
+        // Who was active before has his pass again when he asks.
+        let active = self.tables.shared_leases().filter(|lease| lease.state == LeaseState::Active);
+        let active: Vec<_> = active.filter(|lease| !self.passes.contains_key(lease.id())).cloned().collect();
+        active.iter().for_each(|lease| drop(self.pass(lease)));
     }
 
     /// After a start every owner has the same grace: our own absence is not held against anybody.

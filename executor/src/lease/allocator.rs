@@ -9,23 +9,24 @@
 //! Nothing here is remembered: the same rows give the same plan. Requests that ask for the same share one look at the candidates, so that
 //! a plan costs what the distinct requests cost, not what the queue is long.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque, btree_set};
 use std::fmt;
 use std::sync::Arc;
 
+pub use self::reasons::{Outlook, Outlooks, Reason};
 use super::rows::*;
 use super::steps::{Grant, Part, PartOn};
-use super::tables::Tables;
+use super::tables::{Ask, Line, QueueKey, Tables};
 
 mod build;
+mod reasons;
 
-/// What is to be done now, and what everybody who waits is told.
+/// What is to be done now.
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
     /// In this order.
     pub decisions: Vec<Decision>,
-    /// Per waiting lease.
-    pub outlooks: BTreeMap<LeaseId, Outlook>,
     /// When another plan may come out differently although no row changed.
     pub again_at: Option<Moment>,
 }
@@ -55,187 +56,89 @@ pub enum Decision {
     },
 }
 
-/// What a waiting lease is told.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Outlook {
-    /// Its place in the queue; 1 is next.
-    pub place: usize,
-    /// Per candidate, why not now.
-    pub reasons: Arc<[Reason]>,
-    /// When its turn comes, as far as one can tell from the ends and the mean lengths of the holds before it.
-    pub estimate: Option<Moment>,
-}
-
-/// Why a candidate is not to be had now.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reason {
-    /// Somebody has it.
-    Busy {
-        /// The candidate.
-        resource: String,
-        /// Who.
-        owner: String,
-        /// Since when.
-        since: Moment,
-    },
-    /// A person holds it back.
-    Cordoned {
-        /// The candidate.
-        resource: String,
-        /// Why.
-        why: String,
-    },
-    /// The farm holds it back.
-    Quarantined {
-        /// The candidate.
-        resource: String,
-    },
-    /// It takes no new leases.
-    Draining {
-        /// The candidate.
-        resource: String,
-    },
-    /// It is not there yet.
-    Starting {
-        /// The candidate.
-        resource: String,
-    },
-    /// An earlier request needs it.
-    Earlier {
-        /// The candidate.
-        resource: String,
-        /// Whose.
-        owner: String,
-    },
-    /// Something that goes with it is not to be had.
-    PartBusy {
-        /// The candidate.
-        resource: String,
-        /// What.
-        part: String,
-    },
-    /// As many as are allowed exist.
-    Limit {
-        /// The blueprint.
-        blueprint: String,
-        /// How many.
-        limit: u32,
-    },
-    /// The last one could not be made.
-    BackOff {
-        /// The blueprint.
-        blueprint: String,
-    },
-    /// Somebody has to say yes.
-    AwaitsAuthorization {
-        /// The blueprint.
-        blueprint: String,
-        /// For whom.
-        subject: String,
-    },
-    /// An idle resource is asked to make room.
-    Reclaiming {
-        /// Which.
-        resource: String,
-    },
-    /// Not all members of the gang have asked yet, or not all have a place.
-    Gang {
-        /// The gang.
-        name: String,
-    },
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Reason::Busy { resource, owner, .. } => write!(formatter, "{resource} is busy with {owner}"),
-            Reason::Cordoned { resource, why } => write!(formatter, "{resource} is held back: {why}"),
-            Reason::Quarantined { resource } => {
-                write!(formatter, "{resource} is held back: it failed too often; look at its events")
-            }
-            Reason::Draining { resource } => write!(formatter, "{resource} is being taken out of service"),
-            Reason::Starting { resource } => write!(formatter, "{resource} is being made ready"),
-            Reason::Earlier { resource, owner } => write!(formatter, "{resource} goes to {owner}, which came earlier"),
-            Reason::PartBusy { resource, part } => write!(formatter, "{resource} needs {part}, which is not free"),
-            Reason::Limit { blueprint, limit } => {
-                write!(formatter, "{blueprint} makes no more than {limit} at a time")
-            }
-            Reason::BackOff { blueprint } => write!(formatter, "{blueprint} pauses: the last one could not be made"),
-            Reason::AwaitsAuthorization { blueprint, subject } => {
-                write!(formatter, "nobody has said yet whether {subject} may use {blueprint}")
-            }
-            Reason::Reclaiming { resource } => write!(formatter, "{resource} is idle and makes room"),
-            Reason::Gang { name } => write!(formatter, "gang {name} is not complete yet"),
-        }
-    }
-}
-
-/// Plans everything that can be decided now.
+/// Plans everything that can be decided now. Only resources with a free seat are looked at, and of each line of the queue only as many
+/// requests as may get something.
 pub fn plan(tables: &Tables, now: Moment) -> Plan {
-    let mut round = Round::new(tables, now);
-    let queue: Vec<&Lease> = tables.queue().collect();
-    let mut gangs_seen: HashSet<&Gang> = HashSet::new();
-    for lease in &queue {
-        match &lease.request.gang {
-            None => round.place_one(lease),
-            Some(gang) => {
-                if gangs_seen.insert(gang) {
-                    let members =
-                        queue.iter().copied().filter(|other| other.request.gang.as_ref() == Some(gang)).collect();
-                    round.place_gang(gang, members);
-                }
-            }
-        }
-    }
+    let mut round = Round::new(tables, now, Purpose::Decide);
+    round.walk_the_queue(None);
     round.keep_house();
     round.plan
 }
 
+/// What everybody who waits is told: the same walk, to the end of the queue and over all candidates.
+pub fn outlooks(tables: &Tables, now: Moment) -> Outlooks {
+    let mut round = Round::new(tables, now, Purpose::Tell);
+    round.walk_the_queue(None);
+    round.outlooks
+}
+
+/// Whether a request would be granted at once if it were made now, or get something made for it; `Err` says per candidate why not.
+pub fn free_now(tables: &Tables, lease: &Lease, now: Moment) -> Result<(), Arc<[Reason]>> {
+    let mut round = Round::new(tables, now, Purpose::Tell);
+    round.walk_the_queue(Some(lease));
+    let granted = round.plan.decisions.iter().any(|decision| match decision {
+        Decision::Grant(grants) => grants.iter().any(|(id, _)| id == lease.id()),
+        Decision::Build(resource) => resource.made_for.as_ref() == Some(lease.id()),
+        Decision::Reclaim { .. } | Decision::Drain(_) | Decision::Never { .. } => false,
+    });
+    if granted {
+        return Ok(());
+    }
+    Err(round.outlooks.remove(lease.id()).map_or_else(|| Arc::from([]), |outlook| outlook.reasons))
+}
+
 /// Whether a request could ever be served; `Err` says per candidate why not. Asked before a request becomes a row.
 pub fn can_ever(tables: &Tables, request: &LeaseRequest) -> Result<(), String> {
-    let class = Round::new(tables, Moment(0)).class_of(&request.want, &request.authorizer);
-    if !class.could_be {
-        return Err(class.misfits.join("; "));
+    let round = Round::new(tables, Moment(0), Purpose::Decide);
+    if let Some(want) = request.also.iter().find(|want| want.kind.rank() >= request.want.kind.rank()) {
+        return Err(format!("a {} cannot be a part of a {}", want.kind, request.want.kind));
     }
-    for want in &request.also {
-        if want.kind.rank() >= request.want.kind.rank() {
-            return Err(format!("a {} cannot be a part of a {}", want.kind, request.want.kind));
-        }
-        let class = Round::new(tables, Moment(0)).class_of(want, &request.authorizer);
-        if !class.could_be {
-            return Err(class.misfits.join("; "));
-        }
-    }
-    Ok(())
+    std::iter::once(&request.want).chain(&request.also).try_for_each(|want| {
+        let misfits = round.misfits(want, &request.authorizer);
+        misfits.map_or(Ok(()), Err)
+    })
+}
+
+/// What a walk is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    /// To find what can be done.
+    Decide,
+    /// To say why nothing can.
+    Tell,
 }
 
 /// One plan in the making. Keys that are taken or reserved in it only become more, so what is not free once is not free later.
 struct Round<'a> {
     tables: &'a Tables,
     now: Moment,
+    purpose: Purpose,
     plan: Plan,
+    outlooks: Outlooks,
     waiting: usize,
     taken: HashMap<String, &'a Lease>,
     reserved: HashMap<String, &'a Lease>,
-    by_name: HashMap<(Kind, &'a str), &'a Resource>,
-    live: HashMap<&'a str, u32>,
     /// Resources that are being made and that an earlier request waits for.
     spoken_for: HashSet<&'a ResourceId>,
     reclaimed: HashSet<&'a ResourceId>,
+    /// How many of those there are, per blueprint.
+    given_up: HashMap<&'a str, u32>,
     /// Keys of resources that this plan makes.
     planned: HashSet<String>,
-    classes: HashMap<(Want, Vec<Want>, String), Class<'a>>,
+    /// Per blueprint, the first number that this plan has not found taken.
+    numbers: HashMap<&'a str, u32>,
+    /// Blueprints that could make one more, or that share their limit.
+    growing: Vec<&'a Blueprint>,
+    classes: HashMap<Ask, Class<'a>>,
 }
 
 /// What all requests that ask for the same have in common.
 #[derive(Default)]
 struct Class<'a> {
-    /// Whether anything could ever serve it.
-    could_be: bool,
-    /// Why what is there could not.
-    misfits: Vec<String>,
-    /// Resources that may be free.
-    candidates: Vec<&'a Resource>,
+    /// Why nothing could ever serve it.
+    never: Option<String>,
+    /// Resources that may be free, the best first.
+    candidates: VecDeque<&'a Resource>,
     /// Why the others are not.
     reasons: Vec<Reason>,
     /// The ends of the holds on them, the first one first.
@@ -255,37 +158,74 @@ enum Tried {
     Waits(Vec<Reason>, Vec<String>),
 }
 
+/// Whether a line is looked at again in this walk.
+#[derive(PartialEq)]
+enum Goes {
+    On,
+    NoFurther,
+}
+
+type Members<'a> = btree_set::Iter<'a, QueueKey>;
+
 impl<'a> Round<'a> {
-    fn new(tables: &'a Tables, now: Moment) -> Round<'a> {
-        let mut by_name = HashMap::new();
-        let mut live: HashMap<&str, u32> = HashMap::new();
-        for resource in tables.resources() {
-            if !matches!(resource.state, ResourceState::Releasing | ResourceState::Destroyed) {
-                by_name.insert((resource.kind, resource.name.as_str()), resource);
-                *live.entry(resource.blueprint.as_str()).or_default() += 1;
-            }
-        }
+    fn new(tables: &'a Tables, now: Moment, purpose: Purpose) -> Round<'a> {
+        let grows = |blueprint: &&Blueprint| {
+            blueprint.service != Service::Retired
+                && (blueprint.pool.is_some() || tables.made_by(&blueprint.name) < blueprint.limit as usize)
+        };
         Round {
             tables,
             now,
+            purpose,
             plan: Plan::default(),
+            outlooks: Outlooks::default(),
             waiting: 0,
             taken: HashMap::new(),
             reserved: HashMap::new(),
-            by_name,
-            live,
             spoken_for: HashSet::new(),
             reclaimed: HashSet::new(),
+            given_up: HashMap::new(),
             planned: HashSet::new(),
+            numbers: HashMap::new(),
+            growing: tables.blueprints.values().filter(grows).collect(),
             classes: HashMap::new(),
         }
     }
 
-    fn place_one(&mut self, lease: &'a Lease) {
-        let key = class_key(lease);
-        let mut class = self.take_class(&key);
-        if !class.could_be {
-            let why = class.misfits.join("; ");
+    /// Always the first of all lines next, as the queue stands. `extra` stands where it would stand had it been asked for now.
+    fn walk_the_queue(&mut self, extra: Option<&'a Lease>) {
+        let mut heads: BTreeMap<&QueueKey, (&Line, Members<'a>)> = BTreeMap::new();
+        for (line, members) in self.tables.lines() {
+            let mut members = members.iter();
+            heads.extend(members.next().map(|first| (first, (line, members))));
+        }
+        let mut extra = extra.filter(|lease| lease.request.gang.is_none());
+        while let Some((key, (line, mut members))) = heads.pop_first() {
+            if let Some(lease) = extra.take_if(|lease| Reverse(lease.request.priority) < key.0) {
+                self.place_one(lease, &Ask::of(lease));
+            }
+            let Some(lease) = self.tables.lease(&key.2) else { continue };
+            let goes = match line {
+                Line::Ask(ask) => self.place_one(lease, ask),
+                Line::Gang(gang) => {
+                    let rest = members.clone().filter_map(|key| self.tables.lease(&key.2));
+                    self.place_gang(gang, std::iter::once(lease).chain(rest).collect());
+                    Goes::NoFurther
+                }
+            };
+            if goes == Goes::On || (self.purpose == Purpose::Tell && matches!(line, Line::Ask(_))) {
+                heads.extend(members.next().map(|next| (next, (line, members))));
+            }
+        }
+        if let Some(lease) = extra {
+            self.place_one(lease, &Ask::of(lease));
+        }
+    }
+
+    fn place_one(&mut self, lease: &'a Lease, ask: &Ask) -> Goes {
+        let mut class = self.take_class(ask);
+        let mut goes = Goes::On;
+        if let Some(why) = class.never.clone() {
             self.plan.decisions.push(Decision::Never { lease: lease.id().clone(), why });
         } else if let Some(reasons) = class.exhausted.clone() {
             self.wait(lease, &mut class, reasons);
@@ -301,12 +241,14 @@ impl<'a> Round<'a> {
                     let reasons: Arc<[Reason]> = reasons.into();
                     if hope == build::Hope::None {
                         class.exhausted = Some(Arc::clone(&reasons));
+                        goes = Goes::NoFurther;
                     }
                     self.wait(lease, &mut class, reasons);
                 }
             }
         }
-        self.classes.insert(key, class);
+        self.put_class(ask, class);
+        goes
     }
 
     /// All members or none. What the members found is reserved for them when one of them found nothing.
@@ -317,10 +259,9 @@ impl<'a> Round<'a> {
         let mut reserve = Vec::new();
         let mut missing = Vec::new();
         for lease in members.iter().filter(|_| complete) {
-            let key = class_key(lease);
-            let mut class = self.take_class(&key);
-            if !class.could_be {
-                let why = class.misfits.join("; ");
+            let ask = Ask::of(lease);
+            let mut class = self.take_class(&ask);
+            if let Some(why) = class.never.clone() {
                 self.plan.decisions.push(Decision::Never { lease: lease.id().clone(), why });
             }
             match self.try_place(lease, &mut class) {
@@ -334,7 +275,7 @@ impl<'a> Round<'a> {
                     missing.push(*lease);
                 }
             }
-            self.classes.insert(key, class);
+            self.put_class(&ask, class);
         }
         if complete && missing.is_empty() {
             let grants = grants.into_iter().map(|(lease, grant)| (lease.id().clone(), grant)).collect();
@@ -354,58 +295,68 @@ impl<'a> Round<'a> {
         failed.push(Reason::Gang { name: gang.name.clone() });
         let reasons: Arc<[Reason]> = failed.into();
         for lease in members {
-            let key = class_key(lease);
-            let mut class = self.take_class(&key);
+            let ask = Ask::of(lease);
+            let mut class = self.take_class(&ask);
             self.wait(lease, &mut class, Arc::clone(&reasons));
-            self.classes.insert(key, class);
+            self.put_class(&ask, class);
         }
     }
 
     fn wait(&mut self, lease: &Lease, class: &mut Class, reasons: Arc<[Reason]>) {
-        self.waiting += 1;
-        let estimate = class.estimate(class.waiting);
-        class.waiting += 1;
-        self.plan.outlooks.insert(lease.id().clone(), Outlook { place: self.waiting, reasons, estimate });
+        if self.purpose == Purpose::Tell {
+            self.waiting += 1;
+            let estimate = class.estimate(class.waiting);
+            class.waiting += 1;
+            self.outlooks.insert(lease.id().clone(), Outlook { place: self.waiting, reasons, estimate });
+        }
     }
 
-    fn take_class(&mut self, key: &(Want, Vec<Want>, String)) -> Class<'a> {
-        if let Some(class) = self.classes.remove(key) {
-            return class;
+    fn take_class(&mut self, ask: &Ask) -> Class<'a> {
+        if let Some(class) = self.classes.get_mut(ask) {
+            return std::mem::take(class);
         }
-        let (want, also, authorizer) = key;
-        let mut class = self.class_of(want, authorizer);
-        for want in also {
-            let part = self.class_of(want, authorizer);
-            class.could_be &= part.could_be;
-            class.misfits.extend(part.misfits);
-        }
+        let mut class = self.class_of(&ask.want, &ask.authorizer);
+        let never = ask.also.iter().filter_map(|want| self.misfits(want, &ask.authorizer));
+        class.never = class.never.into_iter().chain(never).reduce(|one, other| format!("{one}; {other}"));
         class
+    }
+
+    fn put_class(&mut self, ask: &Ask, class: Class<'a>) {
+        match self.classes.get_mut(ask) {
+            Some(place) => *place = class,
+            None => drop(self.classes.insert(ask.clone(), class)),
+        }
     }
 
     fn class_of(&self, want: &Want, authorizer: &str) -> Class<'a> {
         let mut class = Class::default();
-        for resource in self.tables.resources().filter(|resource| resource.kind == want.kind) {
-            if matches!(resource.state, ResourceState::Releasing | ResourceState::Destroyed) {
-                continue;
+        let tables = self.tables;
+        match (self.purpose, &want.name) {
+            (_, Some(name)) => {
+                tables.called(want.kind, name).for_each(|it| self.add_candidate(it, want, authorizer, &mut class));
             }
-            match self.could_serve(resource, want, authorizer) {
-                Err(misfit) => class.misfits.push(misfit),
-                Ok(None) => {
-                    class.could_be = true;
-                    self.sort_candidate(resource, &mut class);
-                }
-                Ok(Some(awaits)) => {
-                    class.could_be = true;
-                    class.reasons.push(awaits);
-                }
+            // A reader needs no seat.
+            (Purpose::Decide, None) if want.mode == Mode::Hold => {
+                tables.open(want.kind).for_each(|it| self.add_candidate(it, want, authorizer, &mut class));
+            }
+            (Purpose::Decide | Purpose::Tell, None) => {
+                tables.live(want.kind).for_each(|it| self.add_candidate(it, want, authorizer, &mut class));
             }
         }
-        self.add_blueprints(want, authorizer, &mut class);
         class.ends.sort_unstable();
-        if class.misfits.is_empty() && !class.could_be {
-            class.misfits.push(format!("the farm has no {}", want.kind));
+        class.candidates.make_contiguous().sort_by_key(|resource| self.rank(resource));
+        if class.candidates.is_empty() && class.reasons.is_empty() {
+            class.never = self.misfits(want, authorizer);
         }
         class
+    }
+
+    fn add_candidate(&self, resource: &'a Resource, want: &Want, authorizer: &str, class: &mut Class<'a>) {
+        match self.could_serve(resource, want, authorizer) {
+            Err(_) => {}
+            Ok(Some(awaits)) => class.reasons.push(awaits),
+            Ok(None) => self.sort_candidate(resource, class),
+        }
     }
 
     fn sort_candidate(&self, resource: &'a Resource, class: &mut Class<'a>) {
@@ -417,8 +368,14 @@ impl<'a> Round<'a> {
             (_, _, Health::Quarantined) => class.reasons.push(Reason::Quarantined { resource: name() }),
             (ResourceState::Draining, ..) => class.reasons.push(Reason::Draining { resource: name() }),
             (ResourceState::Pending, ..) => class.reasons.push(Reason::Starting { resource: name() }),
-            _ => class.candidates.push(resource),
+            _ => class.candidates.push_back(resource),
         }
+        if self.purpose == Purpose::Tell {
+            self.add_ends(resource, class);
+        }
+    }
+
+    fn add_ends(&self, resource: &Resource, class: &mut Class) {
         let mean_ms = self.tables.blueprints.get(&resource.blueprint).and_then(|blueprint| blueprint.mean_hold_ms);
         class.mean_ms = class.mean_ms.max(mean_ms);
         let ends = self.tables.holders(&resource.id).filter_map(|holder| {
@@ -428,32 +385,61 @@ impl<'a> Round<'a> {
         class.ends.extend(ends);
     }
 
+    /// `None`: something could serve it, now or later. Otherwise, per candidate, why not.
+    fn misfits(&self, want: &Want, authorizer: &str) -> Option<String> {
+        let tables = self.tables;
+        let mut called = want.name.iter().flat_map(|name| tables.called(want.kind, name));
+        if called.any(|resource| self.could_serve(resource, want, authorizer).is_ok())
+            || self.blueprints(want.kind).any(|it| self.could_make(it, want, authorizer).is_ok())
+            || tables.live(want.kind).any(|resource| self.could_serve(resource, want, authorizer).is_ok())
+        {
+            return None;
+        }
+        let resources = tables.live(want.kind).filter_map(|it| self.could_serve(it, want, authorizer).err());
+        let mut misfits: Vec<String> = resources.map(|misfit| misfit.to_string()).collect();
+        // A resource that is there has said so already.
+        let others = self.blueprints(want.kind).filter(|blueprint| tables.made_by(&blueprint.name) == 0);
+        misfits.extend(others.filter_map(|it| self.could_make(it, want, authorizer).err()).map(|it| it.to_string()));
+        if misfits.is_empty() {
+            misfits.push(format!("the farm has no {}", want.kind));
+        }
+        Some(misfits.join("; "))
+    }
+
     /// `Ok(Some)`: it could, once somebody has said yes.
-    fn could_serve(&self, resource: &Resource, want: &Want, authorizer: &str) -> Result<Option<Reason>, String> {
+    fn could_serve<'b>(
+        &self,
+        resource: &'b Resource,
+        want: &'b Want,
+        authorizer: &'b str,
+    ) -> Result<Option<Reason>, Misfit<'b>>
+    where
+        'a: 'b,
+    {
+        let misfit = |why| Misfit { what: &resource.full_name, why };
         if want.name.as_ref().is_some_and(|name| !resource.is_called(name)) {
-            return Err(format!("{} is not `{}`", resource.full_name, want.name.as_deref().unwrap_or_default()));
+            return Err(misfit(Why::Name(want)));
         }
-        lacks_no_tags(&resource.full_name, &resource.tags, want)?;
+        if !has_tags(&resource.tags, want) {
+            return Err(misfit(Why::Tags(&resource.tags, want)));
+        }
         if resource.keep == Keep::WithItsLease {
-            return Err(format!("{} belongs to another lease", resource.full_name));
+            return Err(misfit(Why::OfAnotherLease));
         }
-        let blueprint = self.tables.blueprints.get(&resource.blueprint);
-        let blueprint = blueprint.ok_or_else(|| format!("{} is no longer in the farm file", resource.full_name))?;
+        let blueprint = self.tables.blueprints.get(&resource.blueprint).ok_or(misfit(Why::NoBlueprint))?;
         self.may(blueprint, authorizer)
     }
 
-    fn may(&self, blueprint: &Blueprint, subject: &str) -> Result<Option<Reason>, String> {
+    fn may<'b>(&self, blueprint: &'b Blueprint, subject: &'b str) -> Result<Option<Reason>, Misfit<'b>> {
         if blueprint.access == Access::Everyone {
             return Ok(None);
         }
-        let answer = self.tables.authorizations.get(&(subject.to_owned(), blueprint.name.clone()));
-        match answer.map(|authorization| authorization.state) {
+        match self.tables.authorization(subject, &blueprint.name).map(|it| it.state) {
             Some(AuthorizationState::Authorized) => Ok(None),
-            Some(AuthorizationState::Requested) => {
+            Some(AuthorizationState::Declined) => Err(Misfit { what: &blueprint.name, why: Why::Declined(subject) }),
+            Some(AuthorizationState::Requested) | None => {
                 Ok(Some(Reason::AwaitsAuthorization { blueprint: blueprint.name.clone(), subject: subject.to_owned() }))
             }
-            Some(AuthorizationState::Declined) => Err(format!("{subject} may not use {}", blueprint.name)),
-            None => Err(format!("{subject} is not authorized to use {}; ask for it", blueprint.name)),
         }
     }
 
@@ -469,7 +455,7 @@ impl<'a> Round<'a> {
                     let best = self.best(lease, class);
                     reserve.extend(best.iter().flat_map(|(_, slots, parts)| keys_in(slots, parts)));
                     reserve.extend(extras.iter().flat_map(|part: &Part| part.slots.iter().cloned()));
-                    let resource = class.candidates.first().map_or("it", |resource| &resource.full_name).to_owned();
+                    let resource = class.candidates.front().map_or("it", |resource| &resource.full_name).to_owned();
                     return Tried::Waits(vec![Reason::PartBusy { resource, part: wanted }], reserve);
                 }
             }
@@ -489,6 +475,14 @@ impl<'a> Round<'a> {
     }
 
     fn best(&self, lease: &'a Lease, class: &mut Class<'a>) -> Option<(&'a Resource, Vec<String>, Vec<Part>)> {
+        let request = &lease.request;
+        let likes_all_alike = request.prefers.is_empty()
+            && request.avoid.is_empty()
+            && request.sticky.is_none()
+            && lease.failed_on.is_empty();
+        if likes_all_alike {
+            return self.first(lease, class);
+        }
         let mut free = Vec::new();
         let reasons = &mut class.reasons;
         class.candidates.retain(|resource| match self.free(lease, resource) {
@@ -501,21 +495,28 @@ impl<'a> Round<'a> {
                 false
             }
         });
-        free.into_iter().min_by_key(|(resource, ..)| self.rank(lease, resource))
+        free.into_iter().min_by_key(|(resource, ..)| (liking(lease, resource), self.rank(resource)))
     }
 
-    /// Less is better.
-    fn rank(&self, lease: &Lease, resource: &'a Resource) -> impl Ord + use<'a> {
-        let named = |names: &[String]| names.iter().any(|name| resource.is_called(name));
-        let request = &lease.request;
-        let avoided = named(&request.avoid) || named(&lease.failed_on);
-        let not_sticky = !request.sticky.as_ref().is_some_and(|name| resource.is_called(name));
-        let lacking: Vec<bool> = request.prefers.iter().map(|tag| !resource.tags.contains(tag)).collect();
+    /// The candidates stand in their order: whoever likes them all alike takes the first free one.
+    fn first(&self, lease: &'a Lease, class: &mut Class<'a>) -> Option<(&'a Resource, Vec<String>, Vec<Part>)> {
+        while let Some(resource) = class.candidates.front() {
+            match self.free(lease, resource) {
+                Ok((slots, parts)) => return Some((resource, slots, parts)),
+                Err(reason) => class.reasons.push(reason),
+            }
+            class.candidates.pop_front();
+        }
+        None
+    }
+
+    /// Less is better, whoever asks.
+    fn rank(&self, resource: &'a Resource) -> impl Ord + use<'a> {
+        let suspect = resource.health == Health::Suspect;
         let idle_since = i128::from(resource.idle_since.unwrap_or_default().0);
         let policy = self.tables.blueprints.get(&resource.blueprint).map(|blueprint| blueprint.policy);
         let age = if policy == Some(PlacementPolicy::Pack) { -idle_since } else { idle_since };
-        let suspect = resource.health == Health::Suspect;
-        (avoided, suspect, not_sticky, lacking, resource.failures, age, resource.id.clone())
+        (suspect, resource.failures, age, &resource.id)
     }
 
     fn free(&self, lease: &Lease, resource: &Resource) -> Result<(Vec<String>, Vec<Part>), Reason> {
@@ -549,8 +550,7 @@ impl<'a> Round<'a> {
         let kind = claim.kind;
         match &claim.on {
             ClaimOn::Named(name) => {
-                let resource = self.by_name.get(&(kind, name.as_str()))?;
-                self.is_usable(resource).then_some(())?;
+                let resource = self.tables.called(kind, name).find(|it| it.name == *name && self.is_usable(it))?;
                 let slots = self.seat(resource, Mode::Hold).ok()?;
                 Some(Part { kind, on: PartOn::Existing(resource.id.clone()), slots, mode: Mode::Hold })
             }
@@ -564,10 +564,8 @@ impl<'a> Round<'a> {
 
     fn find_extra(&self, lease: &Lease, want: &Want, others: &[Part]) -> Option<Part> {
         let chosen = |slots: &[String]| others.iter().any(|part| part.slots.iter().any(|slot| slots.contains(slot)));
-        let mut found = self.tables.resources().filter(|resource| {
-            resource.kind == want.kind
-                && self.is_usable(resource)
-                && matches!(self.could_serve(resource, want, &lease.request.authorizer), Ok(None))
+        let mut found = self.tables.live(want.kind).filter(|resource| {
+            self.is_usable(resource) && matches!(self.could_serve(resource, want, &lease.request.authorizer), Ok(None))
         });
         found.find_map(|resource| {
             let slots = self.seat(resource, want.mode).ok()?;
@@ -643,11 +641,10 @@ impl<'a> Round<'a> {
             _ => None,
         });
         let kind = lease.request.want.kind;
-        let Some(resource) = blocked.and_then(|name| {
-            self.tables.resources().find(|resource| {
-                resource.kind == kind && resource.full_name == *name && resource.state == ResourceState::Active
-            })
-        }) else {
+        let active = |it: &&Resource| it.state == ResourceState::Active;
+        let Some(resource) =
+            blocked.and_then(|name| self.tables.called(kind, name).find(|it| it.full_name == *name && active(it)))
+        else {
             return Vec::new();
         };
         let mut keys = self.seat(resource, Mode::Hold).unwrap_or_default();
@@ -676,13 +673,50 @@ impl Class<'_> {
     }
 }
 
-fn class_key(lease: &Lease) -> (Want, Vec<Want>, String) {
-    (lease.request.want.clone(), lease.request.also.clone(), lease.request.authorizer.clone())
+/// Less is better, for this lease.
+fn liking<'a>(lease: &'a Lease, resource: &Resource) -> impl Ord + use<'a> {
+    let named = |names: &[String]| names.iter().any(|name| resource.is_called(name));
+    let request = &lease.request;
+    let avoided = named(&request.avoid) || named(&lease.failed_on);
+    let not_sticky = !request.sticky.as_ref().is_some_and(|name| resource.is_called(name));
+    let lacking: Vec<bool> = request.prefers.iter().map(|tag| !resource.tags.contains(tag)).collect();
+    (avoided, resource.health == Health::Suspect, not_sticky, lacking)
 }
 
-fn lacks_no_tags(name: &str, tags: &[String], want: &Want) -> Result<(), String> {
-    let missing: Vec<_> = want.tags.iter().filter(|tag| !tags.contains(tag)).map(|tag| format!("`{tag}`")).collect();
-    if missing.is_empty() { Ok(()) } else { Err(format!("{name} lacks the tags {}", missing.join(", "))) }
+fn has_tags(tags: &[String], want: &Want) -> bool {
+    want.tags.iter().all(|tag| tags.contains(tag))
+}
+
+/// Why something could never serve a request; a sentence only where somebody reads it.
+#[derive(Clone, Copy, Debug)]
+struct Misfit<'a> {
+    what: &'a str,
+    why: Why<'a>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Why<'a> {
+    Name(&'a Want),
+    Tags(&'a [String], &'a Want),
+    OfAnotherLease,
+    NoBlueprint,
+    Declined(&'a str),
+}
+
+impl fmt::Display for Misfit<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = self.what;
+        match self.why {
+            Why::Name(want) => write!(formatter, "{what} is not `{}`", want.name.as_deref().unwrap_or_default()),
+            Why::Tags(tags, want) => {
+                let missing = want.tags.iter().filter(|tag| !tags.contains(tag)).map(|tag| format!("`{tag}`"));
+                write!(formatter, "{what} lacks the tags {}", missing.collect::<Vec<_>>().join(", "))
+            }
+            Why::OfAnotherLease => write!(formatter, "{what} belongs to another lease"),
+            Why::NoBlueprint => write!(formatter, "{what} is no longer in the farm file"),
+            Why::Declined(subject) => write!(formatter, "{subject} may not use {what}"),
+        }
+    }
 }
 
 /// All keys that a grant takes.

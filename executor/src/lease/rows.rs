@@ -159,7 +159,7 @@ impl fmt::Display for Owner {
 }
 
 /// How a lease holds its resource.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
     /// Alone, or as one of the seats of a shared resource.
@@ -169,7 +169,7 @@ pub enum Mode {
 }
 
 /// What a request asks of one resource.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Want {
     /// What kind.
     pub kind: Kind,
@@ -209,7 +209,7 @@ pub struct LeaseRequest {
 }
 
 /// Several requests that belong together.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Gang {
     /// The gang's name.
     pub name: String,

@@ -1,6 +1,6 @@
 //! Small farms for the tests of this room.
 
-use super::allocator::{Decision, plan};
+use super::allocator::{Decision, outlooks, plan};
 use super::next::{Next, next_of_lease, next_of_resource};
 use super::rows::*;
 use super::steps::{Context, LeaseEvent, ResourceEvent, Rules, admit, make, step_lease, step_resource};
@@ -118,8 +118,7 @@ impl SmallFarm {
 
     /// The reasons a waiting lease is told, and its place.
     pub fn outlook(&self, lease: &str) -> (usize, Vec<String>) {
-        let plan = plan(&self.tables, self.now);
-        let outlook = &plan.outlooks[&lease.into()];
+        let outlook = &outlooks(&self.tables, self.now)[&lease.into()];
         (outlook.place, outlook.reasons.iter().map(ToString::to_string).collect())
     }
 

@@ -7,10 +7,11 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::rows::{
-    Authorization, Blueprint, Command, CommandId, Effect, EffectId, Event, Journal, Lease, LeaseId, LeaseState, Object,
-    Resource, ResourceId, ResourceState, Transition,
+    Authorization, Blueprint, Command, CommandId, Effect, EffectId, Event, Gang, Journal, Kind, Lease, LeaseId,
+    LeaseState, Object, Resource, ResourceId, ResourceState, Transition, Want,
 };
 
 /// Why a transition was not taken: it does not go on from the rows as they are.
@@ -53,22 +54,66 @@ pub enum Conflict {
 /// The place of a waiting lease in the queue: the first is the least.
 pub type QueueKey = (Reverse<i32>, u64, LeaseId);
 
+/// What waiting leases have in common: those of one line fare alike, and the first of a line goes first.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Line {
+    /// They ask for the same in the same name.
+    Ask(Ask),
+    /// They belong to one gang.
+    Gang(Gang),
+}
+
+/// What is asked for, and in whose name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ask {
+    /// The resource.
+    pub want: Want,
+    /// What is claimed together with it.
+    pub also: Vec<Want>,
+    /// In whose name.
+    pub authorizer: String,
+}
+
+impl Ask {
+    /// What a lease asks for.
+    pub fn of(lease: &Lease) -> Ask {
+        let request = &lease.request;
+        Ask { want: request.want.clone(), also: request.also.clone(), authorizer: request.authorizer.clone() }
+    }
+}
+
 /// All rows that are not history, and the configuration that they are planned with.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Tables {
-    leases: BTreeMap<LeaseId, Lease>,
-    resources: BTreeMap<ResourceId, Resource>,
+    leases: BTreeMap<LeaseId, Arc<Lease>>,
+    resources: BTreeMap<ResourceId, Arc<Resource>>,
     slots: BTreeMap<String, Object>,
     commands: BTreeMap<Object, BTreeMap<CommandId, Command>>,
     effects: BTreeMap<Object, Effect>,
     children: BTreeMap<Object, BTreeSet<LeaseId>>,
     holders: BTreeMap<ResourceId, BTreeSet<LeaseId>>,
     queue: BTreeSet<QueueKey>,
+    lines: BTreeMap<Line, BTreeSet<QueueKey>>,
+    /// Resources that are neither being released nor over.
+    live: Live,
     last: Last,
     /// What makes resources, by name.
     pub blueprints: BTreeMap<String, Blueprint>,
     /// Who may lease from what, by subject and blueprint.
     pub authorizations: BTreeMap<(String, String), Authorization>,
+}
+
+/// Resources that are neither being released nor over, by what the allocator asks for.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Live {
+    by_kind: BTreeMap<Kind, BTreeSet<ResourceId>>,
+    /// By name and by full name.
+    by_name: BTreeMap<Kind, BTreeMap<String, BTreeSet<ResourceId>>>,
+    by_blueprint: BTreeMap<String, BTreeSet<ResourceId>>,
+    /// Active, and with a seat that nobody has.
+    open: BTreeMap<Kind, BTreeSet<ResourceId>>,
+    /// Being made.
+    starting: BTreeMap<Kind, BTreeSet<ResourceId>>,
 }
 
 /// The newest numbers, which are never given twice.
@@ -124,37 +169,101 @@ impl Tables {
 
     /// A lease.
     pub fn lease(&self, id: &LeaseId) -> Option<&Lease> {
-        self.leases.get(id)
+        self.leases.get(id).map(Arc::as_ref)
     }
 
     /// A resource.
     pub fn resource(&self, id: &ResourceId) -> Option<&Resource> {
-        self.resources.get(id)
+        self.resources.get(id).map(Arc::as_ref)
     }
 
     /// All leases.
     pub fn leases(&self) -> impl Iterator<Item = &Lease> {
-        self.leases.values()
+        self.leases.values().map(Arc::as_ref)
     }
 
     /// All resources.
     pub fn resources(&self) -> impl Iterator<Item = &Resource> {
+        self.resources.values().map(Arc::as_ref)
+    }
+
+    /// All leases, to be kept by whoever asks.
+    pub fn shared_leases(&self) -> impl Iterator<Item = &Arc<Lease>> {
+        self.leases.values()
+    }
+
+    /// A lease, to be kept by whoever asks.
+    pub fn shared_lease(&self, id: &LeaseId) -> Option<Arc<Lease>> {
+        self.leases.get(id).cloned()
+    }
+
+    /// All resources, to be kept by whoever asks.
+    pub fn shared_resources(&self) -> impl Iterator<Item = &Arc<Resource>> {
         self.resources.values()
+    }
+
+    /// The resources of a kind that are neither being released nor over.
+    pub fn live(&self, kind: Kind) -> impl Iterator<Item = &Resource> {
+        self.rows_of(self.live.by_kind.get(&kind))
+    }
+
+    /// Those of them that somebody could know by this name.
+    pub fn called(&self, kind: Kind, name: &str) -> impl Iterator<Item = &Resource> {
+        self.rows_of(self.live.by_name.get(&kind).and_then(|names| names.get(name)))
+    }
+
+    /// Those of them that are active and have a seat that nobody has.
+    pub fn open(&self, kind: Kind) -> impl Iterator<Item = &Resource> {
+        self.rows_of(self.live.open.get(&kind))
+    }
+
+    /// Those of them that are being made.
+    pub fn starting(&self, kind: Kind) -> impl Iterator<Item = &Resource> {
+        self.rows_of(self.live.starting.get(&kind))
+    }
+
+    /// How many of a blueprint's resources are neither being released nor over.
+    pub fn made_by(&self, blueprint: &str) -> usize {
+        self.live.by_blueprint.get(blueprint).map_or(0, BTreeSet::len)
+    }
+
+    /// A blueprint's resources that are neither being released nor over.
+    pub fn live_of(&self, blueprint: &str) -> impl Iterator<Item = &Resource> {
+        self.rows_of(self.live.by_blueprint.get(blueprint))
+    }
+
+    /// What is said of a subject and a blueprint.
+    pub fn authorization(&self, subject: &str, blueprint: &str) -> Option<&Authorization> {
+        self.authorizations.get(&(subject.to_owned(), blueprint.to_owned()))
+    }
+
+    fn rows_of<'a>(&'a self, ids: Option<&'a BTreeSet<ResourceId>>) -> impl Iterator<Item = &'a Resource> + use<'a> {
+        ids.into_iter().flatten().filter_map(|id| self.resource(id))
     }
 
     /// The leases of a parent that are not over.
     pub fn children(&self, parent: &Object) -> impl DoubleEndedIterator<Item = &Lease> + use<'_> {
-        self.children.get(parent).into_iter().flatten().filter_map(|id| self.leases.get(id))
+        self.children.get(parent).into_iter().flatten().filter_map(|id| self.lease(id))
     }
 
     /// The leases on a resource that are not over.
     pub fn holders(&self, resource: &ResourceId) -> impl Iterator<Item = &Lease> + use<'_> {
-        self.holders.get(resource).into_iter().flatten().filter_map(|id| self.leases.get(id))
+        self.holders.get(resource).into_iter().flatten().filter_map(|id| self.lease(id))
     }
 
     /// The waiting leases, the next one first.
     pub fn queue(&self) -> impl Iterator<Item = &Lease> {
-        self.queue.iter().filter_map(|(_, _, id)| self.leases.get(id))
+        self.queue.iter().filter_map(|(_, _, id)| self.lease(id))
+    }
+
+    /// How many wait.
+    pub fn waiting(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// The lines of the queue, each with its members, the next one first.
+    pub fn lines(&self) -> impl Iterator<Item = (&Line, &BTreeSet<QueueKey>)> {
+        self.lines.iter()
     }
 
     /// Who owns a key.
@@ -276,17 +385,18 @@ impl Tables {
 
     fn put_lease(&mut self, lease: Lease) {
         let id = lease.id().clone();
-        if let Some(old) = self.leases.get(&id) {
-            self.queue.remove(&queue_key(old));
-            if let Some(resource) = &old.resource {
-                remove_from(&mut self.holders, resource, &id);
-            }
-        }
         self.last.serial = self.last.serial.max(lease.seq);
-        let alive = lease.state != LeaseState::Destroyed;
-        if let (Some(resource), true) = (&lease.resource, alive) {
-            self.holders.entry(resource.clone()).or_default().insert(id.clone());
+        let lease = Arc::new(lease);
+        let old = self.leases.insert(id.clone(), Arc::clone(&lease));
+        if let Some(old) = old.as_ref().filter(|old| old.state == LeaseState::Pending) {
+            self.queue.remove(&queue_key(old));
+            remove_from(&mut self.lines, &line(old), &queue_key(old));
         }
+        if lease.state == LeaseState::Pending {
+            self.queue.insert(queue_key(&lease));
+            self.lines.entry(line(&lease)).or_default().insert(queue_key(&lease));
+        }
+        let alive = lease.state != LeaseState::Destroyed;
         match (&lease.parent, alive) {
             (Some(parent), true) => {
                 self.children.entry(parent.clone()).or_default().insert(id.clone());
@@ -294,15 +404,37 @@ impl Tables {
             (Some(parent), false) => remove_from(&mut self.children, parent, &id),
             (None, _) => {}
         }
-        if lease.state == LeaseState::Pending {
-            self.queue.insert(queue_key(&lease));
+        if let Some(resource) = old.as_ref().and_then(|old| old.resource.as_ref()) {
+            remove_from(&mut self.holders, resource, &id);
+            self.index_seats(resource);
         }
-        self.leases.insert(id, lease);
+        if let Some(resource) = lease.resource.as_ref().filter(|_| alive) {
+            self.holders.entry(resource.clone()).or_default().insert(id);
+            self.index_seats(resource);
+        }
     }
 
     fn put_resource(&mut self, resource: Resource) {
         self.last.serial = self.last.serial.max(resource.serial);
-        self.resources.insert(resource.id.clone(), resource);
+        let id = resource.id.clone();
+        let resource = Arc::new(resource);
+        let old = self.resources.insert(id.clone(), Arc::clone(&resource));
+        let was_alive = old.as_ref().is_some_and(|old| is_alive(old));
+        match (was_alive, is_alive(&resource)) {
+            (false, true) => self.live.insert(&resource),
+            (true, false) => self.live.remove(&resource),
+            (true, true) | (false, false) => {}
+        }
+        let starting = resource.state == ResourceState::Pending;
+        put(&mut self.live.starting, resource.kind, &id, starting);
+        self.index_seats(&id);
+    }
+
+    fn index_seats(&mut self, id: &ResourceId) {
+        let Some(resource) = self.resources.get(id) else { return };
+        let taken = self.holders(id).filter(|holder| !holder.slots.is_empty()).count();
+        let open = resource.state == ResourceState::Active && taken < resource.seats as usize;
+        put(&mut self.live.open, resource.kind, id, open);
     }
 
     fn put_command(&mut self, command: Command) {
@@ -320,16 +452,54 @@ impl Tables {
     }
 }
 
+impl Live {
+    fn insert(&mut self, resource: &Resource) {
+        self.by_kind.entry(resource.kind).or_default().insert(resource.id.clone());
+        let names = self.by_name.entry(resource.kind).or_default();
+        for name in [&resource.name, &resource.full_name] {
+            names.entry(name.clone()).or_default().insert(resource.id.clone());
+        }
+        self.by_blueprint.entry(resource.blueprint.clone()).or_default().insert(resource.id.clone());
+    }
+
+    fn remove(&mut self, resource: &Resource) {
+        remove_from(&mut self.by_kind, &resource.kind, &resource.id);
+        remove_from(&mut self.by_blueprint, &resource.blueprint, &resource.id);
+        let Some(names) = self.by_name.get_mut(&resource.kind) else { return };
+        remove_from(names, &resource.name, &resource.id);
+        remove_from(names, &resource.full_name, &resource.id);
+        if names.is_empty() {
+            self.by_name.remove(&resource.kind);
+        }
+    }
+}
+
+fn is_alive(resource: &Resource) -> bool {
+    !matches!(resource.state, ResourceState::Releasing | ResourceState::Destroyed)
+}
+
 fn queue_key(lease: &Lease) -> QueueKey {
     (Reverse(lease.request.priority), lease.seq, lease.id().clone())
 }
 
-fn remove_from<K: Ord>(index: &mut BTreeMap<K, BTreeSet<LeaseId>>, key: &K, id: &LeaseId) {
-    if let Some(ids) = index.get_mut(key) {
-        ids.remove(id);
-        if ids.is_empty() {
+fn line(lease: &Lease) -> Line {
+    lease.request.gang.clone().map_or_else(|| Line::Ask(Ask::of(lease)), Line::Gang)
+}
+
+fn remove_from<K: Ord, V: Ord>(index: &mut BTreeMap<K, BTreeSet<V>>, key: &K, value: &V) {
+    if let Some(values) = index.get_mut(key) {
+        values.remove(value);
+        if values.is_empty() {
             index.remove(key);
         }
+    }
+}
+
+fn put(index: &mut BTreeMap<Kind, BTreeSet<ResourceId>>, kind: Kind, id: &ResourceId, inside: bool) {
+    if !inside {
+        remove_from(index, &kind, id);
+    } else if !index.get(&kind).is_some_and(|ids| ids.contains(id)) {
+        index.entry(kind).or_default().insert(id.clone());
     }
 }
 

@@ -1,12 +1,17 @@
 //! One round of the keeper: everything that may move moves in memory, then one commit, then the world hears of it.
 
 use super::*;
-use crate::lease::allocator::{Decision, plan};
+use crate::lease::allocator::{Decision, Outlook, outlooks, plan};
 use crate::lease::next::{Next, next_of_lease, next_of_resource};
 use crate::lease::steps::{Failure, Grant, Hope, LeaseEvent, ResourceEvent, make, pause_ms, step_lease, step_resource};
 
 /// Plans in one round: a grant and what follows from it take two or three; the rest waits for the next commit.
 const PLANS_AT_MOST: u32 = 16;
+/// After the queue was told how it stands, it is told again when this many times as long has passed as that took: a twentieth of a core
+/// is what telling may cost, and a small farm is told at once.
+const TELLING_SHARE: u32 = 20;
+/// The longest that people in the queue hear nothing new: a person who watches does not mind.
+const TELLING_PAUSE_MAX: Duration = Duration::from_secs(2);
 
 /// What waits for the commit.
 #[derive(Default)]
@@ -52,6 +57,7 @@ impl KeeperThread {
         for (object, operation) in std::mem::take(&mut round.starts) {
             self.start(&object, operation);
         }
+        self.tell();
         self.publish(&round.batch);
         self.forget();
         self.until_next()
@@ -119,7 +125,7 @@ impl KeeperThread {
             }
             let plan = plan(&self.tables, self.now());
             self.plan_again_at = plan.again_at;
-            self.outlooks = plan.outlooks;
+            self.telling.0 = Told::Behind;
             plan.decisions.into_iter().for_each(|decision| self.decide(decision, round));
         }
         self.plan_again_at = Some(self.now());
@@ -292,11 +298,13 @@ impl KeeperThread {
                         Box::pin(async move { nothing_found(done.await) })
                     }
                     Operation::Revoke => {
-                        if let Some(pass) = self.passes.remove(id) {
-                            pass.revoke();
-                        }
+                        let pass = self.passes.remove(id);
+                        pass.iter().for_each(Pass::revoke);
                         let done = effects.revoke(&lease);
                         Box::pin(async move {
+                            if let Some(pass) = pass {
+                                pass.drained().await;
+                            }
                             done.await;
                             EffectResult::Worked(Vec::new())
                         })
@@ -324,7 +332,7 @@ impl KeeperThread {
     }
 
     /// The permission of a holder; a reader has none.
-    fn pass(&mut self, lease: &Lease) -> Option<Pass> {
+    pub(super) fn pass(&mut self, lease: &Lease) -> Option<Pass> {
         let resource = lease.resource.clone().filter(|_| lease.request.want.mode == Mode::Hold)?;
         let current = self.fences.entry(resource).or_default();
         let pass = self.passes.entry(lease.id().clone()).or_insert_with(|| Pass::of(current, lease.fence));
@@ -379,20 +387,43 @@ impl KeeperThread {
         self.look_at_everything();
     }
 
-    fn publish(&mut self, batch: &[Transition]) {
-        // An active lease of before a restart gets its pass when somebody first looks.
-        let active = self.tables.leases().filter(|lease| lease.state == LeaseState::Active);
-        let unissued: Vec<_> = active.filter(|lease| !self.passes.contains_key(lease.id())).cloned().collect();
-        for lease in unissued {
-            self.pass(&lease);
-        }
-        if batch.is_empty() {
+    /// Tells those who wait how the queue stands. What is equal stays the same value, so that nobody sees a change where none is.
+    fn tell(&mut self) {
+        let now = self.now();
+        if self.telling.0 == Told::Everything || now < self.telling.1 {
             return;
         }
-        let views: Vec<_> =
-            self.watchers.keys().filter_map(|id| Some((id.clone(), self.view(self.tables.lease(id)?)))).collect();
-        for (id, view) in views {
-            if let Some(sender) = self.watchers.get(&id) {
+        let started = Instant::now();
+        let mut new = outlooks(&self.tables, now);
+        let mut kept: HashMap<*const Reason, Arc<[Reason]>> = HashMap::new();
+        for (id, outlook) in &mut new {
+            let address = outlook.reasons.as_ptr();
+            let kept = kept.entry(address).or_insert_with(|| match self.outlooks.get(id) {
+                Some(old) if old.reasons == outlook.reasons => Arc::clone(&old.reasons),
+                _ => Arc::clone(&outlook.reasons),
+            });
+            outlook.reasons = Arc::clone(kept);
+        }
+        self.outlooks = Arc::new(new);
+        for (id, sender) in &self.watchers {
+            if let Some(outlook) = self.outlooks.get(id) {
+                sender.send_if_modified(|view| view.is_told(outlook));
+            }
+        }
+        let pause = (started.elapsed() * TELLING_SHARE).min(TELLING_PAUSE_MAX);
+        self.telling = (Told::Everything, now.plus_ms(pause.as_millis() as u64));
+    }
+
+    /// Shows watchers what this batch changed.
+    fn publish(&mut self, batch: &[Transition]) {
+        let changed: BTreeSet<&LeaseId> = batch.iter().flat_map(|it| &it.leases).map(Lease::id).collect();
+        for id in changed {
+            let Some(lease) = self.tables.shared_lease(id) else { continue };
+            if lease.state == LeaseState::Active && !self.passes.contains_key(id) {
+                self.pass(&lease);
+            }
+            if let Some(sender) = self.watchers.get(id) {
+                let view = self.view(&lease);
                 sender.send_if_modified(|old| {
                     let changed = !old.is_same(&view);
                     *old = view;
@@ -418,7 +449,8 @@ impl KeeperThread {
     }
 
     fn until_next(&self) -> Duration {
-        let timers = self.timers.values().chain(self.owners.values()).chain(&self.plan_again_at);
+        let told_at = Some(self.telling.1).filter(|_| self.telling.0 == Told::Behind);
+        let timers = self.timers.values().chain(self.owners.values()).chain(&self.plan_again_at).chain(&told_at);
         let now = self.now();
         // Without any timer an hour is as good as for ever: messages end it.
         let ms = timers.min().map_or(3_600_000, |at| at.0.saturating_sub(now.0));
@@ -435,17 +467,17 @@ fn failure(error: EffectError) -> Failure {
 }
 
 impl LeaseView {
-    /// Whether a watcher would see no difference. A pass comes and goes with the state.
+    /// Whether a watcher would see no difference: whatever the row says comes with a new version.
     fn is_same(&self, other: &LeaseView) -> bool {
-        (self.state, &self.cause, self.place, &self.reasons, &self.resource, self.expires, &self.needs_operator)
-            == (
-                other.state,
-                &other.cause,
-                other.place,
-                &other.reasons,
-                &other.resource,
-                other.expires,
-                &other.needs_operator,
-            )
+        self.version == other.version && self.place == other.place && Arc::ptr_eq(&self.reasons, &other.reasons)
+    }
+
+    /// Takes how the queue stands; whether that is news.
+    fn is_told(&mut self, outlook: &Outlook) -> bool {
+        let same = self.place == Some(outlook.place) && Arc::ptr_eq(&self.reasons, &outlook.reasons);
+        self.place = Some(outlook.place);
+        self.reasons = Arc::clone(&outlook.reasons);
+        self.estimate = outlook.estimate;
+        !same
     }
 }

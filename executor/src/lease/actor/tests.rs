@@ -79,10 +79,9 @@ async fn the_next_one_gets_the_dut_when_the_first_has_been_torn_down() {
     assert_eq!(first.resource.as_deref(), Some("a"));
     keeper.request(request("2", &[])).await.unwrap();
     let waiting = until(&keeper, "2", LeaseState::Pending).await;
-    assert_eq!(
-        (waiting.place, waiting.reasons.as_slice()),
-        (Some(1), ["farm-a is busy with job 1".to_owned()].as_slice())
-    );
+    let reasons: Vec<_> = waiting.reasons.iter().map(ToString::to_string).collect();
+    assert_eq!((waiting.place, reasons), (Some(1), vec!["farm-a is busy with job 1".to_owned()]));
+    assert_eq!(keeper.free_now(request("3", &[])).await, Err(vec!["farm-a is busy with job 1".to_owned()]));
     release(&keeper, "1").await;
     let second = until(&keeper, "2", LeaseState::Active).await;
     assert!(first.pass.unwrap().check().is_err() && second.pass.unwrap().check().is_ok());

@@ -5,6 +5,8 @@
 
 use super::*;
 
+const KINDS: [Kind; 5] = [Kind::BootNamespace, Kind::Console, Kind::Power, Kind::Gear, Kind::Dut];
+
 /// Whether the next request that asks for the same may fare better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Hope {
@@ -15,20 +17,27 @@ pub(super) enum Hope {
 }
 
 impl<'a> Round<'a> {
-    /// The blueprints that could make what is wanted.
-    pub(super) fn add_blueprints(&self, want: &Want, authorizer: &str, class: &mut Class<'a>) {
-        for blueprint in self.tables.blueprints.values() {
-            if blueprint.kind != want.kind || blueprint.service == Service::Retired || blueprint.limit == 0 {
-                continue;
-            }
-            let could = could_make(blueprint, want).and_then(|()| self.may(blueprint, authorizer));
-            match could {
-                Ok(_) => class.could_be = true,
-                // A resource that is there has said so already.
-                Err(why) if !self.live.contains_key(blueprint.name.as_str()) => class.misfits.push(why),
-                Err(_) => {}
-            }
+    /// The blueprints that still make something of a kind.
+    pub(super) fn blueprints(&self, kind: Kind) -> impl Iterator<Item = &'a Blueprint> + use<'a> {
+        let blueprints = self.tables.blueprints.values();
+        blueprints.filter(move |it| it.kind == kind && it.service != Service::Retired && it.limit > 0)
+    }
+
+    /// `Ok(Some)`: it could, once somebody has said yes.
+    pub(super) fn could_make<'b>(
+        &self,
+        blueprint: &'b Blueprint,
+        want: &'b Want,
+        authorizer: &'b str,
+    ) -> Result<Option<Reason>, Misfit<'b>> {
+        let misfit = |why| Misfit { what: &blueprint.full_name, why };
+        if want.name.as_ref().is_some_and(|name| number_of(blueprint, name).is_none()) {
+            return Err(misfit(Why::Name(want)));
         }
+        if !has_tags(&blueprint.tags, want) {
+            return Err(misfit(Why::Tags(&blueprint.tags, want)));
+        }
+        self.may(blueprint, authorizer)
     }
 
     /// For a request that found nothing free.
@@ -38,22 +47,29 @@ impl<'a> Round<'a> {
             return Hope::Some;
         }
         let mut hope = Hope::None;
-        for blueprint in self.tables.blueprints.values() {
-            let request = &lease.request;
-            let fits = blueprint.kind == request.want.kind
-                && could_make(blueprint, &request.want).is_ok()
-                && matches!(self.may(blueprint, &request.authorizer), Ok(None));
-            if !fits {
+        let request = &lease.request;
+        for number in 0..self.growing.len() {
+            let blueprint = self.growing[number];
+            if blueprint.kind != request.want.kind {
                 continue;
             }
+            match self.could_make(blueprint, &request.want, &request.authorizer) {
+                Err(_) => continue,
+                Ok(Some(awaits)) => {
+                    if !reasons.contains(&awaits) {
+                        reasons.push(awaits);
+                    }
+                    continue;
+                }
+                Ok(None) => {}
+            }
             match blueprint.service {
-                Service::Retired => continue,
                 Service::BackOff(until) if until > self.now => {
                     self.again_at(until);
                     reasons.push(Reason::BackOff { blueprint: blueprint.name.clone() });
                     continue;
                 }
-                Service::BackOff(_) | Service::Open => {}
+                Service::BackOff(_) | Service::Open | Service::Retired => {}
             }
             if let Some(resource) = self.new_row(blueprint, Some(lease)) {
                 reasons.push(Reason::Starting { resource: resource.full_name.clone() });
@@ -74,15 +90,13 @@ impl<'a> Round<'a> {
     /// What makes resources without a request: what is preallocated, idle for too long, or retired.
     pub(super) fn keep_house(&mut self) {
         let tables = self.tables;
-        for blueprint in tables.blueprints.values() {
-            if blueprint.service != Service::Retired {
-                self.preallocate(blueprint);
-            }
-            if blueprint.idle_ms_max.is_some() || blueprint.service == Service::Retired {
-                let made = tables.resources().filter(|resource| resource.blueprint == blueprint.name);
-                let active: Vec<_> = made.filter(|resource| resource.state == ResourceState::Active).collect();
-                active.into_iter().for_each(|resource| self.retire(blueprint, resource));
-            }
+        for number in 0..self.growing.len() {
+            self.preallocate(self.growing[number]);
+        }
+        let retires = |it: &&Blueprint| it.idle_ms_max.is_some() || it.service == Service::Retired;
+        for blueprint in tables.blueprints.values().filter(retires) {
+            let active = tables.live_of(&blueprint.name).filter(|resource| resource.state == ResourceState::Active);
+            active.for_each(|resource| self.retire(blueprint, resource));
         }
     }
 
@@ -92,11 +106,14 @@ impl<'a> Round<'a> {
         {
             return self.again_at(until);
         }
+        if blueprint.preallocated <= self.live(blueprint) {
+            return;
+        }
         let planned =
             self.plan.decisions.iter().filter(
                 |decision| matches!(decision, Decision::Build(resource) if resource.blueprint == blueprint.name),
             );
-        let live = self.live.get(blueprint.name.as_str()).copied().unwrap_or_default() + planned.count() as u32;
+        let live = self.live(blueprint) + planned.count() as u32;
         for _ in live..blueprint.preallocated {
             let Some(resource) = self.new_row(blueprint, None) else { return };
             self.plan.decisions.push(Decision::Build(Box::new(resource)));
@@ -110,7 +127,7 @@ impl<'a> Round<'a> {
         if blueprint.service == Service::Retired {
             return self.plan.decisions.push(Decision::Drain(resource.id.clone()));
         }
-        let live = self.live.get(blueprint.name.as_str()).copied().unwrap_or_default();
+        let live = self.live(blueprint);
         let (Some(since), Some(longest_ms)) = (resource.idle_since, blueprint.idle_ms_max) else { return };
         if live <= blueprint.preallocated || !self.is_untouched(resource) {
             return;
@@ -122,16 +139,20 @@ impl<'a> Round<'a> {
         self.give_up(resource, None);
     }
 
+    /// How many of a blueprint's there are, and stay after this plan.
+    fn live(&self, blueprint: &Blueprint) -> u32 {
+        let given_up = self.given_up.get(blueprint.name.as_str()).copied().unwrap_or_default();
+        self.tables.made_by(&blueprint.name) as u32 - given_up
+    }
+
     fn being_made_for(&self, lease: &Lease) -> Option<&'a Resource> {
         let own = lease.building.as_ref().and_then(|id| self.tables.resource(id));
         if let Some(resource) = own.filter(|resource| resource.state == ResourceState::Pending) {
             return Some(resource);
         }
         let request = &lease.request;
-        self.tables.resources().find(|resource| {
-            resource.state == ResourceState::Pending
-                && resource.kind == request.want.kind
-                && resource.admin == Admin::Enabled
+        self.tables.starting(request.want.kind).find(|resource| {
+            resource.admin == Admin::Enabled
                 && !self.spoken_for.contains(&resource.id)
                 && !self.is_asked_to_end(resource)
                 && matches!(self.could_serve(resource, &request.want, &request.authorizer), Ok(None))
@@ -141,13 +162,15 @@ impl<'a> Round<'a> {
     /// A new row of this blueprint, where its limits and names leave one.
     fn new_row(&mut self, blueprint: &'a Blueprint, lease: Option<&'a Lease>) -> Option<Resource> {
         let wanted = lease.and_then(|lease| lease.request.want.name.as_deref());
-        let number = (0..blueprint.limit).find(|number| {
-            let named = wanted.is_none_or(|name| {
-                numbered(&blueprint.name, blueprint, *number) == name
-                    || numbered(&blueprint.full_name, blueprint, *number) == name
-            });
-            named && self.is_unowned(&identity(blueprint, *number))
-        })?;
+        let number = match wanted {
+            Some(name) => number_of(blueprint, name).filter(|number| self.is_unowned(&identity(blueprint, *number)))?,
+            None => {
+                let from = self.numbers.get(blueprint.name.as_str()).copied().unwrap_or_default();
+                let number = (from..blueprint.limit).find(|number| self.is_unowned(&identity(blueprint, *number)));
+                self.numbers.insert(&blueprint.name, number.map_or(blueprint.limit, |number| number + 1));
+                number?
+            }
+        };
         let mut slots = vec![identity(blueprint, number)];
         if let Some(pool) = &blueprint.pool {
             let keys = (0..pool.limit).map(|number| format!("limit:{}:{number}", pool.name));
@@ -174,9 +197,10 @@ impl<'a> Round<'a> {
             return Hope::Some;
         }
         let mut idle: Vec<&'a Resource> = Vec::new();
-        for resource in self.tables.resources().filter(|resource| resource.state == ResourceState::Active) {
+        // What nobody holds has a free seat.
+        for resource in KINDS.iter().flat_map(|kind| self.tables.open(*kind)) {
             let Some(blueprint) = self.tables.blueprints.get(&resource.blueprint) else { continue };
-            let live = self.live.get(blueprint.name.as_str()).copied().unwrap_or_default();
+            let live = self.live(blueprint);
             let in_pool = blueprint.pool.as_ref().is_some_and(|other| other.name == pool);
             let Some(since) = resource.idle_since.filter(|_| in_pool && live > blueprint.preallocated) else {
                 continue;
@@ -201,9 +225,7 @@ impl<'a> Round<'a> {
 
     fn give_up(&mut self, resource: &'a Resource, lease: Option<LeaseId>) {
         self.reclaimed.insert(&resource.id);
-        if let Some(live) = self.live.get_mut(resource.blueprint.as_str()) {
-            *live -= 1;
-        }
+        *self.given_up.entry(&resource.blueprint).or_default() += 1;
         self.plan.decisions.push(Decision::Reclaim { resource: resource.id.clone(), lease });
     }
 
@@ -219,16 +241,17 @@ impl<'a> Round<'a> {
     }
 }
 
-fn could_make(blueprint: &Blueprint, want: &Want) -> Result<(), String> {
-    if let Some(name) = &want.name {
-        let names = (0..blueprint.limit).flat_map(|number| {
-            [numbered(&blueprint.name, blueprint, number), numbered(&blueprint.full_name, blueprint, number)]
-        });
-        if !names.into_iter().any(|other| other == *name) {
-            return Err(format!("{} is not `{name}`", blueprint.full_name));
+/// Which of a blueprint's resources has this name.
+fn number_of(blueprint: &Blueprint, wanted: &str) -> Option<u32> {
+    [&blueprint.name, &blueprint.full_name].into_iter().find_map(|name| {
+        let rest = wanted.strip_prefix(name.as_str())?;
+        if blueprint.limit == 1 {
+            return rest.is_empty().then_some(0);
         }
-    }
-    lacks_no_tags(&blueprint.full_name, &blueprint.tags, want)
+        let number = rest.strip_prefix('-').and_then(|digits| digits.parse::<u32>().ok())?.checked_sub(1)?;
+        // `07` is not the name of the seventh.
+        (number < blueprint.limit && numbered(name, blueprint, number) == wanted).then_some(number)
+    })
 }
 
 fn numbered(name: &str, blueprint: &Blueprint, number: u32) -> String {
