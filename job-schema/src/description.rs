@@ -2,7 +2,7 @@
 //! additions of `docs/job-description.md`. Shape only; what it means is in `job.rs`.
 //!
 //! ```text
-//!  JobDescription ── target, timeouts, console_patterns, proxy
+//!  JobDescription ── target (one, or a list of roles), timeouts, console_patterns, proxy
 //!                 └─ deployment ── start    ─┬─ kernel, initramfs, dtb, fastboot, dhcp
 //!                               └─ continue ─┴─ storage ── http, tftp, nbd, nfs, s3, imagestore
 //! ```
@@ -13,19 +13,22 @@ use std::collections::BTreeMap;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
+use serde_json::{Value as Json, json};
 
-use crate::ids::ExportName;
+use crate::ids::{ExportName, RoleName};
 use crate::job::{
     Archive, Artifact, Bucket, DhcpEntry, Endpoint, Expose, Fastboot, FilesystemKind, FormatStep, Image, Lifetime,
     NbdExport, NfsShare, PathMatch, ResetOn, StorageArtifact,
 };
 use crate::merge::{Collection, Named, OneOrList};
 use crate::pattern::Pattern;
+use crate::roles::{COUNT_AT_MOST, DUTS_AT_MOST};
 
 /// A job for a machine under test.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(default)]
-#[schemars(title = "Job description", extend("required" = ["target", "console_patterns", "deployment"], "x-lenient" = true))]
+#[schemars(title = "Job description", extend("required" = ["target"], "x-lenient" = true))]
+#[schemars(extend("x-here-or-in-each" = here_or_in_each_role(), "allOf" = here_or_in_each_role_for_editors()))]
 pub(crate) struct JobDescription {
     /// Version of the description; 1 is the only one there is.
     #[schemars(range(min = 1))]
@@ -33,16 +36,18 @@ pub(crate) struct JobDescription {
     /// When the job must be over; UTC unless a zone is given.
     #[schemars(with = "Option<DeadlineForm>")]
     pub(crate) deadline: Option<String>,
-    /// Which machines qualify.
+    /// Which machines qualify: those of one target, or a list of roles with a target each.
     #[schemars(extend("x-example" = "target: {tags: []}"))]
-    pub(crate) target: TargetKeys,
+    pub(crate) target: TargetForm,
+    /// Whether no machine of a job over several is powered on before all are ready for it; true.
+    pub(crate) start_together: Option<bool>,
     /// How long each part may take.
     pub(crate) timeouts: TimeoutsKeys,
     /// What is looked for in the console's lines.
-    #[schemars(extend("x-example" = "console_patterns: {}"))]
+    #[schemars(extend("x-example" = "console_patterns: {}", "x-never-null" = true))]
     pub(crate) console_patterns: PatternsKeys,
     /// What to boot.
-    #[schemars(extend("x-example" = "deployment: {start: {}}"))]
+    #[schemars(extend("x-example" = "deployment: {start: {}}", "x-never-null" = true))]
     pub(crate) deployment: DeploymentsKeys,
     /// Where the machine may connect to through the farm.
     pub(crate) proxy: ProxyKeys,
@@ -58,6 +63,81 @@ pub(crate) struct TargetKeys {
     /// Tags the machine must have, all of them.
     #[schemars(with = "Vec<String>", extend("x-never-null" = true))]
     pub(crate) tags: Option<Vec<String>>,
+    /// Gear of the farm that nobody else may use meanwhile.
+    #[schemars(with = "Vec<GearForm>", extend("uniqueItems" = true))]
+    pub(crate) gear: Vec<String>,
+}
+
+/// One target, or a list of roles.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum TargetForm {
+    /// First, because a list would also do as the fields of a mapping, in order.
+    Roles(Vec<RoleKeys>),
+    One(TargetKeys),
+}
+
+impl Default for TargetForm {
+    fn default() -> TargetForm {
+        TargetForm::One(TargetKeys::default())
+    }
+}
+
+impl JsonSchema for TargetForm {
+    fn schema_name() -> Cow<'static, str> {
+        "Target".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let one = generator.subschema_for::<TargetKeys>();
+        let role = generator.subschema_for::<RoleKeys>();
+        json_schema!({
+            "x-form": "mapping-or-list",
+            "x-mapping": one,
+            "x-item": role,
+            "anyOf": [one, {"type": "array", "items": role, "minItems": 1, "maxItems": DUTS_AT_MOST}],
+        })
+    }
+}
+
+/// One of several machines of a job, or `count` of them that do the same. What it says of deployment, patterns and timeouts stands
+/// in the place of what the top level says, as a whole.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+#[schemars(extend("required" = ["role"], "x-lenient" = true))]
+pub(crate) struct RoleKeys {
+    /// What the machine plays, such as `server`; each role has its own name.
+    #[schemars(with = "RoleName", extend("x-example" = "role: server"))]
+    pub(crate) role: Option<RoleName>,
+    /// How many machines play it, as `server-1`, `server-2` and so on; 1, called `server`.
+    #[schemars(range(min = 1, max = COUNT_AT_MOST))]
+    pub(crate) count: Option<u32>,
+    #[serde(flatten)]
+    pub(crate) target: TargetKeys,
+    /// How long each part may take, for this role.
+    pub(crate) timeouts: Option<TimeoutsKeys>,
+    /// What is looked for in the console's lines of this role.
+    #[schemars(with = "PatternsKeys", extend("x-never-null" = true))]
+    pub(crate) console_patterns: Option<PatternsKeys>,
+    /// What this role boots.
+    #[schemars(with = "DeploymentsKeys", extend("x-never-null" = true))]
+    pub(crate) deployment: Option<DeploymentsKeys>,
+}
+
+/// What the top level must say unless every role says it.
+const HERE_OR_IN_EACH_ROLE: [&str; 2] = ["console_patterns", "deployment"];
+
+fn here_or_in_each_role() -> Json {
+    json!({"list": "target", "keys": HERE_OR_IN_EACH_ROLE})
+}
+
+/// The same in the words of JSON Schema.
+fn here_or_in_each_role_for_editors() -> Json {
+    let either = |key: &str| {
+        let in_each = json!({"type": "array", "items": {"required": [key]}});
+        json!({"anyOf": [{"required": [key]}, {"properties": {"target": in_each}, "additionalProperties": true}]})
+    };
+    HERE_OR_IN_EACH_ROLE.map(either).into()
 }
 
 /// How long each part may take. A timeout without any unit is infinite.
@@ -416,6 +496,7 @@ macro_rules! form {
 
 form!(ContainerForm, "container", "string");
 form!(DeadlineForm, "deadline", "string");
+form!(GearForm, "gear", "string");
 form!(LooseTextForm, "loose-text", ["string", "number"]);
 form!(ModeForm, "mode", ["integer", "string"]);
 form!(OffsetForm, "offset", ["integer", "string"]);

@@ -14,7 +14,7 @@ use core::net::Ipv4Addr;
 use serde_yaml::{Mapping, Value};
 
 use crate::guard::Scalar;
-use crate::ids::ExportName;
+use crate::ids::{DutId, ExportName, RoleName};
 use crate::job::{Endpoint, PathMatch, parse_deadline};
 use crate::pattern::Pattern;
 use crate::quantity::{duration_from_seconds, parse_duration, parse_size};
@@ -54,6 +54,12 @@ pub(crate) const FORMS: &[Form] = &[
     },
     Form { name: "export-name", noun: "a name", hint: "use letters, digits, `-`, `_` and `.`", read: export_name },
     Form {
+        name: "gear",
+        noun: "a name of gear",
+        hint: "write the name that the farm gives its gear, such as `power-meter`",
+        read: gear,
+    },
+    Form {
         name: "lifetime",
         noun: "a lifetime",
         hint: "write `first_read` or `{access_count: 1, duration: 1 hour}`",
@@ -81,6 +87,7 @@ pub(crate) const FORMS: &[Form] = &[
         hint: "write a regular expression as Python reads it on bytes",
         read: pattern,
     },
+    Form { name: "role", noun: "a role", hint: "use letters, digits, `-` and `_`", read: role },
     Form { name: "size", noun: "a size", hint: "write `512M`, `20G` (2^30) or `20GB` (10^9)", read: size },
     Form {
         name: "url",
@@ -117,6 +124,15 @@ fn pattern(scalar: &Scalar) -> Result<Value, Option<String>> {
 
 fn export_name(scalar: &Scalar) -> Result<Value, Option<String>> {
     checked(scalar, str::parse::<ExportName>)
+}
+
+fn role(scalar: &Scalar) -> Result<Value, Option<String>> {
+    checked(scalar, str::parse::<RoleName>)
+}
+
+/// What a farm may call its gear is what it may call its DUTs.
+fn gear(scalar: &Scalar) -> Result<Value, Option<String>> {
+    checked(scalar, |text| text.parse::<DutId>().map_err(|why| why.to_string().replacen("an id", "it", 1)))
 }
 
 fn address(scalar: &Scalar) -> Result<Value, Option<String>> {

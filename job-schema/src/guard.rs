@@ -82,6 +82,14 @@ impl Node {
         }
     }
 
+    /// The items, when this is a list; otherwise none.
+    pub(crate) fn items(&self) -> &[Node] {
+        match &self.kind {
+            Kind::List(items) => items,
+            Kind::Scalar(_) | Kind::Mapping(_) => &[],
+        }
+    }
+
     fn weight(&self) -> Weight {
         match &self.kind {
             Kind::Scalar(scalar) => Weight { nodes: 1, bytes: scalar.text.len(), depth: 1 },

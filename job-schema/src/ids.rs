@@ -6,6 +6,7 @@
 //! | [`DutId`] | a MAC address, a serial number or a name | the same |
 //! | [`ArtifactPath`] | `/a/b`, what a DUT asks a server for | `..`, the reserved `/_/`, control characters |
 //! | [`ExportName`] | the name of an NBD export, NFS share or bucket | more than 63 bytes, slashes, leading dots |
+//! | [`RoleName`] | what a DUT of a job plays, such as `server` | more than 60 bytes, anything but letters, digits, `-`, `_` |
 
 use std::borrow::Cow;
 use std::fmt;
@@ -19,6 +20,8 @@ pub const ID_BYTES_AT_MOST: usize = 128;
 pub const PATH_BYTES_AT_MOST: usize = 480;
 /// The longest export name, in bytes: also a bucket name, which S3 ends at 63.
 pub const EXPORT_BYTES_AT_MOST: usize = 63;
+/// The longest name of a role, in bytes: with the number of its DUT (`-16`) it still is a label of the DNS (RFC 1035 §2.3.4: 63).
+pub const ROLE_BYTES_AT_MOST: usize = 60;
 
 /// Why a text is not a name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -102,6 +105,11 @@ name!(
     ExportName,
     check_export
 );
+name!(
+    /// What a DUT plays in a job over several, such as `server`.
+    RoleName,
+    check_role
+);
 
 impl JsonSchema for ExportName {
     fn schema_name() -> Cow<'static, str> {
@@ -114,6 +122,20 @@ impl JsonSchema for ExportName {
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({"type": "string", "x-form": "export-name"})
+    }
+}
+
+impl JsonSchema for RoleName {
+    fn schema_name() -> Cow<'static, str> {
+        "RoleName".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": "string", "x-form": "role", "pattern": "^[A-Za-z0-9_][A-Za-z0-9_-]*$", "maxLength": ROLE_BYTES_AT_MOST})
     }
 }
 
@@ -173,6 +195,22 @@ fn check_export(text: &str) -> Result<String, String> {
     }
 }
 
+fn check_role(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        return Err("a role has at least one character".to_owned());
+    }
+    if text.len() > ROLE_BYTES_AT_MOST {
+        return Err(format!("a role has at most {ROLE_BYTES_AT_MOST} bytes"));
+    }
+    if text.starts_with('-') {
+        return Err("a role begins with a letter, a digit or `_`".to_owned());
+    }
+    match text.chars().find(|c| !(c.is_ascii_alphanumeric() || matches!(c, '-' | '_'))) {
+        Some(bad) => Err(format!("a role cannot contain `{}`", bad.escape_default())),
+        None => Ok(text.to_owned()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -203,6 +241,16 @@ mod tests {
         ];
         for (text, path) in table {
             assert_eq!(text.parse::<ArtifactPath>().ok().as_ref().map(ArtifactPath::as_str), path, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_role_is_a_word_for_urls_templates_and_file_names() {
+        for good in ["server", "server-1", "DUT_2", "_", "7", &"x".repeat(60)] {
+            assert_eq!(good.parse::<RoleName>().map(|name| name.to_string()), Ok(good.to_owned()));
+        }
+        for bad in ["", "-v", "a b", "a/b", "a.b", "é", "a\n", &"x".repeat(61)] {
+            assert!(bad.parse::<RoleName>().is_err(), "{bad:?}");
         }
     }
 

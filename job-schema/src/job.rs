@@ -1,16 +1,15 @@
 //! The job: rendered, checked, merged; what the rest of the house works with.
 //!
 //! ```text
-//!  Rendered ─► shape.rs (guard, schema, typed load) ─► checks across fields ─► continue over start ─► Job
+//!  Rendered ─► shape.rs (guard, schema, typed load) ─► roles.rs (checks across fields, a Job per DUT) ─► continue over start ─► Job
 //!                        └────────────── Problems, all of the file at once ──────────────┘
 //! ```
-//! A template can not get here: [`Job::parse`] takes only [`Rendered`] text.
+//! A template can not get here: [`Job::parse`] takes only [`Rendered`](crate::template::Rendered) text.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
-use std::sync::LazyLock;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -28,9 +27,7 @@ use crate::forms::duration_of;
 use crate::ids::ExportName;
 use crate::merge::{Collection, HasName, OneOrList};
 use crate::pattern::Pattern;
-use crate::problem::{Problem, Problems, quoted};
-use crate::shape::{self, Loaded};
-use crate::template::Rendered;
+use crate::shape;
 
 /// The overall timeout of a job that names none: CI-tron's default.
 pub const DEFAULT_OVERALL: Duration = Duration::from_secs(6 * 3600);
@@ -67,6 +64,8 @@ pub struct Target {
     pub id: Option<String>,
     /// Tags it must have, all of them.
     pub tags: Vec<String>,
+    /// Gear of the farm that is held beside it, by name.
+    pub gear: Vec<String>,
 }
 
 /// How long each part of a job may take.
@@ -806,80 +805,6 @@ pub fn json_schema() -> serde_json::Value {
     shape::schema_of::<JobDescription>()
 }
 
-impl Job {
-    /// Reads rendered text as a job, or tells everything that is wrong with it.
-    pub fn parse(rendered: &Rendered) -> Result<Job, Problems> {
-        static SCHEMA: LazyLock<serde_json::Value> = LazyLock::new(json_schema);
-        let mut loaded = shape::load_leniently::<JobDescription>(&rendered.text, &SCHEMA);
-        let mut problems = std::mem::take(&mut loaded.problems);
-        if let Some(description) = &loaded.value {
-            check(description, &loaded, &mut problems);
-        }
-        match loaded.value {
-            Some(description) if problems.is_empty() => Ok(Job::from(description)),
-            _ => Err(Problems::new(rendered.source_name(), rendered.text.as_str(), problems)),
-        }
-    }
-}
-
-/// What no single field shows.
-fn check(description: &JobDescription, loaded: &Loaded<JobDescription>, problems: &mut Vec<Problem>) {
-    let mut tell = |path: &[&str], what: String, hint: &str| {
-        let problem =
-            Problem { location: loaded.place(path), field: path.join("."), what, hint: Some(hint.to_owned()) };
-        problems.push(problem);
-    };
-    let target = &description.target;
-    if target.id.as_deref() == Some("") && target.tags.is_none() {
-        tell(&["target", "id"], "the id `` names no machine".to_owned(), "name a machine, or write `tags: []` for any");
-    }
-    let timeouts = &description.timeouts;
-    for (name, timeout) in [("overall", &timeouts.overall), ("infra_teardown", &timeouts.infra_teardown)] {
-        let retries = timeout.as_ref().and_then(|timeout| timeout.retries).unwrap_or(0);
-        if retries != 0 {
-            let what = format!("`{retries}` retries are given to a timeout that ends the job");
-            tell(&["timeouts", name, "retries"], what, "write `retries: 0`, or remove the key");
-        }
-    }
-    let images = |deployment: Option<&DeploymentDescription>| -> Vec<String> {
-        let store = deployment
-            .and_then(|deployment| deployment.storage.as_ref())
-            .and_then(|storage| storage.imagestore.clone());
-        images_of(store).into_keys().collect()
-    };
-    let known = images(Some(&description.deployment.start));
-    for name in images(description.deployment.continue_.as_ref()) {
-        if known.contains(&name) {
-            let path = ["deployment", "continue", "storage", "imagestore", "public", "images", name.as_str()];
-            let what = format!("the image {} is already defined in `start`", quoted(&name));
-            tell(&path, what, "give the new image another name");
-        }
-    }
-}
-
-impl From<JobDescription> for Job {
-    fn from(description: JobDescription) -> Job {
-        let start = description.deployment.start;
-        let continued = match description.deployment.continue_ {
-            Some(update) => start.clone().updated(update),
-            None => start.clone(),
-        };
-        Job {
-            target: Target {
-                id: description.target.id.filter(|id| !id.is_empty()),
-                tags: description.target.tags.unwrap_or_default(),
-            },
-            deadline: description.deadline.and_then(|text| parse_deadline(&text).ok()),
-            firmware_boot_given: description.timeouts.firmware_boot.is_some(),
-            timeouts: description.timeouts.into(),
-            patterns: description.console_patterns.into(),
-            start: start.into(),
-            continue_: continued.into(),
-            proxy: description.proxy.allowed_endpoints.into_items(),
-        }
-    }
-}
-
 impl From<TimeoutsKeys> for Timeouts {
     fn from(keys: TimeoutsKeys) -> Timeouts {
         let overall = keys.overall.map_or(Timeout { duration: Some(DEFAULT_OVERALL), retries: 0 }, Timeout::from);
@@ -962,7 +887,7 @@ impl From<DeploymentDescription> for Deployment {
     }
 }
 
-fn images_of(store: Option<ImagestoreKeys>) -> BTreeMap<String, Image> {
+pub(crate) fn images_of(store: Option<ImagestoreKeys>) -> BTreeMap<String, Image> {
     store.and_then(|store| store.public).map(|public| public.images).unwrap_or_default()
 }
 

@@ -13,10 +13,12 @@
 //!
 //! | word | meaning |
 //! |---|---|
-//! | `x-form` | a form of text (see [`FORMS`](crate::forms::FORMS)) or of structure: `collection`, `one-or-list`, `named`, `duration`, `lifetime`, `any` |
-//! | `x-item` | what `collection`, `one-or-list` and `named` hold |
+//! | `x-form` | a form of text (see [`FORMS`](crate::forms::FORMS)) or of structure: `collection`, `mapping-or-list`, `one-or-list`, `named`, `duration`, `lifetime`, `any` |
+//! | `x-item` | what `collection`, `mapping-or-list`, `one-or-list` and `named` hold |
+//! | `x-mapping` | the mapping that `mapping-or-list`, `duration` and `lifetime` also are |
 //! | `x-exactly-one`, `x-at-most-one` | keys that exclude each other |
 //! | `x-at-least-one` | keys of which one is needed |
+//! | `x-here-or-in-each` | `{list, keys}`: keys needed here, unless each mapping of that list has its own |
 //! | `x-never-null` | a key that may be left out, but not left empty |
 //! | `x-lenient` | a mapping kept for further checks although a required key is missing |
 
@@ -47,8 +49,15 @@ pub(crate) struct Loaded<T> {
 
 impl<T> Loaded<T> {
     /// The place of the value at `path`, or of the nearest mapping above it that exists.
-    pub(crate) fn place(&self, path: &[&str]) -> Option<Location> {
+    pub(crate) fn place(&self, path: &[impl AsRef<str>]) -> Option<Location> {
         self.root.as_ref().map(|root| place_of(root, path))
+    }
+
+    /// The indices of those items of the list under `key` that are mappings: only these reach the typed value.
+    pub(crate) fn mappings_of(&self, key: &str) -> Vec<usize> {
+        let items = self.root.as_ref().and_then(|root| root.child(key)).map_or(&[][..], Node::items);
+        let is_mapping = |(_, item): &(usize, &Node)| matches!(item.kind, Kind::Mapping(_));
+        items.iter().enumerate().filter(is_mapping).map(|(index, _)| index).collect()
     }
 }
 
@@ -199,7 +208,12 @@ impl<'s> Walk<'s> {
         match type_of(schema) {
             Some("object") if schema["properties"].is_object() => self.object(schema, node, field),
             Some("object") => self.map(&schema["additionalProperties"], node, field),
-            Some("array") => self.list(&schema["items"], node, field),
+            Some("array") => {
+                if schema["uniqueItems"] == true {
+                    self.said_once(node, field);
+                }
+                self.list(&schema["items"], node, field)
+            }
             Some("string") => self.text(node, field),
             Some("boolean") => self.boolean(node, field),
             Some("integer") => self.integer(schema, node, field),
@@ -251,6 +265,7 @@ impl<'s> Walk<'s> {
         }
         self.exclusions(schema, node, field);
         let complete = self.required(schema, node, field, &mapping);
+        self.here_or_in_each(schema, node, field);
         (complete || schema["x-lenient"] == true).then_some(Value::Mapping(mapping))
     }
 
@@ -270,15 +285,41 @@ impl<'s> Walk<'s> {
         for key in schema["required"].as_array().into_iter().flatten().filter_map(Json::as_str) {
             complete &= mapping.contains_key(key);
             if node.entry(key).is_none() && !misspelt(schema, node, key) {
-                let name = join(field, key);
-                let problem = Problem::new(format!("the key `{key}` is missing")).at(node.place).about(name);
-                self.tell(match schema["properties"][key]["x-example"].as_str() {
-                    Some(example) => problem.hint(format!("add `{example}`")),
-                    None => problem.hint(format!("add `{key}:`")),
-                });
+                self.missing(schema, key, node, field);
             }
         }
         complete
+    }
+
+    fn missing(&mut self, schema: &Json, key: &str, node: &Node, field: &str) {
+        let problem = Problem::new(format!("the key `{key}` is missing")).at(node.place).about(join(field, key));
+        self.tell(match schema["properties"][key]["x-example"].as_str() {
+            Some(example) => problem.hint(format!("add `{example}`")),
+            None => problem.hint(format!("add `{key}:`")),
+        });
+    }
+
+    /// Tells keys that stand neither here nor in an item of the list that may have its own.
+    fn here_or_in_each(&mut self, schema: &'s Json, node: &Node, field: &str) {
+        let word = &schema["x-here-or-in-each"];
+        let Some(list) = word["list"].as_str() else { return };
+        let keys = word["keys"].as_array().into_iter().flatten().filter_map(Json::as_str);
+        let (form, _) = self.resolve(&schema["properties"][list]);
+        let (item, _) = self.resolve(&form["x-item"]);
+        let items = node.child(list).map_or(&[][..], Node::items);
+        for key in keys.filter(|key| node.entry(key).is_none() && !misspelt(schema, node, key)) {
+            if items.is_empty() {
+                self.missing(schema, key, node, field);
+            }
+            let lacks = |node: &Node| {
+                matches!(node.kind, Kind::Mapping(_)) && node.entry(key).is_none() && !misspelt(item, node, key)
+            };
+            for (index, node) in items.iter().enumerate().filter(|(_, node)| lacks(node)) {
+                let what = format!("the key `{key}` is missing, here and at the top level");
+                let problem = Problem::new(what).at(node.place).about(join(field, &format!("{list}[{index}].{key}")));
+                self.tell(problem.hint(format!("add `{key}:` here, or at the top level for all that lack it")));
+            }
+        }
     }
 
     fn exclusions(&mut self, schema: &Json, node: &Node, field: &str) {
@@ -318,6 +359,17 @@ impl<'s> Walk<'s> {
     fn list(&mut self, item: &'s Json, node: &Node, field: &str) -> Option<Value> {
         let Kind::List(items) = &node.kind else { return self.mismatch("a list", node, field, None) };
         Some(Value::Sequence(self.items(item, items, field)))
+    }
+
+    /// JSON Schema's `uniqueItems`, for lists of text.
+    fn said_once(&mut self, node: &Node, field: &str) {
+        let mut seen = HashSet::new();
+        for (index, item) in node.items().iter().enumerate() {
+            if let Some(scalar) = scalar_of(item).filter(|scalar| !seen.insert(scalar.text.as_str())) {
+                let problem = Problem::new(format!("{} stands twice", quoted(&scalar.text))).at(item.place);
+                self.tell(problem.about(format!("{field}[{index}]")).hint("say it once"));
+            }
+        }
     }
 
     fn items(&mut self, item: &'s Json, items: &[Node], field: &str) -> Vec<Value> {
@@ -401,6 +453,14 @@ impl<'s> Walk<'s> {
             "collection" => self.collection(&schema["x-item"], node, field),
             "one-or-list" => self.one_or_list(&schema["x-item"], node, field),
             "named" => self.named(&schema["x-item"], node, field),
+            "mapping-or-list" => match &node.kind {
+                Kind::Mapping(_) => self.value(&schema["x-mapping"], node, field),
+                Kind::List(_) => self.list(&schema["x-item"], node, field),
+                Kind::Scalar(_) => {
+                    let hint = keys_hint(self.resolve(&schema["x-mapping"]).0);
+                    self.mismatch("a mapping or a list of mappings", node, field, Some(hint))
+                }
+            },
             "duration" | "lifetime" if matches!(node.kind, Kind::Mapping(_)) => {
                 let mapping = self.value(&schema["x-mapping"], node, field)?;
                 if form == "duration" { Some(Value::from(forms::seconds_of_units(&mapping))) } else { Some(mapping) }

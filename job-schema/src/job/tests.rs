@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::*;
+use crate::template::Rendered;
 use crate::{Limits, Variables, decode, render};
 
 fn parse(text: &str) -> Job {
@@ -37,7 +38,7 @@ fn minutes(number: u64) -> Option<Duration> {
 #[test]
 fn the_smallest_job_has_ci_trons_defaults() {
     let job = parse("target: {tags: []}\nconsole_patterns: {}\ndeployment: {start: {}}\n");
-    assert_eq!(job.target, Target { id: None, tags: vec![] });
+    assert_eq!(job.target, Target { id: None, tags: vec![], gear: vec![] });
     assert_eq!(job.deadline, None);
     assert_eq!(job.timeouts.overall, Timeout { duration: minutes(360), retries: 0 });
     assert_eq!(job.timeouts.infra_setup, Timeout { duration: minutes(90), retries: 0 });
@@ -374,7 +375,7 @@ fn the_schema_lists_every_key_and_closes_every_mapping() {
     ] {
         assert!(text.contains(&format!("\"{key}\"")), "{key}");
     }
-    assert_eq!(schema["required"], serde_json::json!(["target", "console_patterns", "deployment"]));
+    assert_eq!(schema["required"], serde_json::json!(["target"]));
     assert_eq!(schema["additionalProperties"], serde_json::json!(false));
     assert_eq!(schema["properties"]["version"]["minimum"], serde_json::json!(1));
 }
@@ -383,13 +384,14 @@ fn the_schema_lists_every_key_and_closes_every_mapping() {
 fn the_jobs_shown_in_the_documentation_are_jobs() {
     let page = include_str!("../../../docs/job-description.md");
     let blocks: Vec<&str> = page.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
-    let jobs: Vec<&&str> = blocks.iter().filter(|block| block.starts_with("version:")).collect();
+    let jobs: Vec<&&str> =
+        blocks.iter().filter(|block| block.starts_with("version:") || block.starts_with("# job")).collect();
     assert!(!jobs.is_empty());
     for job in jobs {
         let mut variables = Variables::new();
         variables.insert("machine_id", "52:54:00:11:22:33");
         let rendered = render("job-description.md", job, &variables, &Limits::default());
-        if let Err(problems) = rendered.and_then(|rendered| Job::parse(&rendered)) {
+        if let Err(problems) = rendered.and_then(|rendered| Job::parse_all(&rendered)) {
             panic!("{problems}");
         }
     }
@@ -431,7 +433,7 @@ fn every_good_job_of_the_fixtures_is_a_job() {
         let path = entry.expect("the fixtures can be read").path();
         let text = std::fs::read_to_string(&path).expect("the fixture can be read");
         let rendered = render(&path.to_string_lossy(), &text, &variables, &Limits::default());
-        if let Err(problems) = rendered.and_then(|rendered| Job::parse(&rendered)) {
+        if let Err(problems) = rendered.and_then(|rendered| Job::parse_all(&rendered)) {
             panic!("{problems}");
         }
     }
@@ -466,7 +468,7 @@ fn drawing_of(name: &str, bytes: &[u8]) -> String {
     let started = std::time::Instant::now();
     let answer = decode(name, bytes)
         .and_then(|text| render(name, &text, &variables, &Limits::default()))
-        .and_then(|rendered| Job::parse(&rendered));
+        .and_then(|rendered| Job::parse_all(&rendered));
     assert!(started.elapsed() < Duration::from_secs(5), "{name} took {:?}", started.elapsed());
     match answer {
         Ok(job) => panic!("{name} is no bad job: {job:?}"),
@@ -539,7 +541,7 @@ fn any_bytes_never_panic_the_parser() {
     let mut random = crate::seeded::Random::new(0x5eed_0002);
     for _ in 0..3_000 {
         let text: String = (0..random.below(60)).map(|_| words[random.below(words.len())]).collect();
-        if let Err(problems) = Job::parse(&Rendered::plain("job.yml", text)) {
+        if let Err(problems) = Job::parse_all(&Rendered::plain("job.yml", text)) {
             assert!(!problems.to_string().is_empty());
         }
     }
