@@ -483,6 +483,11 @@ fn any_bytes_never_panic_the_parser() {
         "target",
         "id",
         "tags",
+        "role",
+        "- role: a\n",
+        "count: 2",
+        "gear",
+        "start_together",
         "timeouts",
         "overall",
         "minutes",
@@ -549,10 +554,11 @@ fn any_bytes_never_panic_the_parser() {
 
 #[test]
 fn any_change_of_a_good_job_never_panics_the_parser() {
-    let good = include_bytes!("../../../fixtures/jobs/bad/quantities.yml");
+    let one: &[u8] = include_bytes!("../../../fixtures/jobs/bad/quantities.yml");
+    let several: &[u8] = include_bytes!("../../../fixtures/jobs/bad/roles.yml");
     let mut random = crate::seeded::Random::new(0x5eed_0003);
-    for _ in 0..2_000 {
-        let mut bytes = good.to_vec();
+    for turn in 0..3_000 {
+        let mut bytes = [one, several][turn % 2].to_vec();
         for _ in 0..=random.below(6) {
             let at = random.below(bytes.len().max(1)).min(bytes.len() - 1);
             match random.below(3) {
@@ -562,7 +568,7 @@ fn any_change_of_a_good_job_never_panics_the_parser() {
             }
         }
         if let Ok(text) = decode("job.yml", &bytes)
-            && let Err(problems) = Job::parse(&Rendered::plain("job.yml", text))
+            && let Err(problems) = Job::parse_all(&Rendered::plain("job.yml", text))
         {
             assert!(!problems.to_string().is_empty());
         }

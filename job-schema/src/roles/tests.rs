@@ -53,6 +53,10 @@ fn a_role_with_a_count_is_played_by_that_many_duts_in_order() {
     assert_eq!(roles.list[0].job, roles.list[1].job);
     assert_eq!(roles.start, StartBarrier::Together);
     assert_eq!(Roles::names_in(&rendered(TWO)), ["server-1", "server-2", "client"]);
+    // Before the roles' addresses are known, `http://{{ roles.server.ip_address }}/k` has no host; the names are there nevertheless.
+    let early = TWO.replace("{data: k}", "{url: 'http:///k'}");
+    assert_eq!(Roles::names_in(&rendered(&early)).len(), 3);
+    assert!(Job::parse_all(&rendered(&early)).is_err());
     let one = parse(&listed("[{role: server, tags: [], count: 1}]"));
     assert_eq!(one.names().collect::<Vec<_>>(), ["server"]);
 }
