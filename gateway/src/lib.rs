@@ -15,6 +15,7 @@ pub mod content;
 pub mod dhcp;
 pub mod gateway;
 pub mod http;
+pub mod live;
 pub mod namespace;
 pub mod net;
 pub mod tftp;

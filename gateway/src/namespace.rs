@@ -5,6 +5,7 @@
 //!     (drop removes all)                                                 ▼
 //!  server ── open(caller, protocol, name, now) ──► namespace of the caller ──► Opened { content, access }
 //!                                                                         └──► Refusal → one code per protocol
+//!          live(caller, name) ──► what answers below a prefix, if something does; before any entry     (live.rs)
 //! ```
 //! A namespace has two keys: the leased DUT's address, because firmware that asks TFTP for a fixed name cannot be taught a
 //! prefix, and an unguessable [`NamespaceKey`], for what boots behind another address (a container on the DUT, a NATed board).
@@ -19,6 +20,8 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
+
+use crate::live::Answer;
 
 /// The protocols that artifacts are served by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -226,6 +229,16 @@ pub struct Opened<C> {
     pub access: Access,
 }
 
+/// What answers a name live; see [`Namespaces::live`].
+pub struct Live {
+    /// Whom to ask.
+    pub answer: Arc<dyn Answer>,
+    /// The name below the prefix: with its leading slash, or empty.
+    pub path: String,
+    /// A watch on the publication.
+    pub liveness: Liveness,
+}
+
 /// A running access. Dropped without [`Access::end`] it is reported as failed.
 pub struct Access {
     number: u64,
@@ -261,6 +274,7 @@ struct Table<C> {
 
 struct Namespace<C> {
     entries: Vec<Entry<C>>,
+    answers: Vec<(String, Arc<dyn Answer>)>,
     observer: Observer,
     accesses: u64,
     live: Arc<()>,
@@ -303,8 +317,20 @@ impl<C: Clone> Namespaces<C> {
         }
         let key = NamespaceKey::random();
         table.by_key.insert(key.as_str().to_owned(), address);
-        table.by_address.insert(address, Namespace { entries: Vec::new(), observer, accesses: 0, live: Arc::new(()) });
+        let (entries, answers) = (Vec::new(), Vec::new());
+        table.by_address.insert(address, Namespace { entries, answers, observer, accesses: 0, live: Arc::new(()) });
         Ok(Publication { table: Arc::clone(&self.table), address, key })
+    }
+
+    /// What answers `name` live for `caller`, if something does. No access: what it is good for, and how often, it says itself.
+    pub fn live(&self, caller: Caller<'_>, name: &str) -> Option<Live> {
+        let mut table = lock(&self.table);
+        let namespace = table.of(caller).ok()?;
+        namespace.answers.iter().find_map(|(prefix, answer)| {
+            let path = name.strip_prefix(prefix.as_str()).filter(|path| path.is_empty() || path.starts_with('/'))?;
+            let (answer, path) = (Arc::clone(answer), path.to_owned());
+            Some(Live { answer, path, liveness: Liveness(Arc::downgrade(&namespace.live)) })
+        })
     }
 
     /// Opens `name` for `caller`: counts one access, or says why not. The refusal is reported to the namespace's observer here.
@@ -475,6 +501,15 @@ impl<C> Publication<C> {
                 count: 0,
                 first_access: None,
             });
+        });
+    }
+
+    /// Lets `answer` answer every HTTP request for `prefix` (`/_/messages`) and what is below it, before any entry; the same prefix is
+    /// replaced. It belongs to the job rather than to a deployment: [`clear`](Self::clear) leaves it.
+    pub fn answer(&self, prefix: &str, answer: Arc<dyn Answer>) {
+        self.with(|namespace| {
+            namespace.answers.retain(|(other, _)| other != prefix);
+            namespace.answers.push((prefix.to_owned(), answer));
         });
     }
 

@@ -119,20 +119,25 @@ pub(super) fn alias(name: &str) -> Option<&'static str> {
 }
 
 fn decode(path: &str) -> Result<String, BadPath> {
-    let mut decoded = Vec::with_capacity(path.len());
-    let mut rest = path.as_bytes();
+    let text = percent_decoded(path).ok_or(BadPath::Encoding)?;
+    if text.chars().any(char::is_control) { Err(BadPath::Encoding) } else { Ok(text) }
+}
+
+/// `text` with each `%` and its two digits replaced by their byte; `None` if that is no UTF-8, or digits are missing.
+pub(super) fn percent_decoded(text: &str) -> Option<String> {
+    let mut decoded = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
     while let Some((&byte, behind)) = rest.split_first() {
         rest = behind;
         if byte != b'%' {
             decoded.push(byte);
             continue;
         }
-        let (digits, behind) = rest.split_at_checked(2).ok_or(BadPath::Encoding)?;
-        decoded.push(hexadecimal(digits).ok_or(BadPath::Encoding)?);
+        let (digits, behind) = rest.split_at_checked(2)?;
+        decoded.push(hexadecimal(digits)?);
         rest = behind;
     }
-    let text = String::from_utf8(decoded).map_err(|_| BadPath::Encoding)?;
-    if text.chars().any(char::is_control) { Err(BadPath::Encoding) } else { Ok(text) }
+    String::from_utf8(decoded).ok()
 }
 
 fn hexadecimal(digits: &[u8]) -> Option<u8> {

@@ -2,14 +2,17 @@
 //!
 //! ```text
 //!  TcpListener ── accept (at most CONNECTIONS_MAX, CONNECTIONS_PER_PEER_MAX) ──► connection.rs
-//!    request ──► answer.rs: target, way ──► Namespaces: look (HEAD) | open | resume ──► Content ──► Reader
+//!    request ──► answer.rs: target ──► Namespaces: live? ──► ask.rs: form.rs ──► Answer, for as long as the client waits
+//!            ──► answer.rs: way ──► Namespaces: look (HEAD) | open | resume ──► Content ──► Reader
 //!                                             └─ Refusal ──► 404, 410               └─ error ──► 500, 502, 504
 //!            ──► answer.rs: status, range ──► transfer.rs: the bytes, accounted to the access
 //! ```
 //! Connections stay open after an answer (EDK2's HTTP boot fails otherwise, edk2 #9920), and each answer has its `Content-Length`.
 
 mod answer;
+mod ask;
 mod connection;
+mod form;
 mod transfer;
 
 use core::net::{IpAddr, SocketAddr};
@@ -29,6 +32,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioTimer;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
@@ -89,12 +93,20 @@ const CONNECTIONS_PER_PEER_MAX: usize = 64;
 /// What a request's head may take, and what is buffered of an answer.
 const BUFFER_BYTES_MAX: usize = 256 * 1024;
 
+/// When a silent peer of an open connection is asked whether it is still there, how often again, and after how many silences it is
+/// given up: a minute in all, so that a DUT whose power was cut while it waited for an answer keeps no place in a queue.
+const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(30), Duration::from_secs(10), 3);
+
 /// Listens, and serves `namespaces` until the [`Server`] is dropped or drained.
 pub async fn start(config: Config, namespaces: Namespaces<Content>) -> io::Result<Server> {
     let listener = config.net.tcp_listener(config.listen)?;
     if let Some(interface) = &config.interface {
-        socket2::SockRef::from(&listener).bind_device(Some(interface.as_bytes()))?;
+        SockRef::from(&listener).bind_device(Some(interface.as_bytes()))?;
     }
+    let (idle, period, tries) = KEEPALIVE;
+    // Accepted sockets inherit it (Linux, tcp_create_openreq_child).
+    let keepalive = TcpKeepalive::new().with_time(idle).with_interval(period).with_retries(tries);
+    SockRef::from(&listener).set_tcp_keepalive(&keepalive)?;
     let address = listener.local_addr()?;
     let (stop, stopped) = watch::channel(Stop::No);
     let desk = Arc::new(Desk { config, namespaces, peers: Mutex::default() });
@@ -210,9 +222,10 @@ async fn converse(stream: TcpStream, seat: Seat, mut stopped: watch::Receiver<St
     let _ = stream.set_nodelay(true);
     let (desk, peer) = (Arc::clone(&seat.desk), seat.peer);
     let running = Arc::new(Running::default());
+    let handed_on = stopped.clone();
     let service = service_fn(|request| {
-        let (desk, running) = (Arc::clone(&desk), Arc::clone(&running));
-        async move { Ok::<_, Infallible>(desk.answer(request, peer, running).await) }
+        let (desk, running, stopped) = (Arc::clone(&desk), Arc::clone(&running), handed_on.clone());
+        async move { Ok::<_, Infallible>(desk.answer(request, peer, running, stopped).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -283,33 +296,54 @@ impl From<&ContentError> for Failure {
 }
 
 impl Desk {
-    async fn answer(&self, request: Request<Incoming>, peer: IpAddr, running: Arc<Running>) -> Response<AnswerBody> {
-        let path = request.uri().path();
-        let answered = match method(&request) {
-            Some(method) => self.answer_path(method, path, request.headers(), peer, running).await,
+    async fn answer(
+        &self,
+        request: Request<Incoming>,
+        peer: IpAddr,
+        running: Arc<Running>,
+        stopped: watch::Receiver<Stop>,
+    ) -> Response<AnswerBody> {
+        let (asked, path) = (request.method().clone(), request.uri().path().to_owned());
+        let response = match answer::route(&path) {
+            Ok(target) => match self.namespaces.live(caller(&target, peer), &target.name) {
+                Some(live) => ask::ask(live, request, self.config.idle_timeout, stopped).await,
+                None => self.answer_artifact(&target, &request, peer, running).await,
+            },
+            Err(bad) => {
+                let status = StatusCode::from_u16(bad.status()).unwrap_or(StatusCode::BAD_REQUEST);
+                sentence(&Failure { status, sentence: bad.to_string() })
+            }
+        };
+        tracing::debug!(%peer, method = %asked, path, status = response.status().as_u16(), "HTTP request");
+        response
+    }
+
+    async fn answer_artifact(
+        &self,
+        target: &Target,
+        request: &Request<Incoming>,
+        peer: IpAddr,
+        running: Arc<Running>,
+    ) -> Response<AnswerBody> {
+        let answered = match method(request) {
+            Some(method) => self.artifact(method, target, request.headers(), peer, running).await,
             None => Err(Failure {
                 status: StatusCode::METHOD_NOT_ALLOWED,
                 sentence: format!("artifacts are read with GET or HEAD, not {}", request.method()),
             }),
         };
-        let response = answered.unwrap_or_else(|failure| sentence(&failure));
-        tracing::debug!(%peer, method = %request.method(), path, status = response.status().as_u16(), "HTTP request");
-        response
+        answered.unwrap_or_else(|failure| sentence(&failure))
     }
 
-    async fn answer_path(
+    async fn artifact(
         &self,
         method: Method,
-        path: &str,
+        target: &Target,
         headers: &HeaderMap,
         peer: IpAddr,
         running: Arc<Running>,
     ) -> Result<Response<AnswerBody>, Failure> {
-        let target = answer::route(path).map_err(|bad| {
-            let status = StatusCode::from_u16(bad.status()).unwrap_or(StatusCode::BAD_REQUEST);
-            Failure { status, sentence: bad.to_string() }
-        })?;
-        let caller = caller(&target, peer);
+        let caller = caller(target, peer);
         let name = self.name(caller, &target.name);
         let asked = conditions(headers);
         match method {
@@ -419,16 +453,20 @@ fn respond(
 
 /// A plain sentence with a newline, for who looks with curl.
 fn sentence(failure: &Failure) -> Response<AnswerBody> {
-    let text = Bytes::from(format!("{}\n", failure.sentence));
+    let mut response = text(failure.status, format!("{}\n", failure.sentence));
+    if failure.status == StatusCode::METHOD_NOT_ALLOWED {
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+    }
+    response
+}
+
+fn text(status: StatusCode, text: String) -> Response<AnswerBody> {
     let length = text.len();
-    let mut response = Response::new(AnswerBody::Text(Some(text)));
-    *response.status_mut() = failure.status;
+    let mut response = Response::new(AnswerBody::Text((length > 0).then(|| Bytes::from(text))));
+    *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
-    if failure.status == StatusCode::METHOD_NOT_ALLOWED {
-        headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-    }
     response
 }
 

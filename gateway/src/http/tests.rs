@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::content::cache::{Cache, Config as CacheConfig, Route};
+use crate::live::{Answer, Question, Reply as LiveReply};
 use crate::namespace::{AccessEvent, Exposure, Name, Origin, Publication};
 
 struct Scene {
@@ -428,4 +429,182 @@ async fn an_artifact_that_cannot_be_had_is_a_502_and_a_missing_file_a_500_withou
         }
     }
     assert!(outcomes[1].contains("none: No such file or directory"), "{outcomes:?}");
+}
+
+/// Says back what it is asked; `/hold` it never answers. Tells of every question that arrives, and of every one that is over.
+struct Echo(mpsc::UnboundedSender<&'static str>);
+
+impl Answer for Echo {
+    fn answer(&self, question: Question) -> futures_util::future::BoxFuture<'_, LiveReply> {
+        struct Over(mpsc::UnboundedSender<&'static str>);
+        impl Drop for Over {
+            fn drop(&mut self) {
+                let _ = self.0.send("over");
+            }
+        }
+        let _ = self.0.send("asked");
+        let over = Over(self.0.clone());
+        Box::pin(async move {
+            let _over = over;
+            match question.path.as_str() {
+                "/hold" => std::future::pending().await,
+                "/nothing" => LiveReply { status: 200, text: String::new() },
+                path => LiveReply { status: 209, text: format!("{path} {:?}\n", question.pairs) },
+            }
+        })
+    }
+}
+
+/// A scene whose `/_/messages` an [`Echo`] answers.
+async fn live_scene() -> (Scene, mpsc::UnboundedReceiver<&'static str>) {
+    let scene = scene_with(|config| config.idle_timeout = Duration::from_millis(300)).await;
+    let (sender, heard) = mpsc::unbounded_channel();
+    scene.publication.answer("/_/messages", Arc::new(Echo(sender)));
+    (scene, heard)
+}
+
+/// A client that asks for what is never answered, once the question arrived.
+async fn holding_client(scene: &Scene, heard: &mut mpsc::UnboundedReceiver<&'static str>) -> Client {
+    let mut client = scene.client().await;
+    client.0.write_all(b"GET /_/messages/hold HTTP/1.1\r\nHost: g\r\n\r\n").await.unwrap();
+    assert_eq!(heard.recv().await, Some("asked"));
+    client
+}
+
+fn post(path: &str, headers: &str, body: &str) -> String {
+    format!("POST {path} HTTP/1.1\r\nHost: g\r\nContent-Length: {}\r\n{headers}\r\n{body}", body.len())
+}
+
+#[tokio::test]
+async fn a_live_name_is_answered_below_its_prefix_with_query_and_form_decoded() {
+    let (scene, _heard) = live_scene().await;
+    let mut client = scene.client().await;
+    let reply = client.get("//_//messages/send/a%20b?ip=10.0.0.1&note=two+words%0A", "").await;
+    assert_eq!(
+        (reply.status, reply.text()),
+        (209, "/send/a b [(\"ip\", \"10.0.0.1\"), (\"note\", \"two words\\n\")]\n")
+    );
+    assert_eq!(reply.header("content-type"), Some("text/plain; charset=utf-8"));
+    let form = "Content-Type: application/x-www-form-urlencoded; charset=utf-8\r\n";
+    let reply = client.ask(&post("/_/messages/send/a?b=1", form, "c=%26&d")).await;
+    assert_eq!(reply.text(), "/send/a [(\"b\", \"1\"), (\"c\", \"&\"), (\"d\", \"\")]\n");
+    assert_eq!(client.get("/_/messages", "").await.text(), " []\n", "the prefix itself");
+    let reply = client.get("/_/messages/nothing", "").await;
+    assert_eq!((reply.status, reply.header("content-length"), reply.text()), (200, Some("0"), ""));
+    assert_eq!(client.get("/_/messagesx/send/a", "").await.status, 404, "only whole parts of a path");
+}
+
+#[tokio::test]
+async fn a_live_name_is_reached_by_the_namespaces_two_keys_only_and_nothing_shadows_it() {
+    let (scene, _heard) = live_scene().await;
+    scene.put_text("/_/messages/send/a", "shadow");
+    let any = Name::Matching("/.*".into(), Arc::new(|_| true));
+    let now = Instant::now();
+    scene.publication.put(Protocol::Http, any, inline("shadow"), Exposure::default(), Origin::Job, now);
+    assert_eq!(scene.get("/_/messages/send/a").await.status, 209);
+    let mut stranger = scene.client_from("127.0.0.2").await;
+    assert_eq!(stranger.get("/_/messages/send/a", "").await.status, 404);
+    let key = scene.publication.key().as_str().to_owned();
+    let keyed = stranger.get(&format!("/_/n/{key}/_/messages/send/a"), "").await;
+    assert_eq!((keyed.status, keyed.text()), (209, "/send/a []\n"));
+    scene.publication.clear();
+    assert_eq!(scene.get("/_/messages/send/a").await.status, 209, "another deployment is the same job");
+    assert_eq!(scene.get("/kernel").await.status, 404);
+}
+
+#[tokio::test]
+async fn what_a_live_name_cannot_take_is_told_in_a_sentence() {
+    let (scene, mut heard) = live_scene().await;
+    let form = "Content-Type: application/x-www-form-urlencoded\r\n";
+    for (request, status, text) in [
+        (
+            "PUT /_/messages/send/a HTTP/1.1\r\nHost: g\r\n\r\n".to_owned(),
+            405,
+            "this name is asked with GET or POST, not PUT\n",
+        ),
+        (
+            "GET /_/messages/send/a?b=%zz HTTP/1.1\r\nHost: g\r\n\r\n".to_owned(),
+            400,
+            "`b=%zz` is not percent-encoded UTF-8\n",
+        ),
+        (
+            post("/_/messages/send/a", form, &"a".repeat(65_537)),
+            413,
+            "the body is longer than 65536 bytes; messages are short\n",
+        ),
+        (
+            post("/_/messages/send/a", "Content-Type: application/json\r\n", "{}"),
+            415,
+            "the body is `application/json`; send application/x-www-form-urlencoded\n",
+        ),
+        (
+            "POST /_/messages/send/a HTTP/1.1\r\nHost: g\r\nContent-Length: 5\r\n\r\na".to_owned(),
+            408,
+            "the request's body did not arrive within 300ms\n",
+        ),
+    ] {
+        let reply = scene.client().await.ask(&request).await;
+        assert_eq!((reply.status, reply.text()), (status, text));
+        assert_eq!(reply.header("allow"), (status == 405).then_some("GET, POST"));
+    }
+    let head = scene.client().await.ask("HEAD /_/messages/send/a HTTP/1.1\r\nHost: g\r\n\r\n").await;
+    assert_eq!((head.status, head.header("allow")), (405, Some("GET, POST")), "a look would act");
+    assert!(heard.try_recv().is_err(), "none of them was asked");
+}
+
+#[tokio::test]
+async fn a_client_that_waits_longer_than_an_idle_connection_may_is_not_cut_off() {
+    let (scene, mut heard) = live_scene().await;
+    let mut client = holding_client(&scene, &mut heard).await;
+    // Three times the idle timeout of this scene.
+    let silent = tokio::time::timeout(Duration::from_millis(900), client.0.read_u8()).await;
+    assert!(silent.is_err(), "{silent:?}");
+    assert!(heard.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_while_it_waits_ends_its_question() {
+    let (scene, mut heard) = live_scene().await;
+    let client = holding_client(&scene, &mut heard).await;
+    drop(client);
+    assert_eq!(heard.recv().await, Some("over"));
+}
+
+#[tokio::test]
+async fn dropping_the_publication_answers_410_to_who_waits() {
+    let (scene, mut heard) = live_scene().await;
+    let mut client = holding_client(&scene, &mut heard).await;
+    let Scene { server: _server, publication, .. } = scene;
+    drop(publication);
+    let head = client.head().await;
+    assert!(head.starts_with("HTTP/1.1 410 Gone\r\n"), "{head}");
+    assert_eq!(heard.recv().await, Some("over"));
+}
+
+#[tokio::test]
+async fn drain_does_not_wait_for_who_waits() {
+    let (scene, mut heard) = live_scene().await;
+    let client = holding_client(&scene, &mut heard).await;
+    let Scene { server, publication: _publication, .. } = scene;
+    let start = Instant::now();
+    server.drain().await;
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    let said = String::from_utf8(client.rest().await).unwrap();
+    assert!(said.starts_with("HTTP/1.1 503 Service Unavailable\r\n"), "{said}");
+    assert!(said.ends_with("\r\n\r\nthe gateway stops; ask again when the farm is back\n"), "{said}");
+}
+
+#[tokio::test]
+async fn a_silent_peer_is_asked_whether_it_is_still_there() {
+    let (scene, mut heard) = live_scene().await;
+    let client = holding_client(&scene, &mut heard).await;
+    let (here, there) = (client.0.local_addr().unwrap().port(), scene.server.address().port());
+    // The server's end of the connection, in the kernel's table: `local remote state queues timer:when …`.
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let is_it = |line: &&str| {
+        let ports: Vec<_> = line.split_whitespace().skip(1).take(2).filter_map(|end| end.split_once(':')).collect();
+        ports.iter().map(|end| u16::from_str_radix(end.1, 16).ok()).eq([Some(there), Some(here)])
+    };
+    let row = table.lines().find(is_it).unwrap();
+    assert!(row.split_whitespace().nth(5).unwrap().starts_with("02:"), "the keep-alive timer runs: {row}");
 }
