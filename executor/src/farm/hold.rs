@@ -1,0 +1,854 @@
+//! A person's lease: a DUT for a while, with its console, its outlet and its boot namespace, by the rules that jobs live by.
+//!
+//! ```text
+//!  take ─► keeper.request ─► waits … ─► Active ─► console opened, kept in <state>/leases/<id>/, shown to any number of readers
+//!            │                            ├─► power: on, off, cycle  ─┐
+//!            │                            ├─► typing                  ├─ each asks the pass, so each refuses once the lease has ended
+//!            │                            └─► boot: fetch, publish   ─┘
+//!            └─ kept by a connection (Link), by a heartbeat, or by its time alone
+//!  release, end of its time, owner gone ─► the lease's own tear-down: off, read back, console closed, nothing published, free
+//! ```
+//! After a restart of the farm the lease is there: its console is opened again, and what was published is published again.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use job_schema::problem::Problems;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use super::boot_namespace::{Open, observer};
+use super::machines::Dut;
+use super::prepare::Wants;
+use super::{Farm, Submission, SubmitError};
+use crate::blueprint::power::PowerState;
+use crate::job_log::{JobEvent, JobLog, Severity};
+use crate::lease::rows::{
+    Authorization, Cause, Kind, Lease, LeaseId, LeaseRequest, LeaseState, Mode, Moment, Object, Owner, Timeouts, Verb,
+    Want,
+};
+use crate::lease::{LeaseView, Pass, RequestError, Snapshot};
+use crate::session::Which;
+
+/// How long a lease that lives by a connection waits for that connection to be made: its client has just been answered.
+const CONNECT_TIME: Duration = Duration::from_secs(30);
+/// The heartbeat of a lease that only its time ends. A year: the longest lease that anybody has asked for is a week.
+const BEAT_OF_NOBODY_MS: u64 = 365 * 24 * 3_600_000;
+/// How long a DUT's parts may take to come up: three tries of an outlet that takes half a minute.
+const ACTIVATE_MS: u64 = 200_000;
+/// A power cycle is this long without power: what is left in the capacitors of a board keeps it alive for a second.
+const OFF_TIME: Duration = Duration::from_secs(2);
+/// Typed chunks that wait for a console that does not take them; more are refused.
+const TYPED_CHUNKS_MAX: usize = 64;
+/// A chunk that the console does not take within this time is lost. The lease's end waits for it, so it is short.
+const TYPING_TIME: Duration = Duration::from_secs(2);
+/// Console bytes read at once, as for jobs.
+const CONSOLE_READ_BYTES: usize = 64 * 1024;
+/// Between two attempts to open a console that went away; doubled up to the second number, so that one which is away all night costs
+/// nothing, and one that is back is noticed while its reader still looks.
+const REOPEN_PAUSE: Duration = Duration::from_millis(250);
+const REOPEN_PAUSE_MAX: Duration = Duration::from_secs(10);
+/// The longest id of a lease: it names a folder, and has to fit into a line.
+const ID_LENGTH_MAX: usize = 64;
+/// Leases that jobs ask for.
+const JOBS_PREFIX: &str = "job-";
+/// The job description whose boot is published, in the lease's folder.
+const BOOT: &str = "boot.yml";
+
+/// What a person asks for.
+#[derive(Clone, Debug, Default)]
+pub struct LeaseAsk {
+    /// Made by the requester, so that asking twice is asking once; made here when absent.
+    pub id: Option<String>,
+    /// A DUT's id or full name; `None`: any.
+    pub dut: Option<String>,
+    /// Tags that it must all have.
+    pub tags: Vec<String>,
+    /// Gear by name, claimed together with it.
+    pub gear: Vec<String>,
+    /// Tags that are liked.
+    pub prefers: Vec<String>,
+    /// DUTs that are taken last.
+    pub avoid: Vec<String>,
+    /// The DUT that is taken first.
+    pub sticky: Option<String>,
+    /// Higher goes first.
+    pub priority: i32,
+    /// Who asks: the name of the owner.
+    pub name: String,
+    /// The project, user or token in whose name DUTs are authorized.
+    pub subject: String,
+    /// What keeps it.
+    pub keeps: Keeps,
+    /// How long it may wait.
+    pub queue_time: Option<Duration>,
+    /// How long it is held, until renewed.
+    pub hold_time: Option<Duration>,
+    /// How long it is held, however often renewed.
+    pub hold_time_max: Option<Duration>,
+}
+
+/// What keeps a lease, besides its time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Keeps {
+    /// An open connection; see [`Link`].
+    #[default]
+    Connection,
+    /// A word of its owner every so often.
+    Heartbeat(Duration),
+    /// Nothing: its time alone ends it.
+    Term,
+}
+
+/// A wish about power.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum PowerAction {
+    /// Power on; boots what is published.
+    On,
+    /// Power off.
+    Off,
+    /// Off, a pause, on.
+    Cycle,
+}
+
+/// Until when a lease is renewed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Until {
+    /// So long from now on.
+    For(Duration),
+    /// This moment.
+    At(Moment),
+}
+
+/// Why something asked of a lease, or of a resource, was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum LeaseError {
+    /// There never was such a thing.
+    #[error("{0}")]
+    NoSuch(String),
+    /// It is over.
+    #[error("{0}")]
+    Over(String),
+    /// Not in this state.
+    #[error("{0}")]
+    NotNow(String),
+    /// A field of the request is wrong.
+    #[error("`{field}`: {what}")]
+    Wrong {
+        /// Which.
+        field: &'static str,
+        /// What is wrong, and what would be right.
+        what: String,
+    },
+    /// Nothing could ever serve it.
+    #[error("{0}")]
+    Never(SubmitError),
+    /// The job description has problems.
+    #[error("{0}")]
+    Problems(Problems),
+    /// The hardware, an artifact or the farm failed.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// The leases of people that are not over, by id.
+#[derive(Default)]
+pub(super) struct Holds(Mutex<BTreeMap<LeaseId, Arc<Hold>>>);
+
+/// One person's lease.
+pub struct Hold {
+    id: LeaseId,
+    /// What its console said, and what was done.
+    pub log: Arc<JobLog>,
+    folder: PathBuf,
+    views: watch::Receiver<LeaseView>,
+    typed: mpsc::Sender<Bytes>,
+    /// One change of power or boot at a time.
+    turn: tokio::sync::Mutex<()>,
+    link: Mutex<Weak<Link>>,
+    over: watch::Sender<bool>,
+}
+
+/// The connection that a lease lives by. When the last one of a lease is dropped, its owner is gone.
+pub struct Link {
+    farm: Weak<Farm>,
+    lease: LeaseId,
+    runtime: tokio::runtime::Handle,
+}
+
+/// What listens to a DUT's console for a person. The lease's tear-down ends it.
+#[derive(Default)]
+pub(super) struct Listener(Mutex<Option<JoinHandle<()>>>);
+
+/// How the console comes to be opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Opened {
+    First,
+    AfterRestart,
+}
+
+impl Farm {
+    /// Asks for a DUT for a person. The same id again is the same lease.
+    pub async fn take_lease(self: &Arc<Self>, ask: LeaseAsk) -> Result<LeaseId, LeaseError> {
+        if *self.stopping.borrow() {
+            return Err(LeaseError::Failed("the farm is stopping and gives no leases".into()));
+        }
+        let request = request_of(&ask)?;
+        let id = request.id.clone();
+        if let Err(error) = self.keeper.request(request).await {
+            let wants = Wants { id: ask.dut, tags: ask.tags, ..Wants::default() };
+            return Err(match self.planner.refusal(&wants, error) {
+                SubmitError::Farm(why) => LeaseError::Failed(why),
+                never => LeaseError::Never(never),
+            });
+        }
+        if self.holds.get(&id).is_none() {
+            self.look_after(&id, Opened::First).await?;
+        }
+        if ask.keeps == Keeps::Connection
+            && let Some(hold) = self.holds.get(&id)
+        {
+            hold.wait_for_its_connection(self);
+        }
+        Ok(id)
+    }
+
+    /// A lease, over or not; a job's, too.
+    pub async fn lease(&self, id: &str) -> Result<Lease, LeaseError> {
+        self.keeper.lease(id.into()).await.ok_or_else(|| no_lease(id))
+    }
+
+    /// The news of a lease.
+    pub async fn lease_views(&self, id: &str) -> Result<watch::Receiver<LeaseView>, LeaseError> {
+        self.keeper.watch(id.into()).await.ok_or_else(|| no_lease(id))
+    }
+
+    /// Makes the caller the connection that a lease lives by.
+    pub async fn link(self: &Arc<Self>, id: &str) -> Result<Arc<Link>, LeaseError> {
+        let lease = self.unfinished(id).await?;
+        let hold = self.holds.get(&id.into()).filter(|_| matches!(lease.request.owner, Owner::Connection(_)));
+        let hold = hold.ok_or_else(|| {
+            LeaseError::NotNow(format!("lease {id} does not live by a connection: it is kept by {}", lease.request.owner))
+        })?;
+        self.keeper.beat(hold.id.clone());
+        Ok(hold.link(self))
+    }
+
+    /// Its owner is still there.
+    pub async fn beat(&self, id: &str) -> Result<Lease, LeaseError> {
+        let lease = self.unfinished(id).await?;
+        match lease.request.owner {
+            Owner::Heartbeat { .. } => self.keeper.beat(id.into()),
+            Owner::Job(_) | Owner::Connection(_) => {
+                return Err(LeaseError::NotNow(format!("lease {id} has no heartbeat: it is kept by {}", lease.request.owner)));
+            }
+        }
+        Ok(lease)
+    }
+
+    /// Lets a person's lease last longer, or less long. Never beyond what was asked for at most.
+    pub async fn renew_lease(&self, id: &str, until: Until, by: &str) -> Result<Lease, LeaseError> {
+        let lease = self.unfinished_of_a_person(id).await?;
+        if lease.state != LeaseState::Active {
+            return Err(LeaseError::NotNow(format!("lease {id} cannot be renewed: it {}", in_words(lease.state))));
+        }
+        let until = match until {
+            Until::For(time) => self.snapshot().await.at.plus_ms(ms(time)),
+            Until::At(moment) => moment,
+        };
+        self.tell(Object::Lease(id.into()), Verb::Renew { until }, by).await?;
+        self.keeper.beat(id.into());
+        self.lease(id).await
+    }
+
+    /// Gives a person's lease to another owner.
+    pub async fn hand_over_lease(
+        self: &Arc<Self>,
+        id: &str,
+        name: &str,
+        keeps: Keeps,
+        by: &str,
+    ) -> Result<Lease, LeaseError> {
+        let lease = self.unfinished_of_a_person(id).await?;
+        if keeps == Keeps::Term && lease.deadlines.expires.is_none() && lease.request.timeouts.hold_ms.is_none() {
+            return Err(LeaseError::Wrong { field: "owner", what: "a lease that only its time ends needs `for`; renew it first".into() });
+        }
+        let owner = owner_of(name, keeps)?;
+        let hold = self.holds.get(&id.into()).ok_or_else(|| over(id, "it is being released"))?;
+        // Whoever kept it so far may go from now on.
+        self.tell(Object::Lease(id.into()), Verb::HandOver { owner: owner.clone() }, by).await?;
+        let lease = self.lease(id).await?;
+        if lease.request.owner != owner {
+            return Err(LeaseError::NotNow(format!("lease {id} was not handed over: it {}", in_words(lease.state))));
+        }
+        *hold.lock_link() = Weak::new();
+        self.keeper.beat(id.into());
+        if keeps == Keeps::Connection {
+            hold.wait_for_its_connection(self);
+        }
+        Ok(lease)
+    }
+
+    /// Ends a lease; a job's is cancelled by it.
+    pub async fn release_lease(&self, id: &str, by: &str) -> Result<Lease, LeaseError> {
+        self.unfinished(id).await?;
+        let cause = Cause::Released { by: by.to_owned() };
+        self.tell(Object::Lease(id.into()), Verb::Release { cause }, by).await?;
+        self.lease(id).await
+    }
+
+    /// Counts a tear-down that does not succeed as done. The events keep who said so, and why.
+    pub async fn abandon_lease(&self, id: &str, reason: &str, by: &str) -> Result<Lease, LeaseError> {
+        let lease = self.unfinished(id).await?;
+        if lease.needs_operator.is_none() {
+            return Err(LeaseError::NotNow(format!("lease {id} needs nobody: it {}", in_words(lease.state))));
+        }
+        self.tell(Object::Lease(id.into()), Verb::Abandon { reason: reason.to_owned() }, by).await?;
+        self.lease(id).await
+    }
+
+    /// What a resource is told: drain, cordon and so on. The newest row of that name is meant.
+    pub async fn tell_resource(&self, name: &str, verb: Verb, by: &str) -> Result<(), LeaseError> {
+        let snapshot = self.snapshot().await;
+        let found = snapshot.resources.iter().filter(|row| row.is_called(name)).max_by_key(|row| row.serial);
+        let resource = found.ok_or_else(|| LeaseError::NoSuch(format!("no resource `{name}`; `wharf duts` lists the DUTs")))?;
+        self.tell(resource.object(), verb, by).await
+    }
+
+    /// Answers whether a subject may lease from a blueprint.
+    pub async fn authorize(&self, authorization: Authorization) -> Result<(), LeaseError> {
+        let known = crate::blueprint::dut::rows(&self.planner.config);
+        if !known.iter().any(|it| it.name == authorization.blueprint) {
+            let leasable = known.iter().filter(|it| matches!(it.kind, Kind::Dut | Kind::Gear)).map(|it| it.name.as_str());
+            let names = leasable.collect::<Vec<_>>().join(", ");
+            return Err(LeaseError::NoSuch(format!("no blueprint `{}`; there are {names}", authorization.blueprint)));
+        }
+        self.keeper.authorize(authorization).await.map_err(|error| LeaseError::Failed(error.to_string()))
+    }
+
+    /// Switches the leased DUT, and says what it reads back.
+    pub async fn switch_lease(self: &Arc<Self>, id: &str, action: PowerAction) -> Result<PowerState, LeaseError> {
+        let (hold, dut, pass) = self.usable(id).await?;
+        // On its own task: a client that hangs up must not leave an outlet half told.
+        let switched = tokio::spawn(async move {
+            let _turn = hold.turn.lock().await;
+            hold.switch(&dut, &pass, action).await
+        });
+        switched.await.map_err(|error| LeaseError::Failed(format!("an internal error: {error}")))?
+    }
+
+    /// Reads the leased DUT's outlet.
+    pub async fn read_power(&self, id: &str) -> Result<PowerState, LeaseError> {
+        let (_, dut, pass) = self.usable(id).await?;
+        dut.power(pass).state().await.map_err(|error| LeaseError::Failed(error.to_string()))
+    }
+
+    /// Publishes a job's `deployment.start` for the leased DUT: whatever switches it on boots it.
+    pub async fn boot_lease(self: &Arc<Self>, id: &str, name: &str, text: &str) -> Result<(), LeaseError> {
+        let (hold, dut, pass) = self.usable(id).await?;
+        let _turn = hold.turn.lock().await;
+        self.publish(&hold, &dut, &pass, name, text).await?;
+        let kept = std::fs::write(hold.folder.join(BOOT), text);
+        kept.map_err(|error| LeaseError::Failed(format!("it is published, but a restart would forget it: {error}")))
+    }
+
+    /// Types on the leased DUT's console.
+    pub async fn type_in_lease(&self, id: &str, bytes: Bytes) -> Result<(), LeaseError> {
+        let (hold, ..) = self.usable(id).await?;
+        hold.typed.try_send(bytes).map_err(|_| LeaseError::NotNow(format!("the console of lease {id} takes nothing; try again")))
+    }
+
+    /// A person's lease that is not over.
+    pub fn hold(&self, id: &str) -> Option<Arc<Hold>> {
+        self.holds.get(&id.into())
+    }
+
+    /// What a person's lease left behind, when it is over.
+    pub fn log_of_lease(&self, id: &str) -> Option<Arc<JobLog>> {
+        checked_id(id).ok()?;
+        JobLog::open(&self.lease_folder(id)).ok()
+    }
+
+    /// Takes up the leases of people after a restart.
+    pub(super) async fn look_after_again(self: &Arc<Self>, leases: &Snapshot) {
+        let of_people = leases.leases.iter().filter(|lease| {
+            lease.parent.is_none() && lease.state != LeaseState::Destroyed && !matches!(lease.request.owner, Owner::Job(_))
+        });
+        for lease in of_people {
+            if let Err(error) = self.look_after(lease.id(), Opened::AfterRestart).await {
+                tracing::error!(lease = %lease.id(), %error, "a lease of before the restart has no console");
+            }
+        }
+    }
+
+    async fn look_after(self: &Arc<Self>, id: &LeaseId, opened: Opened) -> Result<(), LeaseError> {
+        let Some(views) = self.keeper.watch(id.clone()).await else { return Err(no_lease(id.as_str())) };
+        if views.borrow().state == LeaseState::Destroyed {
+            return Ok(());
+        }
+        let folder = self.lease_folder(id.as_str());
+        let log = JobLog::open(&folder).or_else(|_| JobLog::create(&folder));
+        let log = log.map_err(|error| LeaseError::Failed(format!("cannot keep the lease in {}: {error}", folder.display())))?;
+        let (typed, typed_inbox) = mpsc::channel(TYPED_CHUNKS_MAX);
+        let hold = Arc::new(Hold {
+            id: id.clone(),
+            log,
+            folder,
+            views,
+            typed,
+            turn: tokio::sync::Mutex::default(),
+            link: Mutex::default(),
+            over: watch::channel(false).0,
+        });
+        if self.holds.add(Arc::clone(&hold)) {
+            tokio::spawn(until_it_is_over(Arc::clone(self), hold, typed_inbox, opened));
+        }
+        Ok(())
+    }
+
+    /// Prepares, fetches, publishes. The pass is entered for the last step, so that the tear-down comes before it or after it.
+    async fn publish(&self, hold: &Hold, dut: &Dut, pass: &Pass, name: &str, text: &str) -> Result<(), LeaseError> {
+        let submission = Submission { source_name: name.to_owned(), text: text.to_owned(), ..Submission::default() };
+        let prepared = self.planner.prepare(&submission, &dut.config).await.map_err(LeaseError::Problems)?;
+        let contents = self.fetch(&hold.log, &prepared).await.map_err(|error| LeaseError::Failed(error.reason))?;
+        let _in_flight = pass.enter().await.map_err(|_| over(hold.id.as_str(), "it is being released"))?;
+        dut.boot.close();
+        let watching = observer(&hold.log, mpsc::channel(1).0);
+        let publication = self.gateway.namespaces().publish(dut.address(), watching);
+        let publication = publication.map_err(|taken| LeaseError::Failed(taken.to_string()))?;
+        let open = Open {
+            gateway: Arc::clone(&self.gateway),
+            mac: dut.mac,
+            pass: pass.clone(),
+            publication,
+            prepared: Arc::new(prepared),
+            contents,
+            attachments: BTreeMap::new(),
+            since: Instant::now(),
+            published: None,
+        };
+        dut.boot.open(open).map_err(|error| LeaseError::Failed(error.reason))?;
+        dut.boot.publish(Which::Start).map_err(LeaseError::Failed)?;
+        hold.log.append(JobEvent::SetupComplete);
+        Ok(())
+    }
+
+    /// A person's lease with the DUT that it holds, and the permission; otherwise why nothing can be done with it.
+    async fn usable(&self, id: &str) -> Result<(Arc<Hold>, Arc<Dut>, Pass), LeaseError> {
+        let lease = self.unfinished_of_a_person(id).await?;
+        let hold = self.holds.get(lease.id()).ok_or_else(|| over(id, "it is being released"))?;
+        let view = hold.views.borrow().clone();
+        match (view.state, view.pass, view.resource) {
+            (LeaseState::Active, Some(pass), Some(name)) => {
+                let dut = self.machines.get(&name).ok_or_else(|| LeaseError::Failed(format!("the DUT {name} is gone")))?;
+                Ok((hold, dut, pass))
+            }
+            (state, ..) => Err(LeaseError::NotNow(format!("lease {id} gives nothing to use: it {}", in_words(state)))),
+        }
+    }
+
+    async fn unfinished(&self, id: &str) -> Result<Lease, LeaseError> {
+        let lease = self.lease(id).await?;
+        match lease.state {
+            LeaseState::Destroyed => Err(over(id, &lease.cause.to_string())),
+            LeaseState::Pending | LeaseState::Acquired | LeaseState::Active | LeaseState::Releasing => Ok(lease),
+        }
+    }
+
+    async fn unfinished_of_a_person(&self, id: &str) -> Result<Lease, LeaseError> {
+        let lease = self.unfinished(id).await?;
+        match (&lease.request.owner, &lease.parent) {
+            (Owner::Job(job), _) => Err(LeaseError::NotNow(format!(
+                "lease {id} belongs to job {job}, which uses it by itself; `wharf job show {job}` looks at it"
+            ))),
+            (_, Some(parent)) => Err(LeaseError::NotNow(format!("lease {id} is a part of {parent}; ask that"))),
+            (Owner::Connection(_) | Owner::Heartbeat { .. }, None) => Ok(lease),
+        }
+    }
+
+    async fn tell(&self, object: Object, verb: Verb, by: &str) -> Result<(), LeaseError> {
+        self.keeper.command(object, verb, by).await.map_err(|error| match error {
+            RequestError::NoSuch(object) => LeaseError::Over(format!("{object} is over")),
+            error => LeaseError::Failed(error.to_string()),
+        })
+    }
+
+    fn lease_folder(&self, id: &str) -> PathBuf {
+        self.planner.config.state.join("leases").join(id)
+    }
+}
+
+impl Holds {
+    fn get(&self, id: &LeaseId) -> Option<Arc<Hold>> {
+        self.lock().get(id).cloned()
+    }
+
+    /// Whether it was not there yet: two who ask at once get one.
+    fn add(&self, hold: Arc<Hold>) -> bool {
+        let mut holds = self.lock();
+        let is_new = !holds.contains_key(&hold.id);
+        if is_new {
+            holds.insert(hold.id.clone(), hold);
+        }
+        is_new
+    }
+
+    fn remove(&self, id: &LeaseId) {
+        self.lock().remove(id);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<LeaseId, Arc<Hold>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Hold {
+    /// Completes when the lease is over and its log is whole.
+    pub fn over(&self) -> watch::Receiver<bool> {
+        self.over.subscribe()
+    }
+
+    async fn switch(&self, dut: &Arc<Dut>, pass: &Pass, action: PowerAction) -> Result<PowerState, LeaseError> {
+        let power = dut.power(pass.clone());
+        let failed = |error: crate::blueprint::power::PowerError| LeaseError::Failed(error.to_string());
+        if matches!(action, PowerAction::Off | PowerAction::Cycle) {
+            power.set(PowerState::Off).await.map_err(failed)?;
+            self.log.append(JobEvent::PoweredOff);
+        }
+        if action == PowerAction::Cycle {
+            tokio::time::sleep(OFF_TIME).await;
+        }
+        if action == PowerAction::Off {
+            return Ok(PowerState::Off);
+        }
+        // Limits on artifacts count per boot.
+        dut.boot.begin_boot().map_err(LeaseError::Failed)?;
+        power.set(PowerState::On).await.map_err(failed)?;
+        self.note(Severity::Info, "The DUT has power");
+        Ok(PowerState::On)
+    }
+
+    /// The connection that keeps the lease: the one that there is, or a new one.
+    fn link(&self, farm: &Arc<Farm>) -> Arc<Link> {
+        let mut link = self.lock_link();
+        link.upgrade().unwrap_or_else(|| {
+            let runtime = tokio::runtime::Handle::current();
+            let new = Arc::new(Link { farm: Arc::downgrade(farm), lease: self.id.clone(), runtime });
+            *link = Arc::downgrade(&new);
+            new
+        })
+    }
+
+    /// Whoever asked has some time to connect.
+    fn wait_for_its_connection(&self, farm: &Arc<Farm>) {
+        let link = self.link(farm);
+        tokio::spawn(async move {
+            tokio::time::sleep(CONNECT_TIME).await;
+            drop(link);
+        });
+    }
+
+    fn lock_link(&self) -> MutexGuard<'_, Weak<Link>> {
+        self.link.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note(&self, severity: Severity, text: impl Into<String>) {
+        self.log.append(JobEvent::Note { text: text.into(), severity });
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        let Some(farm) = self.farm.upgrade() else { return };
+        // A farm that stops hangs up by itself: the lease waits for its owner's next connection.
+        if *farm.stopping.borrow() {
+            return;
+        }
+        let lease = self.lease.clone();
+        self.runtime.spawn(async move { farm.hung_up(&lease).await });
+    }
+}
+
+impl Farm {
+    /// The last connection of a lease is gone. One that was handed over meanwhile has another owner.
+    async fn hung_up(&self, id: &LeaseId) {
+        let is_kept_by_it = |lease: &Lease| matches!(lease.request.owner, Owner::Connection(_));
+        let Ok(lease) = self.unfinished(id.as_str()).await else { return };
+        let connected = self.holds.get(id).is_some_and(|hold| hold.lock_link().strong_count() > 0);
+        if connected || !is_kept_by_it(&lease) {
+            return;
+        }
+        let told = self.keeper.command(lease.object(), Verb::Release { cause: Cause::OwnerGone }, "its connection").await;
+        told.unwrap_or_else(|error| tracing::debug!(lease = %id, %error, "it ended by itself"));
+    }
+}
+
+impl Listener {
+    fn start(&self, task: JoinHandle<()>) {
+        if let Some(before) = self.lock().replace(task) {
+            before.abort();
+        }
+    }
+
+    /// Returns when nobody holds the console any more.
+    pub(super) async fn close(&self) {
+        let task = self.lock().take();
+        if let Some(task) = task {
+            task.abort();
+            // That it was cancelled is no error.
+            let _ = task.await;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<JoinHandle<()>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The whole life of a person's lease, on our side.
+async fn until_it_is_over(farm: Arc<Farm>, hold: Arc<Hold>, typed: mpsc::Receiver<Bytes>, opened: Opened) {
+    let mut views = hold.views.clone();
+    let mut typed = Some(typed);
+    let mut told = None;
+    loop {
+        let view = views.borrow_and_update().clone();
+        if view.state == LeaseState::Destroyed {
+            hold.note(Severity::Info, format!("The lease is over: {}", view.cause));
+            break;
+        }
+        if let (LeaseState::Active, Some(pass), Some(name)) = (view.state, view.pass, view.resource)
+            && let Some(dut) = farm.machines.get(&name)
+            && let Some(typed) = typed.take()
+        {
+            use_it(&farm, &hold, &dut, pass, typed, opened).await;
+        }
+        if view.needs_operator.is_some() && view.needs_operator != told {
+            told.clone_from(&view.needs_operator);
+            let what = told.clone().unwrap_or_default();
+            hold.note(Severity::Error, format!("somebody must look at the DUT: {what}"));
+        }
+        // The keeper is gone only when the farm is.
+        if views.changed().await.is_err() {
+            break;
+        }
+    }
+    farm.holds.remove(&hold.id);
+    hold.over.send_replace(true);
+}
+
+async fn use_it(
+    farm: &Farm,
+    hold: &Arc<Hold>,
+    dut: &Arc<Dut>,
+    pass: Pass,
+    typed: mpsc::Receiver<Bytes>,
+    opened: Opened,
+) {
+    match opened {
+        Opened::First => hold.log.append(JobEvent::Leased { dut: dut.config.full_name.clone() }),
+        Opened::AfterRestart => {
+            hold.note(Severity::Warning, "The farm was restarted: what the console said meanwhile is missing here");
+        }
+    }
+    // The tear-down waits for us, or comes first and the pass refuses.
+    if let Ok(_in_flight) = pass.enter().await {
+        dut.listener.start(tokio::spawn(listen(Arc::clone(hold), Arc::clone(dut), pass.clone(), typed)));
+    }
+    let Ok(text) = std::fs::read_to_string(hold.folder.join(BOOT)) else { return };
+    let _turn = hold.turn.lock().await;
+    if let Err(error) = farm.publish(hold, dut, &pass, BOOT, &text).await {
+        hold.note(Severity::Error, format!("What it boots cannot be published again: {error}"));
+    }
+}
+
+/// Keeps the console open for as long as the lease lasts, whatever becomes of it in between.
+async fn listen(hold: Arc<Hold>, dut: Arc<Dut>, pass: Pass, mut typed: mpsc::Receiver<Bytes>) {
+    let mut away: Option<Instant> = None;
+    let mut pause = REOPEN_PAUSE;
+    loop {
+        let reason = match dut.console.open().await {
+            Ok(console) => {
+                if let Some(since) = away.take() {
+                    hold.log.append(JobEvent::ConsoleBack { seconds: since.elapsed().as_secs_f64() });
+                }
+                let (mut reader, mut writer) = tokio::io::split(console);
+                let opened = Instant::now();
+                let reason = tokio::select! {
+                    reason = log_what_it_says(&mut reader, &hold.log) => reason,
+                    reason = type_on_it(&mut writer, &mut typed, &pass) => reason,
+                };
+                if opened.elapsed() > REOPEN_PAUSE_MAX {
+                    pause = REOPEN_PAUSE;
+                }
+                reason
+            }
+            Err(error) => error.to_string(),
+        };
+        if away.is_none() {
+            away = Some(Instant::now());
+            hold.log.append(JobEvent::ConsoleAway { reason });
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(REOPEN_PAUSE_MAX);
+    }
+}
+
+async fn log_what_it_says(console: &mut (impl AsyncRead + Unpin), log: &JobLog) -> String {
+    let mut buffer = vec![0; CONSOLE_READ_BYTES];
+    loop {
+        match console.read(&mut buffer).await {
+            Ok(0) => return "the console closed".into(),
+            // What the disk does not take is noted in the log, and costs a person's lease nothing else.
+            Ok(length) => drop(log.append_console(&buffer[..length])),
+            Err(error) => return format!("the console failed: {error}"),
+        }
+    }
+}
+
+/// Ends only when the console cannot be written.
+async fn type_on_it(console: &mut (impl AsyncWrite + Unpin), typed: &mut mpsc::Receiver<Bytes>, pass: &Pass) -> String {
+    while let Some(bytes) = typed.recv().await {
+        // After the lease what was typed too late is dropped.
+        let Ok(_in_flight) = pass.enter().await else { continue };
+        match tokio::time::timeout(TYPING_TIME, console.write_all(&bytes)).await {
+            Ok(Err(error)) => return format!("the console takes no input: {error}"),
+            Ok(Ok(())) | Err(_) => {}
+        }
+    }
+    std::future::pending().await
+}
+
+fn request_of(ask: &LeaseAsk) -> Result<LeaseRequest, LeaseError> {
+    let id = match &ask.id {
+        Some(id) => checked_id(id)?.to_owned(),
+        None => format!("lease-{:08x}", rand::random::<u32>()),
+    };
+    if ask.keeps == Keeps::Term && ask.hold_time.is_none() && ask.hold_time_max.is_none() {
+        return Err(LeaseError::Wrong { field: "for", what: "a lease that only its time ends needs a time".into() });
+    }
+    let gear = |name: &String| Want { kind: Kind::Gear, name: Some(name.clone()), tags: Vec::new(), mode: Mode::Hold };
+    Ok(LeaseRequest {
+        id: id.into(),
+        want: Want { kind: Kind::Dut, name: ask.dut.clone(), tags: ask.tags.clone(), mode: Mode::Hold },
+        also: ask.gear.iter().map(gear).collect(),
+        gang: None,
+        prefers: ask.prefers.clone(),
+        avoid: ask.avoid.clone(),
+        sticky: ask.sticky.clone(),
+        priority: ask.priority,
+        owner: owner_of(&ask.name, ask.keeps)?,
+        authorizer: ask.subject.clone(),
+        timeouts: Timeouts {
+            queue_ms: ask.queue_time.map(ms),
+            activate_ms: Some(ACTIVATE_MS),
+            hold_ms: ask.hold_time.map(ms),
+            hold_ms_max: ask.hold_time_max.map(ms),
+        },
+    })
+}
+
+fn owner_of(name: &str, keeps: Keeps) -> Result<Owner, LeaseError> {
+    let name = name.to_owned();
+    Ok(match keeps {
+        Keeps::Connection => Owner::Connection(name),
+        Keeps::Heartbeat(every) if every.is_zero() => {
+            return Err(LeaseError::Wrong { field: "owner", what: "a heartbeat needs a time above zero".into() });
+        }
+        Keeps::Heartbeat(every) => Owner::Heartbeat { name, every_ms: ms(every) },
+        Keeps::Term => Owner::Heartbeat { name, every_ms: BEAT_OF_NOBODY_MS },
+    })
+}
+
+/// Ids name folders, and those of jobs are the jobs'.
+fn checked_id(id: &str) -> Result<&str, LeaseError> {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    let begins_well = id.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric);
+    if !begins_well || id.len() > ID_LENGTH_MAX || !id.bytes().all(is_plain) {
+        let what = format!("`{id}` is no id; write up to {ID_LENGTH_MAX} letters, digits, `-`, `_`, `.`, a letter or digit first");
+        return Err(LeaseError::Wrong { field: "id", what });
+    }
+    if id.starts_with(JOBS_PREFIX) {
+        return Err(LeaseError::Wrong { field: "id", what: format!("ids with `{JOBS_PREFIX}` are those of jobs; choose another") });
+    }
+    Ok(id)
+}
+
+fn no_lease(id: &str) -> LeaseError {
+    LeaseError::NoSuch(format!("no lease `{id}`; `wharf leases` lists them"))
+}
+
+fn over(id: &str, why: &str) -> LeaseError {
+    LeaseError::Over(format!("lease {id} is over: {why}"))
+}
+
+fn in_words(state: LeaseState) -> &'static str {
+    match state {
+        LeaseState::Pending => "waits in the queue",
+        LeaseState::Acquired => "is being brought up",
+        LeaseState::Active => "is active",
+        LeaseState::Releasing => "is being released",
+        LeaseState::Destroyed => "is over",
+    }
+}
+
+fn ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_that_could_leave_its_folder_or_be_a_jobs_is_refused() {
+        for id in ["", "..", ".hidden", "a/b", "a b", "-x", "é", &"x".repeat(65)] {
+            assert!(checked_id(id).unwrap_err().to_string().contains("is no id"), "{id}");
+        }
+        assert!(checked_id("job-3").unwrap_err().to_string().contains("choose another"));
+        assert_eq!(checked_id("anna.1_b-2").unwrap(), "anna.1_b-2");
+    }
+
+    #[test]
+    fn a_lease_that_only_its_time_ends_needs_a_time() {
+        let ask = LeaseAsk { keeps: Keeps::Term, name: "anna".into(), ..LeaseAsk::default() };
+        assert_eq!(request_of(&ask).unwrap_err().to_string(), "`for`: a lease that only its time ends needs a time");
+        let request = request_of(&LeaseAsk { hold_time: Some(Duration::from_secs(60)), ..ask }).unwrap();
+        assert_eq!(request.timeouts.hold_ms, Some(60_000));
+        assert!(matches!(request.owner, Owner::Heartbeat { every_ms, .. } if every_ms == 31_536_000_000));
+    }
+
+    #[test]
+    fn gear_is_claimed_with_the_dut() {
+        let request = request_of(&LeaseAsk { gear: vec!["scope".into()], ..LeaseAsk::default() }).unwrap();
+        assert_eq!((request.want.kind, request.also[0].kind), (Kind::Dut, Kind::Gear));
+        assert_eq!(request.also[0].name.as_deref(), Some("scope"));
+        assert!(request.id.as_str().starts_with("lease-"));
+    }
+
+    #[tokio::test]
+    async fn what_is_typed_after_the_lease_does_not_reach_the_console() {
+        let pass = Pass::of(&Arc::default(), 1);
+        let (mut console, mut dut) = tokio::io::duplex(64);
+        let (typed, mut inbox) = mpsc::channel(4);
+        typed.send(Bytes::from("in time")).await.unwrap();
+        let mut heard = [0; 7];
+        tokio::select! {
+            _ = type_on_it(&mut console, &mut inbox, &pass) => unreachable!("the console can be written"),
+            read = dut.read_exact(&mut heard) => assert_eq!(read.unwrap(), 7),
+        }
+        pass.revoke();
+        typed.send(Bytes::from("too late")).await.unwrap();
+        drop(typed);
+        let typing = type_on_it(&mut console, &mut inbox, &pass);
+        assert!(futures_util::FutureExt::now_or_never(typing).is_none(), "it goes on");
+        drop(console);
+        let mut rest = Vec::new();
+        dut.read_to_end(&mut rest).await.unwrap();
+        assert_eq!((&heard, rest.len()), (b"in time", 0));
+    }
+}
