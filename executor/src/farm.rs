@@ -1,42 +1,44 @@
 //! One farm: its machines, its gateway, its jobs. What the API and the command line call.
 //!
 //! ```text
-//!  submit ─► render (child) ─► Job ─► desk.request ─► waits … ─► Lease ─► render with the DUT ─► BootPlan ─► runner ─► Verdict
-//!                                                                  └────────── tear-down: revoke, off, unpublish, give back ◄──┘
+//!  submit ─► render (child) ─► Job ─► keeper.request ─► waits … ─► Active ─► render with the DUT ─► BootPlan ─► runner ─► Verdict
+//!                                                                    └────────── release: revoke, off, unpublish, free ◄────────┘
 //! ```
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
 use gateway::Gateway;
-use gateway::dhcp::Mac;
 use job_schema::problem::Problems;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::Instrument;
 
-use crate::blueprint::console::Console;
-use crate::blueprint::power::{Outlet, Pdu, PowerState};
-use crate::config::DutConfig;
+use crate::blueprint::power::PowerState;
 use crate::job_log::{JobEvent, JobLog, Severity};
-use crate::lease::{Candidate, Desk, Waiting};
+use crate::lease::rows::{Admin, Health, Kind, Lease, Object, Owner, Resource, ResourceState, Verb};
+use crate::lease::{Keeper, Snapshot};
 use crate::runner::{EVENTS_MAX, INPUT_CHUNKS_MAX};
 use crate::session::Event;
 use crate::verdict::{Cause, Status, Verdict};
-use crate::virtual_dut::network::PrivateNetwork;
 use crate::virtual_dut::qemu::RuntimeFolder;
 
+mod boot_namespace;
 mod carry;
+mod hold;
 mod ledger;
+mod machines;
+mod network;
 mod prepare;
 mod start;
 
+pub use hold::{Hold, Keeps, LeaseAsk, LeaseError, Link, PowerAction, Until};
 use ledger::{Kept, Reached};
+use machines::{Dut, Machines};
 pub use prepare::{Planner, Preview};
 
 /// Ended jobs that are kept for `wharf jobs`; their consoles stay on disk. A record with its log takes some 100 KiB.
@@ -48,31 +50,21 @@ const QUICK_CHECK: &str = include_str!("../../fixtures/jobs/good/quick-check.yml
 /// A running farm. Used as `Arc<Farm>`.
 pub struct Farm {
     planner: Planner,
-    duts: BTreeMap<String, Arc<Dut>>,
-    desk: Desk,
-    gateway: Gateway,
+    machines: Arc<Machines>,
+    keeper: Keeper,
+    gateway: Arc<Gateway>,
     jobs: Mutex<Jobs>,
     /// Who hears of a DUT's DHCP requests, by MAC.
     listeners: Arc<Listeners>,
     stopping: watch::Sender<bool>,
     carriers: Mutex<JoinSet<()>>,
     quick_checks: Mutex<BTreeMap<String, Arc<JobRecord>>>,
+    /// The leases of people.
+    holds: hold::Holds,
     /// The state folder is ours while this is open.
     _state_lock: std::fs::File,
     /// Sockets of virtual machines; the folder goes with the farm.
     _runtime: RuntimeFolder,
-    /// Kept for as long as the farm runs; its namespace goes with it.
-    _network: Option<Arc<PrivateNetwork>>,
-}
-
-/// A machine of the farm with its drivers.
-struct Dut {
-    config: DutConfig,
-    mac: Mac,
-    pdu: Arc<dyn Pdu>,
-    outlet: Outlet,
-    console: Arc<dyn Console>,
-    power: Mutex<Option<PowerState>>,
 }
 
 /// Events of DUTs that a session waits for, by MAC.
@@ -105,6 +97,9 @@ pub struct Submission {
     pub priority: i32,
     /// Who submits, for the log.
     pub submitter: String,
+    /// The project, user or token in whose name DUTs are authorized.
+    #[serde(default)]
+    pub subject: String,
 }
 
 /// A target that is not the job's own.
@@ -154,6 +149,9 @@ pub enum SubmitError {
         /// Per fitting DUT, why not now.
         reasons: Vec<String>,
     },
+    /// Nothing in the farm could ever serve it, for another reason than its DUT's name and tags.
+    #[error("nothing in the farm could ever serve it: {0}")]
+    Never(String),
     /// The farm is stopping, or cannot keep the job.
     #[error("{0}")]
     Farm(String),
@@ -215,8 +213,17 @@ pub struct JobRecord {
 
 struct JobStatus {
     state: JobState,
-    dut: Option<String>,
+    dut: Option<DutName>,
     verdict: Option<Verdict>,
+}
+
+/// What a DUT is called.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DutName {
+    /// What jobs name it by.
+    pub id: String,
+    /// Its full name.
+    pub full_name: String,
 }
 
 /// A DUT's state, in CI-tron's words.
@@ -273,22 +280,26 @@ impl Farm {
             return Err(SubmitError::Farm("the farm is stopping and takes no jobs".into()));
         }
         let wants = self.planner.wants(&submission).await?;
+        let request = wants.request(&submission, "");
+        let refused = |error| self.planner.refusal(&wants, error);
+        self.keeper.can_ever(request.clone()).await.map_err(refused)?;
         if submission.when_busy == WhenBusy::Refuse {
-            self.desk.free_now(&wants, submission.priority).map_err(|reasons| SubmitError::Busy { reasons })?;
+            self.keeper.free_now(request).await.map_err(|reasons| SubmitError::Busy { reasons })?;
         }
         let number = self.next_number();
-        let waiting = self
-            .desk
-            .request(&number, wants.clone(), submission.priority)
-            .map_err(|_| prepare::refusal(&self.desk.candidates(), &wants))?;
         let directory = self.job_directory(&number);
         let cannot = |error| SubmitError::Farm(format!("cannot keep the job in {}: {error}", directory.display()));
         let log = JobLog::create(&directory).map_err(cannot)?;
         let submitted = jiff::Timestamp::now();
         ledger::keep(&directory, submitted, &submission).map_err(cannot)?;
+        let request = wants.request(&submission, &number);
+        if let Err(error) = self.keeper.request(request).await {
+            ledger::forget(&directory);
+            return Err(self.planner.refusal(&wants, error));
+        }
         let (record, inbox) = JobRecord::new(number, submitted, &submission, log);
         self.enlist(Arc::clone(&record));
-        self.carry(Arc::clone(&record), inbox, submission, waiting);
+        self.carry(Arc::clone(&record), inbox, submission);
         Ok(record)
     }
 
@@ -303,20 +314,35 @@ impl Farm {
     }
 
     /// The job that holds a DUT.
-    pub fn running_on(&self, dut: &str) -> Option<Arc<JobRecord>> {
-        let job = self.dut(dut)?.job?;
+    pub async fn running_on(&self, dut: &str) -> Option<Arc<JobRecord>> {
+        let job = self.dut(dut).await?.job?;
         self.job(&job)
     }
 
-    /// All DUTs, by id.
-    pub fn duts(&self) -> Vec<DutView> {
-        let candidates = self.desk.candidates();
-        candidates.iter().filter_map(|candidate| Some(self.duts.get(&candidate.id)?.view(candidate))).collect()
+    /// The leases of the farm.
+    pub fn keeper(&self) -> &Keeper {
+        &self.keeper
+    }
+
+    /// How many DUTs the farm file has.
+    pub fn size(&self) -> usize {
+        self.planner.config.duts.len()
+    }
+
+    /// All DUTs that exist, by id.
+    pub async fn duts(&self) -> Vec<DutView> {
+        let rows = self.snapshot().await;
+        let mut duts: Vec<_> = self.machines.all().iter().map(|dut| dut.view(&rows)).collect();
+        duts.sort_by(|one, other| one.id.cmp(&other.id));
+        duts
     }
 
     /// One DUT, by id or full name.
-    pub fn dut(&self, id_or_full_name: &str) -> Option<DutView> {
-        self.duts().into_iter().find(|dut| dut.id == id_or_full_name || dut.full_name == id_or_full_name)
+    pub async fn dut(&self, id_or_full_name: &str) -> Option<DutView> {
+        let rows = self.snapshot().await;
+        let all = self.machines.all();
+        let found = all.iter().find(|dut| dut.config.id == id_or_full_name || dut.config.full_name == id_or_full_name);
+        found.map(|dut| dut.view(&rows))
     }
 
     /// Ends a job: its DUT is switched off and given back.
@@ -336,13 +362,22 @@ impl Farm {
     }
 
     /// Takes a DUT (by id) out of service for a reason, or puts it back with `None`. A job that runs on it is left alone.
-    pub fn hold_back(&self, dut: &str, reason: Option<String>) {
-        self.desk.hold_back(dut, reason);
+    pub async fn hold_back(&self, dut: &str, reason: Option<String>) {
+        let rows = self.snapshot().await;
+        let Some(resource) = row_of(&rows, dut) else { return };
+        let verbs = match reason {
+            Some(reason) => vec![Verb::Cordon { reason }],
+            None => vec![Verb::Uncordon, Verb::Judge { health: Health::Unknown }],
+        };
+        for verb in verbs {
+            let told = self.keeper.command(resource.object(), verb, &self.planner.config.name).await;
+            told.unwrap_or_else(|error| tracing::error!(dut, %error, "the DUT's service cannot be changed"));
+        }
     }
 
     /// Boots a DUT and looks whether it comes up, when its turn comes.
     pub async fn queue_quick_check(self: &Arc<Self>, dut: &str) -> Result<Arc<JobRecord>, SubmitError> {
-        let id = self.dut(dut).map(|dut| dut.id);
+        let id = self.dut(dut).await.map(|dut| dut.id);
         let submission = Submission {
             source_name: "quick-check.yml".into(),
             text: QUICK_CHECK.into(),
@@ -353,14 +388,14 @@ impl Farm {
         let job = self.submit(submission).await?;
         if let Some(id) = id {
             self.quick_checks.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), Arc::clone(&job));
-            tokio::spawn(hold_back_unless_passed(self.desk.clone(), id, Arc::clone(&job)));
+            tokio::spawn(hold_back_unless_passed(Arc::downgrade(self), id, Arc::clone(&job)));
         }
         Ok(job)
     }
 
     /// Whether a quick check of this DUT waits or runs.
-    pub fn quick_check_queued(&self, dut: &str) -> bool {
-        let Some(dut) = self.dut(dut) else { return false };
+    pub async fn quick_check_queued(&self, dut: &str) -> bool {
+        let Some(dut) = self.dut(dut).await else { return false };
         let checks = self.quick_checks.lock().unwrap_or_else(PoisonError::into_inner);
         checks.get(&dut.id).is_some_and(|job| job.state() != JobState::Ended)
     }
@@ -374,6 +409,7 @@ impl Farm {
         }
         let mut carriers = std::mem::take(&mut *self.carriers());
         while carriers.join_next().await.is_some() {}
+        self.keeper.stop().await;
         self.gateway.drain().await;
     }
 
@@ -389,13 +425,18 @@ impl Farm {
         jobs.forget_old();
     }
 
-    fn carry(self: &Arc<Self>, record: Arc<JobRecord>, inbox: carry::Inbox, submission: Submission, waiting: Waiting) {
+    fn carry(self: &Arc<Self>, record: Arc<JobRecord>, inbox: carry::Inbox, submission: Submission) {
         let span = tracing::info_span!("job", job = record.id);
         let carried = carry::Carried { record, inbox, submission };
-        self.carriers().spawn(carry::carry(Arc::clone(self), carried, waiting).instrument(span));
+        self.carriers().spawn(carry::carry(Arc::clone(self), carried).instrument(span));
     }
 
-    /// Takes up the jobs of an earlier run, whose DUTs are all off by now.
+    /// The rows of the leases; none any more once the farm has stopped.
+    async fn snapshot(&self) -> Snapshot {
+        self.keeper.snapshot().await.unwrap_or_default()
+    }
+
+    /// Takes up the jobs of an earlier run. Their leases and their places in the queue are there.
     async fn restore(self: &Arc<Self>, kept: Vec<Kept>) {
         for kept in kept {
             let (reached, owned) = (kept.reached(), kept.is_owned());
@@ -403,22 +444,37 @@ impl Farm {
             let (record, inbox) = JobRecord::new(id, submitted, &submission, log);
             self.enlist(Arc::clone(&record));
             match reached {
-                Reached::Verdict { dut, verdict } => record.was(dut.map(|dut| self.id_of(dut)), verdict),
+                Reached::Verdict { dut, verdict } => {
+                    record.was(dut.map(|dut| self.named(dut)), verdict);
+                    self.keeper_forgets(&record).await;
+                }
                 Reached::Dut(dut) => {
-                    record.was_leased(self.id_of(dut));
-                    record.ended(by_restart("the farm was restarted while the job ran; its DUT was switched off"));
+                    record.was_leased(self.named(dut));
+                    let span = tracing::info_span!("job", job = record.id);
+                    self.carriers().spawn(carry::give_back(Arc::clone(self), record).instrument(span));
                 }
                 Reached::Queue => self.queue_again(record, inbox, submission, owned).await,
             }
         }
     }
 
-    /// The id of the DUT that had this full name, or the name when it has left the farm.
-    fn id_of(&self, full_name: String) -> String {
-        self.dut(&full_name).map_or(full_name, |dut| dut.id)
+    /// A job that has its verdict needs no lease; one that is left of it is released.
+    async fn keeper_forgets(&self, record: &JobRecord) {
+        // Nearly always it is over: then there is nothing to be asked.
+        let _ = self
+            .keeper
+            .command(Object::Lease(record.lease()), carry::release("its job has ended"), "the farm's start")
+            .await;
     }
 
-    /// Its place is the old one: jobs come back in their order. A job that a connection kept waits a while for its submitter.
+    /// The DUT that had this full name; the name is its id, too, when it has left the farm.
+    fn named(&self, full_name: String) -> DutName {
+        let all = self.machines.all();
+        let found = all.iter().find(|dut| dut.config.full_name == full_name);
+        DutName { id: found.map_or_else(|| full_name.clone(), |dut| dut.config.id.clone()), full_name }
+    }
+
+    /// Its place is the old one. A job that a connection kept waits a while for its submitter.
     async fn queue_again(
         self: &Arc<Self>,
         record: Arc<JobRecord>,
@@ -426,20 +482,23 @@ impl Farm {
         submission: Submission,
         owned: bool,
     ) {
-        let waiting = match self.planner.wants(&submission).await {
+        let asked = match self.planner.wants(&submission).await {
+            // Nearly always the lease is there, and asking again changes nothing.
             Ok(wants) => self
-                .desk
-                .request(&record.id, wants.clone(), submission.priority)
-                .map_err(|_| prepare::refusal(&self.desk.candidates(), &wants)),
+                .keeper
+                .request(wants.request(&submission, &record.id))
+                .await
+                .map_err(|error| self.planner.refusal(&wants, error)),
             Err(error) => Err(error),
         };
-        match waiting {
-            Ok(waiting) => {
+        match asked {
+            Ok(lease) => {
+                self.keeper.beat(lease);
                 record.note(Severity::Info, "The farm was restarted: the job is in the queue again");
                 if owned {
                     tokio::spawn(forsake_unless_claimed(Arc::downgrade(self), Arc::clone(&record)));
                 }
-                self.carry(record, inbox, submission, waiting);
+                self.carry(record, inbox, submission);
             }
             Err(error) => {
                 record.ended(by_restart(&format!("the farm was restarted, and no longer takes the job: {error}")))
@@ -480,14 +539,19 @@ fn by_restart(summary: &str) -> Verdict {
 }
 
 /// A DUT that fails its quick check takes no more jobs until somebody has looked at it.
-async fn hold_back_unless_passed(desk: Desk, dut: String, job: Arc<JobRecord>) {
+async fn hold_back_unless_passed(farm: Weak<Farm>, dut: String, job: Arc<JobRecord>) {
     let mut follower = job.log.follow(0);
     while follower.next().await.is_some() {}
-    if let Some(verdict) =
-        job.verdict().filter(|verdict| verdict.cause != Cause::Cancelled && verdict.status != Status::Pass)
-    {
-        desk.hold_back(&dut, Some(format!("its quick check ended {verdict}")));
+    let verdict = job.verdict().filter(|verdict| verdict.cause != Cause::Cancelled && verdict.status != Status::Pass);
+    if let (Some(farm), Some(verdict)) = (farm.upgrade(), verdict) {
+        farm.hold_back(&dut, Some(format!("its quick check ended {verdict}"))).await;
     }
+}
+
+/// The row of a DUT, by its id.
+fn row_of<'a>(rows: &'a Snapshot, dut: &str) -> Option<&'a Resource> {
+    let is_there = |state| !matches!(state, ResourceState::Releasing | ResourceState::Destroyed);
+    rows.resources.iter().find(|row| row.kind == Kind::Dut && row.name == dut && is_there(row.state)).map(Arc::as_ref)
 }
 
 impl Jobs {
@@ -500,8 +564,11 @@ impl Jobs {
 }
 
 impl Dut {
-    fn view(&self, candidate: &Candidate) -> DutView {
-        let state = match (&candidate.holder, &candidate.held_back) {
+    fn view(&self, rows: &Snapshot) -> DutView {
+        let row = row_of(rows, &self.config.id);
+        let holder = row.and_then(|row| holder_of(rows, row));
+        let held_back = row.map_or_else(|| Some("it is being made ready".to_owned()), held_back);
+        let state = match (holder, &held_back) {
             (Some(_), _) => DutState::Running,
             (None, Some(_)) => DutState::Retired,
             (None, None) => DutState::Idle,
@@ -511,21 +578,31 @@ impl Dut {
             full_name: self.config.full_name.clone(),
             base_name: self.config.base_name.clone(),
             state,
-            tags: candidate.tags.clone(),
+            tags: row.map_or_else(|| self.config.tags.clone(), |row| row.tags.clone()),
             mac_address: self.config.mac.clone(),
             ip_address: self.config.address.to_string(),
-            comment: candidate.held_back.clone().or_else(|| self.config.comment.clone()),
-            job: candidate.holder.clone(),
-            power: *self.power.lock().unwrap_or_else(PoisonError::into_inner),
+            comment: held_back.or_else(|| self.config.comment.clone()),
+            job: holder.and_then(|lease| match &lease.request.owner {
+                Owner::Job(id) => Some(id.clone()),
+                Owner::Connection(_) | Owner::Heartbeat { .. } => None,
+            }),
+            power: self.power_seen(),
         }
     }
+}
 
-    fn address(&self) -> IpAddr {
-        IpAddr::V4(self.config.address)
-    }
+fn holder_of<'a>(rows: &'a Snapshot, row: &Resource) -> Option<&'a Lease> {
+    rows.leases.iter().find(|lease| lease.is_held() && lease.resource.as_ref() == Some(&row.id)).map(Arc::as_ref)
+}
 
-    fn note_power(&self, state: PowerState) {
-        *self.power.lock().unwrap_or_else(PoisonError::into_inner) = Some(state);
+/// Why a DUT takes no jobs, if it takes none.
+fn held_back(row: &Resource) -> Option<String> {
+    match (&row.admin, row.health, row.state) {
+        (Admin::Cordoned { reason }, ..) => Some(reason.clone()),
+        (Admin::Enabled, Health::Quarantined, _) => Some("it failed too often; look at its events".into()),
+        (Admin::Enabled, _, ResourceState::Pending) => Some("it is being made ready".into()),
+        (Admin::Enabled, _, ResourceState::Draining) => Some("it is being taken out of service".into()),
+        (Admin::Enabled, _, ResourceState::Active | ResourceState::Releasing | ResourceState::Destroyed) => None,
     }
 }
 
@@ -567,8 +644,13 @@ impl JobRecord {
     }
 
     /// The DUT it holds, or held.
-    pub fn dut(&self) -> Option<String> {
+    pub fn dut(&self) -> Option<DutName> {
         self.lock().dut.clone()
+    }
+
+    /// The lease that it asks for.
+    fn lease(&self) -> crate::lease::rows::LeaseId {
+        lease_of(&self.id)
     }
 
     /// How it ended.
@@ -588,18 +670,20 @@ impl JobRecord {
     fn leased(&self, dut: &Dut) {
         let mut status = self.lock();
         status.state = JobState::Running;
-        status.dut = Some(dut.config.id.clone());
+        status.dut = Some(DutName { id: dut.config.id.clone(), full_name: dut.config.full_name.clone() });
         drop(status);
         self.log.append(JobEvent::Leased { dut: dut.config.full_name.clone() });
     }
 
     /// As an earlier run left it.
-    fn was(&self, dut: Option<String>, verdict: Verdict) {
+    fn was(&self, dut: Option<DutName>, verdict: Verdict) {
         *self.lock() = JobStatus { state: JobState::Ended, dut, verdict: Some(verdict) };
     }
 
-    fn was_leased(&self, dut: String) {
-        self.lock().dut = Some(dut);
+    fn was_leased(&self, dut: DutName) {
+        let mut status = self.lock();
+        status.state = JobState::Running;
+        status.dut = Some(dut);
     }
 
     /// The status first, so that whoever reads the last record finds the job ended.
@@ -614,6 +698,11 @@ impl JobRecord {
     fn lock(&self) -> MutexGuard<'_, JobStatus> {
         self.status.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The lease of a job.
+fn lease_of(job: &str) -> crate::lease::rows::LeaseId {
+    format!("job-{job}").into()
 }
 
 impl Listeners {

@@ -18,9 +18,9 @@ pub struct Power {
     observed: Arc<dyn Fn(PowerState) + Send + Sync>,
 }
 
-/// One call to a PDU may take this long: SNMP units answer within a second, the slowest known (a card that reboots its web server)
-/// within twenty.
-const PDU_CALL: Duration = Duration::from_secs(30);
+/// One call to a PDU may take this long. SNMP units answer within a second; the slowest that must work take 30 s (a card that restarts
+/// its web server first), and half as much again is for a loaded network between.
+const PDU_CALL: Duration = Duration::from_secs(45);
 
 impl Power {
     /// The power interface of the lease that `pass` belongs to; `observed` hears every read-back.
@@ -30,20 +30,36 @@ impl Power {
 
     /// Switches, then reads back: a unit that says "done" is not believed until the outlet says so too.
     pub async fn set(&self, state: PowerState) -> Result<(), PowerError> {
-        self.pass.check().map_err(|revoked| self.error(revoked.to_string()))?;
-        self.bounded(self.pdu.set(&self.outlet, state)).await?;
-        let read = self.bounded(self.pdu.state(&self.outlet)).await?;
+        let error = |reason| PowerError { outlet: self.outlet.0.clone(), reason };
+        let _in_flight = self.pass.enter().await.map_err(|revoked| error(revoked.to_string()))?;
+        switch(&*self.pdu, &self.outlet, state, &*self.observed).await
+    }
+
+    /// Reads the outlet.
+    pub async fn state(&self) -> Result<PowerState, PowerError> {
+        let read = bounded(&self.outlet, self.pdu.state(&self.outlet)).await?;
         (self.observed)(read);
-        if read == state { Ok(()) } else { Err(self.error(format!("told to go {state}, but it reads back {read}"))) }
+        Ok(read)
     }
+}
 
-    async fn bounded<T>(&self, call: impl Future<Output = Result<T, PowerError>>) -> Result<T, PowerError> {
-        timeout(PDU_CALL, call).await.unwrap_or_else(|_| {
-            Err(self.error(format!("the unit gave no answer in {} s; check its network", PDU_CALL.as_secs())))
-        })
-    }
+/// Switches and reads back, without a lease: for tear-downs, which come when no pass is valid any more.
+pub async fn switch(
+    pdu: &dyn Pdu,
+    outlet: &Outlet,
+    state: PowerState,
+    observed: &(dyn Fn(PowerState) + Send + Sync),
+) -> Result<(), PowerError> {
+    bounded(outlet, pdu.set(outlet, state)).await?;
+    let read = bounded(outlet, pdu.state(outlet)).await?;
+    observed(read);
+    let reason = || format!("told to go {state}, but it reads back {read}");
+    if read == state { Ok(()) } else { Err(PowerError { outlet: outlet.0.clone(), reason: reason() }) }
+}
 
-    fn error(&self, reason: String) -> PowerError {
-        PowerError { outlet: self.outlet.0.clone(), reason }
-    }
+async fn bounded<T>(outlet: &Outlet, call: impl Future<Output = Result<T, PowerError>>) -> Result<T, PowerError> {
+    timeout(PDU_CALL, call).await.unwrap_or_else(|_| {
+        let reason = format!("the unit gave no answer in {} s; check its network", PDU_CALL.as_secs());
+        Err(PowerError { outlet: outlet.0.clone(), reason })
+    })
 }

@@ -129,7 +129,7 @@ async fn take(api: Api, ask: Ask, mut request: Request) -> Result<Response, ApiE
         }
         (Viewer::Upgrade | Viewer::Nobody, _) => {
             let record = accept(&api.farm, submission, bucket).await?;
-            Ok(submit::created(&api.farm, &record))
+            Ok(submit::created(&record))
         }
     }
 }
@@ -258,13 +258,13 @@ fn in_full(error: reqwest::Error) -> String {
 /// GET `/api/v1/duts`
 #[utoipa::path(get, tag = "ci-tron", path = "/api/v1/duts", responses((status = 200, description = "`{\"duts\": {id: DUT}}`, CI-tron's DUTs with `job` and `power` added", body = Object)))]
 pub(super) async fn duts(State(api): State<Api>) -> Json<Value> {
-    Json(json!({"duts": all_duts(&api.farm)}))
+    Json(json!({"duts": all_duts(&api.farm).await}))
 }
 
 /// GET `/api/v1/dut/<id or full name>`
 #[utoipa::path(get, tag = "ci-tron", path = "/api/v1/dut/{name}", params(("name" = String, Path, description = "id or full name")), responses((status = 200, body = Object), (status = 400, description = "no such DUT", body = super::wire::ErrorWire)))]
 pub(super) async fn dut(State(api): State<Api>, Path(name): Path<String>) -> Result<Json<Value>, ApiError> {
-    find(&api.farm, &name).map(|dut| Json(dut_json(&dut)))
+    find(&api.farm, &name).await.map(|dut| Json(dut_json(&dut)))
 }
 
 /// PATCH `/api/v1/dut/<id or full name>`: `ready_for_service` holds a DUT back, or puts one that the farm held back (it declared itself
@@ -275,14 +275,16 @@ pub(super) async fn update_dut(
     Path(name): Path<String>,
     Json(changes): Json<BTreeMap<String, Value>>,
 ) -> Result<String, ApiError> {
-    let dut = find(&api.farm, &name)?;
+    let dut = find(&api.farm, &name).await?;
     if let Some(key) = changes.keys().find(|key| *key != "ready_for_service") {
         let text = format!("`{key}` cannot be changed here; change it in the farm file, or send `ready_for_service`");
         return Err(ApiError::Malformed(text));
     }
     match changes.get("ready_for_service").map(Value::as_bool) {
-        Some(Some(true)) => api.farm.hold_back(&dut.id, None),
-        Some(Some(false)) => api.farm.hold_back(&dut.id, Some("taken out of service by an operator".into())),
+        Some(Some(true)) => api.farm.hold_back(&dut.id, None).await,
+        Some(Some(false)) => {
+            api.farm.hold_back(&dut.id, Some("taken out of service by an operator".into())).await;
+        }
         Some(None) => return Err(ApiError::Malformed("`ready_for_service` is neither true nor false".into())),
         None => {}
     }
@@ -296,8 +298,8 @@ pub(super) async fn cancel_job(
     Path(name): Path<String>,
     request: Request,
 ) -> Result<String, ApiError> {
-    let dut = find(&api.farm, &name)?;
-    let running = api.farm.running_on(&dut.id);
+    let dut = find(&api.farm, &name).await?;
+    let running = api.farm.running_on(&dut.id).await;
     let by = CancelledBy::Operator(submit::peer_of(&request).to_string());
     match running.map(|record| api.farm.cancel(&record.id, by)) {
         Some(Ok(())) => Ok("The job was marked for cancellation\n".into()),
@@ -308,15 +310,15 @@ pub(super) async fn cancel_job(
 /// GET `/api/v1/dut/<id or full name>/quick_check`
 #[utoipa::path(get, tag = "ci-tron", path = "/api/v1/dut/{name}/quick_check", params(("name" = String, Path, description = "id or full name")), responses((status = 200, description = "`true` while a quick check waits or runs", body = String), (status = 400, description = "no such DUT", body = super::wire::ErrorWire)))]
 pub(super) async fn quick_check(State(api): State<Api>, Path(name): Path<String>) -> Result<&'static str, ApiError> {
-    let dut = find(&api.farm, &name)?;
-    Ok(if api.farm.quick_check_queued(&dut.id) { "true\n" } else { "false\n" })
+    let dut = find(&api.farm, &name).await?;
+    Ok(if api.farm.quick_check_queued(&dut.id).await { "true\n" } else { "false\n" })
 }
 
 /// POST `/api/v1/dut/<id or full name>/quick_check`
 #[utoipa::path(post, tag = "ci-tron", path = "/api/v1/dut/{name}/quick_check", params(("name" = String, Path, description = "id or full name")), responses((status = 200, body = String), (status = 400, description = "no such DUT", body = super::wire::ErrorWire)))]
 pub(super) async fn queue_quick_check(State(api): State<Api>, Path(name): Path<String>) -> Result<String, ApiError> {
-    let dut = find(&api.farm, &name)?;
-    if api.farm.quick_check_queued(&dut.id) {
+    let dut = find(&api.farm, &name).await?;
+    if api.farm.quick_check_queued(&dut.id).await {
         return Ok(format!("A quick check of {} is queued already\n", dut.full_name));
     }
     let record = api.farm.queue_quick_check(&dut.id).await?;
@@ -333,18 +335,19 @@ pub(super) async fn pdus() -> Json<Value> {
 #[utoipa::path(get, tag = "ci-tron", path = "/api/v1/full-state", responses((status = 200, description = "`{pdus, duts, discover, now}`", body = Object)))]
 pub(super) async fn full_state(State(api): State<Api>) -> Json<Value> {
     let now = http_date(jiff::Timestamp::now());
-    Json(json!({"pdus": {}, "duts": all_duts(&api.farm), "discover": {}, "now": now}))
+    Json(json!({"pdus": {}, "duts": all_duts(&api.farm).await, "discover": {}, "now": now}))
 }
 
-fn find(farm: &Farm, name: &str) -> Result<DutView, ApiError> {
-    farm.dut(name).ok_or_else(|| {
-        let known: Vec<_> = farm.duts().into_iter().map(|dut| dut.full_name).collect();
-        ApiError::Malformed(format!("no DUT `{name}`; DUTs: {}", known.join(", ")))
-    })
+async fn find(farm: &Farm, name: &str) -> Result<DutView, ApiError> {
+    if let Some(dut) = farm.dut(name).await {
+        return Ok(dut);
+    }
+    let known: Vec<_> = farm.duts().await.into_iter().map(|dut| dut.full_name).collect();
+    Err(ApiError::Malformed(format!("no DUT `{name}`; DUTs: {}", known.join(", "))))
 }
 
-fn all_duts(farm: &Farm) -> Map<String, Value> {
-    farm.duts().iter().map(|dut| (dut.id.clone(), dut_json(dut))).collect()
+async fn all_duts(farm: &Farm) -> Map<String, Value> {
+    farm.duts().await.iter().map(|dut| (dut.id.clone(), dut_json(dut))).collect()
 }
 
 /// CI-tron's keys, all of them, in its order; then ours.

@@ -79,6 +79,8 @@ impl Framer {
             | JobEvent::Access { .. }
             | JobEvent::PatternMatched { .. }
             | JobEvent::TimeoutHit { .. }
+            | JobEvent::ConsoleAway { .. }
+            | JobEvent::ConsoleBack { .. }
             | JobEvent::Note { .. }
             | JobEvent::TeardownStarted
             | JobEvent::TeardownComplete => self.control(&mut frames, record),
@@ -175,6 +177,8 @@ fn tag(event: &JobEvent) -> u16 {
         | JobEvent::PoweredOff
         | JobEvent::Access { .. }
         | JobEvent::Console { .. }
+        | JobEvent::ConsoleAway { .. }
+        | JobEvent::ConsoleBack { .. }
         | JobEvent::Note { .. }
         | JobEvent::Ended { .. } => 0,
     }

@@ -115,7 +115,7 @@ impl From<SubmitError> for ApiError {
         match error {
             SubmitError::Invalid(problems) => ApiError::Problems(problems),
             SubmitError::NoSuchDut { .. } => ApiError::NotFound(text),
-            SubmitError::NoDutMatches { .. } => ApiError::NotAcceptable(text),
+            SubmitError::NoDutMatches { .. } | SubmitError::Never(_) => ApiError::NotAcceptable(text),
             SubmitError::Busy { .. } => ApiError::Conflict(text),
             SubmitError::Farm(_) => ApiError::Internal(text),
         }

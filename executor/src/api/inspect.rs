@@ -26,7 +26,7 @@ const HEARTBEAT: Duration = Duration::from_secs(10);
 /// GET `/api/v1/jobs`
 #[utoipa::path(get, tag = "inspect", path = "/api/v1/jobs", responses((status = 200, description = "The newest first", body = JobsWire)))]
 pub(super) async fn jobs(State(api): State<Api>) -> Json<JobsWire> {
-    Json(JobsWire { jobs: api.farm.jobs().iter().map(|record| JobWire::of(&api.farm, record)).collect() })
+    Json(JobsWire { jobs: api.farm.jobs().iter().map(|record| JobWire::of(record)).collect() })
 }
 
 /// GET `/api/v1/jobs/{id}`
@@ -36,7 +36,7 @@ pub(super) async fn jobs(State(api): State<Api>) -> Json<JobsWire> {
     responses((status = 200, body = JobWire), (status = 404, body = ErrorWire))
 )]
 pub(super) async fn job(State(api): State<Api>, Path(id): Path<String>) -> Result<Json<JobWire>, ApiError> {
-    Ok(Json(JobWire::of(&api.farm, &*api.job(&id)?)))
+    Ok(Json(JobWire::of(&*api.job(&id)?)))
 }
 
 /// What of a console is wanted.
@@ -189,7 +189,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let log = JobLog::create(directory.path()).unwrap();
         log.append(JobEvent::SetupStarted);
-        log.append_console(b"ok\n");
+        log.append_console(b"ok\n").unwrap();
         let mut lines = std::pin::pin!(lines(log.follow(1), None));
         let line = lines.try_next().await.unwrap().unwrap();
         let event: EventWire = serde_json::from_slice(&line).unwrap();
@@ -201,9 +201,9 @@ mod tests {
     async fn a_running_jobs_console_is_given_from_an_offset_and_does_not_wait() {
         let directory = tempfile::tempdir().unwrap();
         let log = JobLog::create(directory.path()).unwrap();
-        log.append_console(b"hello ");
+        log.append_console(b"hello ").unwrap();
         log.append(JobEvent::PoweredOff);
-        log.append_console(b"world");
+        log.append_console(b"world").unwrap();
         let bytes: Vec<Bytes> = console(&log, 4, Some(3)).try_collect().await.unwrap();
         assert_eq!(bytes, ["o ", "world"]);
         let bytes: Vec<Bytes> = console(&log, 0, Some(0)).try_collect().await.unwrap();

@@ -5,7 +5,7 @@ use crate::job_log::{JobEvent, Severity};
 /// What a person reads; several lines where there are several reasons. `None` for the DUT's own bytes.
 pub(crate) fn sentence(event: &JobEvent) -> Option<String> {
     Some(match event {
-        JobEvent::Queued { place, reasons } => queued(*place, reasons),
+        JobEvent::Queued { place, reasons, estimate } => queued(*place, reasons, *estimate),
         JobEvent::Owned => "The job lives as long as its submitter's connection".into(),
         JobEvent::Leased { dut } => format!("Got the DUT {dut}"),
         JobEvent::SetupStarted => "Setting up: fetching and publishing the artifacts".into(),
@@ -25,6 +25,12 @@ pub(crate) fn sentence(event: &JobEvent) -> Option<String> {
             format!("The timeout {name} ({seconds} s) expired: {next} ({retried} of {retries} retries used)")
         }
         JobEvent::Console { .. } => return None,
+        JobEvent::ConsoleAway { reason } => {
+            format!("The console is away ({reason}): the clocks that it drives stand still until it is back")
+        }
+        JobEvent::ConsoleBack { seconds } => {
+            format!("The console is back after {seconds:.1} s; what the DUT said meanwhile is lost")
+        }
         JobEvent::Note { text, .. } => text.clone(),
         JobEvent::TeardownStarted => "Tearing down: switching the DUT off, withdrawing its artifacts".into(),
         JobEvent::TeardownComplete => "Tear-down complete: the DUT is free".into(),
@@ -36,14 +42,17 @@ pub(crate) fn sentence(event: &JobEvent) -> Option<String> {
 pub(crate) fn severity(event: &JobEvent) -> Severity {
     match event {
         JobEvent::SetupFailed { .. } => Severity::Error,
-        JobEvent::TimeoutHit { .. } => Severity::Warning,
+        JobEvent::TimeoutHit { .. } | JobEvent::ConsoleAway { .. } | JobEvent::ConsoleBack { .. } => Severity::Warning,
         JobEvent::Note { severity, .. } => *severity,
         _ => Severity::Info,
     }
 }
 
-fn queued(place: usize, reasons: &[String]) -> String {
+fn queued(place: usize, reasons: &[String], estimate: Option<jiff::Timestamp>) -> String {
     let mut text = format!("Waiting for a DUT: place {place} in the queue");
+    if let Some(at) = estimate {
+        text.push_str(&format!("; its turn should come at about {}", at.strftime("%H:%M:%S UTC")));
+    }
     for reason in reasons {
         text.push_str("\n  ");
         text.push_str(reason);
@@ -77,8 +86,13 @@ mod tests {
 
     #[test]
     fn a_waiting_job_reads_its_place_and_the_reason_per_candidate() {
-        let event = JobEvent::Queued { place: 2, reasons: vec!["dut-1: runs job 7".into()] };
-        assert_eq!(sentence(&event).unwrap(), "Waiting for a DUT: place 2 in the queue\n  dut-1: runs job 7");
+        let event = |estimate| JobEvent::Queued { place: 2, reasons: vec!["dut-1: runs job 7".into()], estimate };
+        assert_eq!(sentence(&event(None)).unwrap(), "Waiting for a DUT: place 2 in the queue\n  dut-1: runs job 7");
+        let at = "2026-11-20T23:35:13Z".parse().unwrap();
+        assert_eq!(
+            sentence(&event(Some(at))).unwrap(),
+            "Waiting for a DUT: place 2 in the queue; its turn should come at about 23:35:13 UTC\n  dut-1: runs job 7"
+        );
     }
 
     #[test]

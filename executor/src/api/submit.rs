@@ -11,7 +11,10 @@ use super::error::ApiError;
 use super::serve::Peer;
 use super::wire::{ErrorWire, JobWire};
 use super::{Api, ci_tron, upload};
-use crate::farm::{CancelledBy, Farm, JobRecord, Submission, TargetOverride, WhenBusy};
+use crate::farm::{CancelledBy, JobRecord, Submission, TargetOverride, WhenBusy};
+
+/// In whose name a client asks that does not say.
+pub(super) const ANYBODY: &str = "anybody";
 
 /// What the address of a submission says, besides its body.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -21,6 +24,7 @@ pub(super) struct Ask {
     dut: Option<String>,
     priority: Option<i32>,
     submitter: Option<String>,
+    subject: Option<String>,
     when_busy: Option<WhenBusy>,
 }
 
@@ -33,13 +37,14 @@ impl Ask {
                 "tag" => ask.tags.push(value),
                 "dut" => ask.dut = Some(value),
                 "submitter" => ask.submitter = Some(value),
+                "subject" => ask.subject = Some(value),
                 "priority" => {
                     let wrong = |_| ApiError::Malformed(format!("priority `{value}` is no whole number"));
                     ask.priority = Some(value.parse().map_err(wrong)?);
                 }
                 "queue" => ask.when_busy = Some(if value == "0" { WhenBusy::Refuse } else { WhenBusy::Queue }),
                 unknown => {
-                    let known = "name, tag, dut, priority, queue, submitter";
+                    let known = "name, tag, dut, priority, queue, submitter, subject";
                     return Err(ApiError::Malformed(format!("unknown parameter `{unknown}`; there are {known}")));
                 }
             }
@@ -55,6 +60,7 @@ impl Ask {
         if let Some(priority) = self.priority {
             submission.priority = priority;
         }
+        submission.subject = self.subject.clone().unwrap_or_else(|| ANYBODY.to_owned());
         if self.dut.is_some() || !self.tags.is_empty() {
             let tags = (!self.tags.is_empty()).then(|| self.tags.clone());
             submission.target = Some(TargetOverride { id: self.dut.clone(), tags });
@@ -82,6 +88,7 @@ impl Ask {
         ("priority" = Option<i32>, Query, description = "Higher goes first"),
         ("queue" = Option<u8>, Query, description = "0: answer 409 instead of waiting for a DUT"),
         ("submitter" = Option<String>, Query, description = "Who asks, for the log"),
+        ("subject" = Option<String>, Query, description = "The project, user or token in whose name DUTs are authorized; `anybody` when absent"),
     ),
     request_body(content = String, content_type = "application/yaml", description = "The job description; or CI-tron's multipart form"),
     responses(
@@ -123,13 +130,13 @@ async fn submit_yaml(api: Api, ask: Ask, request: Request) -> Result<Response, A
     submission.when_busy = ask.when_busy();
     submission.submitter = ask.submitter_at(peer);
     let record = api.farm.submit(submission).await?;
-    Ok(created(&api.farm, &record))
+    Ok(created(&record))
 }
 
 /// The answer for a client that follows the job by itself.
-pub(super) fn created(farm: &Farm, record: &JobRecord) -> Response {
+pub(super) fn created(record: &JobRecord) -> Response {
     let location = format!("/api/v1/jobs/{}", record.id);
-    (StatusCode::CREATED, [(header::LOCATION, location)], Json(JobWire::of(farm, record))).into_response()
+    (StatusCode::CREATED, [(header::LOCATION, location)], Json(JobWire::of(record))).into_response()
 }
 
 /// POST `/api/v1/jobs/{id}/cancel`
@@ -150,7 +157,7 @@ pub(super) async fn cancel(
     let by = CancelledBy::Operator(format!("an operator at {}", peer_of(&request)));
     let record = api.job(&id)?;
     api.farm.cancel(&record.id, by)?;
-    Ok(Json(JobWire::of(&api.farm, &record)))
+    Ok(Json(JobWire::of(&record)))
 }
 
 /// POST `/api/v1/jobs/{id}/console`: the body's bytes are typed on the DUT's console as they come.
@@ -211,6 +218,6 @@ mod tests {
     fn an_unknown_parameter_lists_the_known_ones() {
         let error = ask(&[("tags", "a")]).unwrap_err();
         assert!(matches!(error, ApiError::Malformed(text)
-            if text == "unknown parameter `tags`; there are name, tag, dut, priority, queue, submitter"));
+            if text == "unknown parameter `tags`; there are name, tag, dut, priority, queue, submitter, subject"));
     }
 }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::farm::{Farm, JobRecord, JobState};
+use crate::farm::{JobRecord, JobState};
 use crate::job_log::{JobLog, Record};
 use crate::verdict::Verdict;
 
@@ -32,15 +32,14 @@ pub struct JobWire {
 
 impl JobWire {
     /// A job of this farm.
-    pub(super) fn of(farm: &Farm, record: &JobRecord) -> Self {
-        let full_name = |id: String| farm.dut(&id).map_or(id, |dut| dut.full_name);
+    pub(super) fn of(record: &JobRecord) -> Self {
         JobWire {
             id: record.id.clone(),
             name: record.source_name.clone(),
             submitter: record.submitter.clone(),
             submitted: record.submitted,
             state: record.state(),
-            dut: record.dut().map(full_name),
+            dut: record.dut().map(|dut| dut.full_name),
             verdict: record.verdict(),
         }
     }

@@ -151,5 +151,7 @@ fn no_farm() -> FarmConfig {
         state: PathBuf::new(),
         job_variables: Default::default(),
         duts: Vec::new(),
+        on_demand: Vec::new(),
+        gear: Vec::new(),
     }
 }

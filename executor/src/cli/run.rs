@@ -95,6 +95,7 @@ fn address(arguments: &Arguments) -> String {
     let user = std::env::var("USER").unwrap_or_else(|_| format!("user {}", nix::unistd::getuid()));
     let submitter = format!("wharf run of {user}");
     let mut path = format!("/api/v1/jobs?name={}&submitter={}", in_query(&name), in_query(&submitter));
+    path.push_str(&format!("&subject={}", in_query(&user)));
     path.push_str(&format!("&priority={}", arguments.priority));
     for tag in &arguments.tags {
         path.push_str(&format!("&tag={}", in_query(tag)));

@@ -39,7 +39,7 @@ pub fn main(arguments: Arguments) -> anyhow::Result<ExitCode> {
     run_threads(async move {
         let address = listener.local_addr()?;
         let farm = Farm::start(config, address).await?;
-        println!("farm {} with {} DUTs: http://{address}", farm.name(), farm.duts().len());
+        println!("farm {} with {} DUTs: http://{address}", farm.name(), farm.size());
         let local = tokio::spawn(crate::api::serve_locally(farm.clone(), stop_signal()?));
         // The API stays until the farm has stopped: who follows a job still gets its verdict.
         let stop = stop_signal()?;
@@ -75,12 +75,12 @@ pub fn install_for(config: &FarmConfig, say: &dyn Fn(&str)) -> anyhow::Result<()
 
 fn needs_of(config: &FarmConfig) -> Vec<Need> {
     let is_qemu = |machine: &MachineConfig| matches!(machine, MachineConfig::Qemu(_));
-    if !config.duts.iter().any(|dut| is_qemu(&dut.machine)) {
+    if !config.machines().any(is_qemu) {
         return Vec::new();
     }
     let mut needs = vec![Need::Qemu, Need::Ipxe, Need::Kernel, Need::Busybox];
     let uefi = |machine: &MachineConfig| matches!(machine, MachineConfig::Qemu(qemu) if qemu.firmware != crate::config::Firmware::Bios);
-    if config.duts.iter().any(|dut| uefi(&dut.machine)) {
+    if config.machines().any(uefi) {
         needs.push(Need::Ovmf);
     }
     needs

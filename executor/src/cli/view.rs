@@ -80,6 +80,8 @@ impl View {
             | JobEvent::FirmwareBooted { .. }
             | JobEvent::Access { .. }
             | JobEvent::PatternMatched { .. }
+            | JobEvent::ConsoleAway { .. }
+            | JobEvent::ConsoleBack { .. }
             | JobEvent::Note { .. }
             | JobEvent::TeardownComplete => {}
         }

@@ -1,31 +1,27 @@
-//! One job from the queue to its verdict, and the tear-down that follows whatever happened.
+//! One job from the queue to its verdict. Giving everything back is the lease's tear-down, which comes whatever happened here.
 //!
 //! ```text
-//!  waiting ──► leased ──► run (in a task of its own: a panic in there is a verdict, not a lost DUT) ──► tear-down ──► ended
-//!     └ cancelled: ended
+//!  its lease waits ──► Active ──► run (in a task of its own: a panic in there is a verdict, not a lost DUT) ──► release ──► ended
+//!     └ cancelled, or never to be had: ended          └ the lease ends under it: cause farm ─────────────────────┘
 //! ```
 
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future::FutureExt;
-use gateway::content::Content;
-use gateway::namespace::{AccessEvent, Observer, Outcome, Publication};
 use tokio::sync::{mpsc, watch};
-use tracing::Instrument;
 
-use super::prepare::{Contents, Prepared};
-use super::{CancelledBy, Dut, Farm, JobRecord, Submission};
-use crate::blueprint::power::PowerState;
-use crate::interface::Power;
+use super::boot_namespace::{Open, observer};
+use super::machines::Dut;
+use super::prepare::Prepared;
+use super::{CancelledBy, Farm, JobRecord, Submission, by_restart};
 use crate::job_log::{JobEvent, Severity};
-use crate::lease::{Lease, Step, Waiting};
+use crate::lease::rows::{self, LeaseState, Object, Verb};
+use crate::lease::{LeaseView, Pass};
 use crate::runner::{self, Ring, SetupError};
-use crate::session::{Event, Session, Which};
+use crate::session::{Event, Session};
 use crate::verdict::{Cause, Status, Verdict};
 
 /// What a job's task takes with it.
@@ -42,64 +38,108 @@ pub(super) struct Inbox {
     pub cancelled: watch::Receiver<Option<CancelledBy>>,
 }
 
-/// Access lines in one job's log: a DUT that asks for a missing file in a loop must not fill the memory.
-const ACCESS_LINES_MAX: usize = 5000;
-/// The longest pause between two attempts to switch off an outlet that will not go off.
-const TEAR_DOWN_PAUSE_MAX: Duration = Duration::from_secs(30);
+/// A job's news, as its lease has them.
+type Views = watch::Receiver<LeaseView>;
+
 /// How long a verdict waits for the tear-down when the job could not even be read.
 const TEAR_DOWN_DEFAULT: Duration = Duration::from_secs(600);
+/// How long a farm that stops waits for a tear-down: an outlet that obeys is off by then. One that does not keeps its lease, and the
+/// next start goes on with it.
+const TEAR_DOWN_AT_STOP: Duration = Duration::from_secs(10);
+/// News of the queue in a job's log come at most this often, but for the first and for the last places: a queue of thousands moves
+/// several times a second.
+const QUEUE_NEWS: Duration = Duration::from_secs(10);
+/// Places at which every change is told.
+const NEAR: usize = 3;
+/// Candidates of which the log says why not now; a farm of hundreds would fill it.
+const REASONS_MAX: usize = 20;
 
 /// The whole life of an accepted job.
-pub(super) async fn carry(farm: Arc<Farm>, carried: Carried, waiting: Waiting) {
+pub(super) async fn carry(farm: Arc<Farm>, carried: Carried) {
     let Carried { record, inbox, submission } = carried;
+    let Some(mut views) = farm.keeper.watch(record.lease()).await else {
+        return record.ended(verdict(Status::SetupFail, Cause::Farm, "the farm has lost the job's lease".into()));
+    };
     let mut cancelled = inbox.cancelled.clone();
     let mut stopping = farm.stopping.subscribe();
-    let lease = tokio::select! {
+    let waited = tokio::select! {
         biased;
         // It stays in the queue, for the next start of the farm.
         _ = stopping.wait_for(|stopping| *stopping) => return,
-        lease = queue(&record, waiting) => lease,
-        by = cancellation(&mut cancelled) => {
-            let (cause, summary) = in_words(&by);
-            return record.ended(verdict(Status::Incomplete, cause, summary));
-        }
+        waited = wait_for_dut(&farm, &record, &mut views) => waited,
+        by = cancellation(&mut cancelled) => Err(in_words(&by)),
     };
-    let dut = Arc::clone(&farm.duts[&lease.dut]);
-    record.leased(&dut);
-    let span = tracing::info_span!("lease", dut = dut.config.full_name, fence = lease.pass.fence());
-    tracing::info!(parent: &span, source = record.source_name, submitter = record.submitter, "the job has its DUT");
-    let boot = Arc::new(Boot::default());
-    let limit = Arc::new(Mutex::new(TEAR_DOWN_DEFAULT));
-    let run =
-        Run { farm: Arc::clone(&farm), record: Arc::clone(&record), dut: Arc::clone(&dut), boot: Arc::clone(&boot) };
-    let pass = lease.pass.clone();
-    let verdict =
-        tokio::spawn(run.until_the_verdict(inbox, submission, pass, Arc::clone(&limit))).await.unwrap_or_else(
-            |error| verdict(Status::Unknown, Cause::Farm, format!("an internal error ended the job: {error}")),
-        );
-    tracing::info!(parent: &span, status = %verdict.status, cause = %verdict.cause, "the job has its verdict");
-    record.log.append(JobEvent::TeardownStarted);
-    farm.listeners.forget(&dut.config.mac);
-    let limit = *limit.lock().unwrap_or_else(PoisonError::into_inner);
-    let tear_down = tokio::spawn(tear_down(farm, Arc::clone(&record), dut, boot, lease).instrument(span));
-    if tokio::time::timeout(limit, tear_down).await.is_ok() {
-        record.log.append(JobEvent::TeardownComplete);
-    } else {
-        record.note(
-            Severity::Error,
-            format!("the tear-down goes on after timeouts.infra_teardown of {limit:?}; the DUT stays occupied"),
-        );
-    }
+    let (verdict, limit) = match waited {
+        Ok((dut, pass)) => {
+            record.leased(&dut);
+            run(&farm, &record, dut, pass, inbox, submission, views.clone()).await
+        }
+        Err((cause, summary)) => (verdict(status_of(cause), cause, summary), TEAR_DOWN_DEFAULT),
+    };
+    hand_back(&farm, &record, &mut views, limit).await;
     record.ended(verdict);
 }
 
-async fn queue(record: &JobRecord, mut waiting: Waiting) -> Lease {
+/// A job whose DUT ran when the farm was killed: it ends once its lease has been torn down.
+pub(super) async fn give_back(farm: Arc<Farm>, record: Arc<JobRecord>) {
+    if let Some(mut views) = farm.keeper.watch(record.lease()).await {
+        hand_back(&farm, &record, &mut views, TEAR_DOWN_DEFAULT).await;
+    }
+    record.ended(by_restart("the farm was restarted while the job ran; its DUT was switched off"));
+}
+
+/// The command that ends a lease.
+pub(super) fn release(why: &str) -> Verb {
+    Verb::Release { cause: rows::Cause::Released { by: why.to_owned() } }
+}
+
+/// Until the lease is active; `Err`: it never will be.
+async fn wait_for_dut(farm: &Farm, record: &JobRecord, views: &mut Views) -> Result<(Arc<Dut>, Pass), (Cause, String)> {
+    let mut told: Option<(usize, Instant)> = None;
     loop {
-        match waiting.next().await {
-            Step::Granted(lease) => return lease,
-            Step::Waits { place, reasons } => record.log.append(JobEvent::Queued { place, reasons }),
+        let view = views.borrow_and_update().clone();
+        match (view.state, view.pass.clone(), view.resource.as_ref()) {
+            (LeaseState::Active, Some(pass), Some(name)) => {
+                let dut = farm.machines.get(name);
+                return dut.map(|dut| (dut, pass)).ok_or_else(|| (Cause::Farm, format!("the DUT {name} is gone")));
+            }
+            (LeaseState::Destroyed, ..) => return Err(never(&view.cause)),
+            (LeaseState::Pending, ..) => tell_place(record, &view, &mut told),
+            (LeaseState::Acquired | LeaseState::Releasing | LeaseState::Active, ..) => {}
+        }
+        if views.changed().await.is_err() {
+            return Err((Cause::Farm, "the farm's leases are no longer kept".into()));
         }
     }
+}
+
+fn tell_place(record: &JobRecord, view: &LeaseView, told: &mut Option<(usize, Instant)>) {
+    let Some(place) = view.place else { return };
+    let is_news = |(before, at): (usize, Instant)| place != before && (place <= NEAR || at.elapsed() >= QUEUE_NEWS);
+    if !told.is_none_or(is_news) {
+        return;
+    }
+    *told = Some((place, Instant::now()));
+    let mut reasons: Vec<_> = view.reasons.iter().take(REASONS_MAX).map(ToString::to_string).collect();
+    if view.reasons.len() > REASONS_MAX {
+        reasons.push(format!("and {} more", view.reasons.len() - REASONS_MAX));
+    }
+    let estimate = view.estimate.and_then(|at| jiff::Timestamp::from_millisecond(i64::try_from(at.0).ok()?).ok());
+    record.log.append(JobEvent::Queued { place, reasons, estimate });
+}
+
+/// Why a lease that never became active ended, in a verdict's terms.
+fn never(cause: &rows::Cause) -> (Cause, String) {
+    match cause {
+        rows::Cause::QueueTimeout => (Cause::Timeout, "its deadline passed while it waited for a DUT".to_owned()),
+        rows::Cause::Released { by } => (Cause::Cancelled, format!("{by} released its lease")),
+        rows::Cause::OwnerGone => (Cause::Submitter, "the submitter went away while the job waited for a DUT".into()),
+        other => (Cause::Farm, format!("no DUT could be had: {other}")),
+    }
+}
+
+fn status_of(cause: Cause) -> Status {
+    if cause == Cause::Farm { Status::SetupFail } else { Status::Incomplete }
 }
 
 async fn cancellation(cancelled: &mut watch::Receiver<Option<CancelledBy>>) -> CancelledBy {
@@ -125,12 +165,82 @@ fn verdict(status: Status, cause: Cause, summary: String) -> Verdict {
     Verdict { status, cause, summary, evidence: Vec::new() }
 }
 
+/// The job on its DUT, to its verdict; and how long its tear-down may take.
+async fn run(
+    farm: &Arc<Farm>,
+    record: &Arc<JobRecord>,
+    dut: Arc<Dut>,
+    pass: Pass,
+    inbox: Inbox,
+    submission: Submission,
+    views: Views,
+) -> (Verdict, Duration) {
+    let span = tracing::info_span!("lease", dut = dut.config.full_name, fence = pass.fence());
+    tracing::info!(parent: &span, source = record.source_name, submitter = record.submitter, "the job has its DUT");
+    let limit = Arc::new(Mutex::new(TEAR_DOWN_DEFAULT));
+    let (mac, tear_down_limit) = (dut.config.mac.clone(), Arc::clone(&limit));
+    let run = Run { farm: Arc::clone(farm), record: Arc::clone(record), dut, pass };
+    let verdict = tokio::spawn(run.until_the_verdict(inbox, submission, views, tear_down_limit)).await;
+    let verdict = verdict.unwrap_or_else(|error| verdict_of_panic(&error));
+    tracing::info!(parent: &span, status = %verdict.status, cause = %verdict.cause, "the job has its verdict");
+    farm.listeners.forget(&mac);
+    let limit = *limit.lock().unwrap_or_else(PoisonError::into_inner);
+    (verdict, limit)
+}
+
+fn verdict_of_panic(error: &tokio::task::JoinError) -> Verdict {
+    verdict(Status::Unknown, Cause::Farm, format!("an internal error ended the job: {error}"))
+}
+
+/// Releases the lease and waits until everything is given back, for as long as the job allows.
+async fn hand_back(farm: &Farm, record: &JobRecord, views: &mut Views, limit: Duration) {
+    let held = !matches!(views.borrow().state, LeaseState::Pending | LeaseState::Destroyed);
+    if held {
+        record.log.append(JobEvent::TeardownStarted);
+    }
+    // A lease that is over already needs no command.
+    let _ = farm.keeper.command(Object::Lease(record.lease()), release("the job"), "the job").await;
+    let mut stopping = farm.stopping.subscribe();
+    let at_stop = async {
+        let _ = stopping.wait_for(|stopping| *stopping).await;
+        tokio::time::sleep(TEAR_DOWN_AT_STOP).await;
+    };
+    let given_back = tokio::select! {
+        given_back = tokio::time::timeout(limit, until_over(record, views)) => given_back.is_ok(),
+        () = at_stop => false,
+    };
+    match (given_back, held) {
+        (true, true) => record.log.append(JobEvent::TeardownComplete),
+        (true, false) => {}
+        (false, _) => record.note(
+            Severity::Error,
+            format!("the tear-down goes on after {limit:?} (timeouts.infra_teardown), or the farm's stop; the DUT stays occupied"),
+        ),
+    }
+}
+
+/// Until the lease is over; says what a person must look at.
+async fn until_over(record: &JobRecord, views: &mut Views) {
+    let mut told = None;
+    loop {
+        let view = views.borrow_and_update().clone();
+        if view.needs_operator.is_some() && view.needs_operator != told {
+            told.clone_from(&view.needs_operator);
+            let what = told.clone().unwrap_or_default();
+            record.note(Severity::Error, format!("somebody must look at the DUT: {what}"));
+        }
+        if view.state == LeaseState::Destroyed || views.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
 /// A job on its leased DUT.
 struct Run {
     farm: Arc<Farm>,
     record: Arc<JobRecord>,
     dut: Arc<Dut>,
-    boot: Arc<Boot>,
+    pass: Pass,
 }
 
 impl Run {
@@ -138,7 +248,7 @@ impl Run {
         self,
         inbox: Inbox,
         submission: Submission,
-        pass: crate::lease::Pass,
+        views: Views,
         tear_down_limit: Arc<Mutex<Duration>>,
     ) -> Verdict {
         let Inbox { events, typed, mut cancelled } = inbox;
@@ -159,39 +269,29 @@ impl Run {
         });
         let session = Session::new(Arc::clone(&prepared.job), deadline, now);
         self.farm.listeners.listen(&self.dut.config.mac, self.record.events.clone());
-        let unfit = { (Arc::clone(&self.farm), self.dut.config.id.clone()) };
+        let unfit = (Arc::clone(&self.farm), self.dut.config.id.clone());
         let ring = Ring {
             log: Arc::clone(&self.record.log),
-            power: self.power(pass),
+            power: self.dut.power(self.pass.clone()),
             setup: self.setup(Arc::clone(&prepared), submission.attachments).boxed(),
+            open_console: self.console(),
             publish: self.publisher(),
             events,
             input: typed,
             cancelled: async move {
-                match cancellation(&mut cancelled).await {
-                    CancelledBy::Operator(by) => Event::Cancelled { by },
-                    CancelledBy::SubmitterGone => Event::SubmitterGone,
-                    CancelledBy::FarmStopping => {
-                        Event::FarmFailed { reason: "the farm was stopped by its operator".into() }
-                    }
+                tokio::select! {
+                    by = cancellation(&mut cancelled) => cancelled_by(by),
+                    event = lease_lost(views) => event,
                 }
             }
             .boxed(),
             declare_unfit: Box::new(move |line| {
-                unfit.0.desk.hold_back(&unfit.1, Some(format!("its console said it is unfit for service: {line}")));
+                let (farm, dut) = unfit.clone();
+                let why = format!("its console said it is unfit for service: {line}");
+                tokio::spawn(async move { farm.hold_back(&dut, Some(why)).await });
             }),
         };
         runner::run(session, ring).await
-    }
-
-    fn power(&self, pass: crate::lease::Pass) -> Power {
-        let dut = Arc::clone(&self.dut);
-        Power::new(
-            Arc::clone(&self.dut.pdu),
-            self.dut.outlet.clone(),
-            pass,
-            Arc::new(move |state| dut.note_power(state)),
-        )
     }
 
     /// Console first, so that no early byte is lost; then the artifacts; then the namespace they are published in.
@@ -201,168 +301,69 @@ impl Run {
         attachments: BTreeMap<String, Bytes>,
     ) -> impl Future<Output = Result<runner::Console, SetupError>> + Send + 'static {
         let (farm, record) = (Arc::clone(&self.farm), Arc::clone(&self.record));
-        let (dut, boot) = (Arc::clone(&self.dut), Arc::clone(&self.boot));
+        let (dut, pass) = (Arc::clone(&self.dut), self.pass.clone());
         async move {
             let console = dut.console.open().await.map_err(|error| SetupError {
                 cause: Cause::Console,
                 reason: format!("cannot open the console of {}: {error}", dut.config.full_name),
             })?;
-            let contents = farm.fetch(&record, &prepared).await?;
-            let observer = observer(&record);
+            let contents = farm.fetch(&record.log, &prepared).await?;
+            let observer = observer(&record.log, record.events.clone());
             let publication = farm
                 .gateway
                 .namespaces()
                 .publish(dut.address(), observer)
                 .map_err(|taken| SetupError { cause: Cause::Farm, reason: taken.to_string() })?;
-            let since = Instant::now();
-            boot.open(OpenBoot { farm, dut, publication, prepared, contents, attachments, since, published: None })?;
+            dut.boot.open(Open {
+                gateway: Arc::clone(&farm.gateway),
+                mac: dut.mac,
+                pass,
+                publication,
+                prepared,
+                contents,
+                attachments,
+                since: Instant::now(),
+                published: None,
+            })?;
             Ok(console)
         }
     }
 
+    /// For a console that went away: under the pass, as the first time.
+    fn console(&self) -> runner::OpenConsole {
+        let (dut, pass) = (Arc::clone(&self.dut), self.pass.clone());
+        Arc::new(move || {
+            let (dut, pass) = (Arc::clone(&dut), pass.clone());
+            async move {
+                pass.check().map_err(std::io::Error::other)?;
+                dut.console.open().await
+            }
+            .boxed()
+        })
+    }
+
     fn publisher(&self) -> runner::Publish {
-        let boot = Arc::clone(&self.boot);
-        Arc::new(move |which| boot.publish(which))
+        let dut = Arc::clone(&self.dut);
+        Arc::new(move |which| dut.boot.publish(which))
     }
 }
 
-/// The boot namespace of a lease: what its DUT may fetch, and what DHCP tells it. Emptied by the tear-down, whoever still holds it.
-#[derive(Default)]
-struct Boot(Mutex<Option<OpenBoot>>);
-
-struct OpenBoot {
-    farm: Arc<Farm>,
-    dut: Arc<Dut>,
-    publication: Publication<Content>,
-    prepared: Arc<Prepared>,
-    contents: Contents,
-    attachments: BTreeMap<String, Bytes>,
-    since: Instant,
-    published: Option<Which>,
-}
-
-impl Boot {
-    fn open(&self, open: OpenBoot) -> Result<(), SetupError> {
-        // Both deployments now, so that what cannot be served ends the job before the first boot.
-        open.check().map_err(|reason| SetupError { cause: Cause::Artifact, reason })?;
-        *self.lock() = Some(open);
-        Ok(())
-    }
-
-    fn publish(&self, which: Which) -> Result<(), String> {
-        self.lock().as_mut().ok_or("the boot namespace is closed")?.publish(which)
-    }
-
-    fn close(&self) {
-        if let Some(open) = self.lock().take() {
-            open.farm.gateway.dhcp().clear_boot(open.dut.mac);
-        }
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<OpenBoot>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+fn cancelled_by(by: CancelledBy) -> Event {
+    match by {
+        CancelledBy::Operator(by) => Event::Cancelled { by },
+        CancelledBy::SubmitterGone => Event::SubmitterGone,
+        CancelledBy::FarmStopping => Event::FarmFailed { reason: "the farm was stopped by its operator".into() },
     }
 }
 
-impl OpenBoot {
-    fn check(&self) -> Result<(), String> {
-        for planned in self.prepared.start.artifacts.iter().chain(&self.prepared.continue_.artifacts) {
-            self.contents.of(planned, &self.attachments).map_err(|reason| format!("{:?}: {reason}", planned.name))?;
-        }
-        Ok(())
-    }
-
-    fn publish(&mut self, which: Which) -> Result<(), String> {
-        if self.published != Some(which) {
-            self.publication.clear();
-            let plan = match which {
-                Which::Start => &self.prepared.start,
-                Which::Continue => &self.prepared.continue_,
-            };
-            for planned in &plan.artifacts {
-                let content = self.contents.of(planned, &self.attachments)?;
-                let name = planned.name.clone();
-                self.publication.put(planned.protocol, name, content, planned.exposure, planned.origin, self.since);
-            }
-            self.farm.gateway.dhcp().set_boot(self.dut.mac, plan.dhcp.clone());
-            self.published = Some(which);
-        }
-        self.publication.begin_boot();
-        Ok(())
-    }
-}
-
-/// Turns what the servers saw into lines of the log, evidence, and signs of life.
-fn observer(record: &Arc<JobRecord>) -> Observer {
-    let (log, events) = (Arc::clone(&record.log), record.events.clone());
-    let lines = AtomicUsize::new(0);
-    Arc::new(move |event| {
-        if matches!(event, AccessEvent::Opened { .. } | AccessEvent::Progress) {
-            let _ = events.try_send(Event::BootProgress);
-        }
-        let Some(text) = sentence(&event) else { return };
-        match lines.fetch_add(1, Ordering::Relaxed) {
-            count if count < ACCESS_LINES_MAX => {
-                log.append(JobEvent::Access { text: text.clone() });
-                let _ = events.try_send(Event::Evidence(text));
-            }
-            ACCESS_LINES_MAX => log.append(JobEvent::Access { text: "further accesses are not listed".into() }),
-            _ => {}
-        }
-    })
-}
-
-fn sentence(event: &AccessEvent) -> Option<String> {
-    match event {
-        AccessEvent::Opened { .. } | AccessEvent::Progress => None,
-        AccessEvent::Ended { protocol, name, bytes, outcome, .. } => Some(match outcome {
-            Outcome::Complete => format!("{protocol} {name}: {bytes} bytes, complete"),
-            Outcome::Aborted(reason) => format!("{protocol} {name}: {bytes} bytes, aborted by the DUT: {reason}"),
-            Outcome::Failed(reason) => format!("{protocol} {name}: {bytes} bytes, failed: {reason}"),
-        }),
-        AccessEvent::Refused { protocol, name, peer, refusal } => {
-            Some(format!("{protocol} {name}: refused to {peer}: {refusal}"))
-        }
-    }
-}
-
-/// The only clean-up: handles refuse, the outlet goes off and reads back so, nothing is published, and only then is the DUT free.
-/// Repeated until it works: a DUT whose power cannot be cut must not be given to the next job.
-async fn tear_down(farm: Arc<Farm>, record: Arc<JobRecord>, dut: Arc<Dut>, boot: Arc<Boot>, lease: Lease) {
-    lease.pass.revoke();
-    let mut pause = Duration::from_secs(1);
-    while let Err(error) = power_off(&dut).await {
-        record.note(Severity::Error, format!("cannot switch the DUT off: {error}; the next attempt is in {pause:?}"));
-        tracing::error!(dut = dut.config.full_name, %error, "the tear-down cannot switch the DUT off");
-        // A farm that stops tries once more at once, then leaves the outlet to the operator.
-        if wait_unless_stopping(&farm, pause).await.is_break() {
-            let _ = power_off(&dut).await;
-            break;
-        }
-        pause = (pause * 2).min(TEAR_DOWN_PAUSE_MAX);
-    }
-    boot.close();
-    lease.give_back();
-}
-
-async fn wait_unless_stopping(farm: &Farm, pause: Duration) -> ControlFlow<()> {
-    let mut stopping = farm.stopping.subscribe();
-    let stopped = async { stopping.wait_for(|stopping| *stopping).await.is_ok() };
-    match tokio::time::timeout(pause, stopped).await {
-        Ok(true) => ControlFlow::Break(()),
-        Ok(false) | Err(_) => ControlFlow::Continue(()),
-    }
-}
-
-pub(super) async fn power_off(dut: &Dut) -> Result<(), crate::blueprint::power::PowerError> {
-    dut.pdu.set(&dut.outlet, PowerState::Off).await?;
-    let state = dut.pdu.state(&dut.outlet).await?;
-    dut.note_power(state);
-    match state {
-        PowerState::Off => Ok(()),
-        PowerState::On => Err(crate::blueprint::power::PowerError {
-            outlet: dut.outlet.0.clone(),
-            reason: "told to go off, but it reads back on".into(),
-        }),
+/// Ends when the lease does, whoever ended it.
+async fn lease_lost(mut views: Views) -> Event {
+    let Ok(view) = views.wait_for(|view| view.state != LeaseState::Active).await else {
+        // The keeper is gone only when the farm is.
+        return Event::FarmFailed { reason: "the farm's leases are no longer kept".into() };
+    };
+    match &view.cause {
+        rows::Cause::Released { by } => Event::Cancelled { by: format!("{by}, who released its lease") },
+        cause => Event::FarmFailed { reason: format!("its lease ended: {cause}") },
     }
 }

@@ -233,7 +233,10 @@ impl Farm {
         let lease = self.unfinished(id).await?;
         let hold = self.holds.get(&id.into()).filter(|_| matches!(lease.request.owner, Owner::Connection(_)));
         let hold = hold.ok_or_else(|| {
-            LeaseError::NotNow(format!("lease {id} does not live by a connection: it is kept by {}", lease.request.owner))
+            LeaseError::NotNow(format!(
+                "lease {id} does not live by a connection: it is kept by {}",
+                lease.request.owner
+            ))
         })?;
         self.keeper.beat(hold.id.clone());
         Ok(hold.link(self))
@@ -245,7 +248,10 @@ impl Farm {
         match lease.request.owner {
             Owner::Heartbeat { .. } => self.keeper.beat(id.into()),
             Owner::Job(_) | Owner::Connection(_) => {
-                return Err(LeaseError::NotNow(format!("lease {id} has no heartbeat: it is kept by {}", lease.request.owner)));
+                return Err(LeaseError::NotNow(format!(
+                    "lease {id} has no heartbeat: it is kept by {}",
+                    lease.request.owner
+                )));
             }
         }
         Ok(lease)
@@ -276,7 +282,10 @@ impl Farm {
     ) -> Result<Lease, LeaseError> {
         let lease = self.unfinished_of_a_person(id).await?;
         if keeps == Keeps::Term && lease.deadlines.expires.is_none() && lease.request.timeouts.hold_ms.is_none() {
-            return Err(LeaseError::Wrong { field: "owner", what: "a lease that only its time ends needs `for`; renew it first".into() });
+            return Err(LeaseError::Wrong {
+                field: "owner",
+                what: "a lease that only its time ends needs `for`; renew it first".into(),
+            });
         }
         let owner = owner_of(name, keeps)?;
         let hold = self.holds.get(&id.into()).ok_or_else(|| over(id, "it is being released"))?;
@@ -316,7 +325,8 @@ impl Farm {
     pub async fn tell_resource(&self, name: &str, verb: Verb, by: &str) -> Result<(), LeaseError> {
         let snapshot = self.snapshot().await;
         let found = snapshot.resources.iter().filter(|row| row.is_called(name)).max_by_key(|row| row.serial);
-        let resource = found.ok_or_else(|| LeaseError::NoSuch(format!("no resource `{name}`; `wharf duts` lists the DUTs")))?;
+        let resource =
+            found.ok_or_else(|| LeaseError::NoSuch(format!("no resource `{name}`; `wharf duts` lists the DUTs")))?;
         self.tell(resource.object(), verb, by).await
     }
 
@@ -324,7 +334,8 @@ impl Farm {
     pub async fn authorize(&self, authorization: Authorization) -> Result<(), LeaseError> {
         let known = crate::blueprint::dut::rows(&self.planner.config);
         if !known.iter().any(|it| it.name == authorization.blueprint) {
-            let leasable = known.iter().filter(|it| matches!(it.kind, Kind::Dut | Kind::Gear)).map(|it| it.name.as_str());
+            let leasable =
+                known.iter().filter(|it| matches!(it.kind, Kind::Dut | Kind::Gear)).map(|it| it.name.as_str());
             let names = leasable.collect::<Vec<_>>().join(", ");
             return Err(LeaseError::NoSuch(format!("no blueprint `{}`; there are {names}", authorization.blueprint)));
         }
@@ -360,7 +371,9 @@ impl Farm {
     /// Types on the leased DUT's console.
     pub async fn type_in_lease(&self, id: &str, bytes: Bytes) -> Result<(), LeaseError> {
         let (hold, ..) = self.usable(id).await?;
-        hold.typed.try_send(bytes).map_err(|_| LeaseError::NotNow(format!("the console of lease {id} takes nothing; try again")))
+        hold.typed
+            .try_send(bytes)
+            .map_err(|_| LeaseError::NotNow(format!("the console of lease {id} takes nothing; try again")))
     }
 
     /// A person's lease that is not over.
@@ -377,7 +390,9 @@ impl Farm {
     /// Takes up the leases of people after a restart.
     pub(super) async fn look_after_again(self: &Arc<Self>, leases: &Snapshot) {
         let of_people = leases.leases.iter().filter(|lease| {
-            lease.parent.is_none() && lease.state != LeaseState::Destroyed && !matches!(lease.request.owner, Owner::Job(_))
+            lease.parent.is_none()
+                && lease.state != LeaseState::Destroyed
+                && !matches!(lease.request.owner, Owner::Job(_))
         });
         for lease in of_people {
             if let Err(error) = self.look_after(lease.id(), Opened::AfterRestart).await {
@@ -393,7 +408,8 @@ impl Farm {
         }
         let folder = self.lease_folder(id.as_str());
         let log = JobLog::open(&folder).or_else(|_| JobLog::create(&folder));
-        let log = log.map_err(|error| LeaseError::Failed(format!("cannot keep the lease in {}: {error}", folder.display())))?;
+        let log =
+            log.map_err(|error| LeaseError::Failed(format!("cannot keep the lease in {}: {error}", folder.display())))?;
         let (typed, typed_inbox) = mpsc::channel(TYPED_CHUNKS_MAX);
         let hold = Arc::new(Hold {
             id: id.clone(),
@@ -445,7 +461,8 @@ impl Farm {
         let view = hold.views.borrow().clone();
         match (view.state, view.pass, view.resource) {
             (LeaseState::Active, Some(pass), Some(name)) => {
-                let dut = self.machines.get(&name).ok_or_else(|| LeaseError::Failed(format!("the DUT {name} is gone")))?;
+                let dut =
+                    self.machines.get(&name).ok_or_else(|| LeaseError::Failed(format!("the DUT {name} is gone")))?;
                 Ok((hold, dut, pass))
             }
             (state, ..) => Err(LeaseError::NotNow(format!("lease {id} gives nothing to use: it {}", in_words(state)))),
@@ -583,7 +600,8 @@ impl Farm {
         if connected || !is_kept_by_it(&lease) {
             return;
         }
-        let told = self.keeper.command(lease.object(), Verb::Release { cause: Cause::OwnerGone }, "its connection").await;
+        let told =
+            self.keeper.command(lease.object(), Verb::Release { cause: Cause::OwnerGone }, "its connection").await;
         told.unwrap_or_else(|error| tracing::debug!(lease = %id, %error, "it ended by itself"));
     }
 }
@@ -769,11 +787,16 @@ fn checked_id(id: &str) -> Result<&str, LeaseError> {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     let begins_well = id.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric);
     if !begins_well || id.len() > ID_LENGTH_MAX || !id.bytes().all(is_plain) {
-        let what = format!("`{id}` is no id; write up to {ID_LENGTH_MAX} letters, digits, `-`, `_`, `.`, a letter or digit first");
+        let what = format!(
+            "`{id}` is no id; write up to {ID_LENGTH_MAX} letters, digits, `-`, `_`, `.`, a letter or digit first"
+        );
         return Err(LeaseError::Wrong { field: "id", what });
     }
     if id.starts_with(JOBS_PREFIX) {
-        return Err(LeaseError::Wrong { field: "id", what: format!("ids with `{JOBS_PREFIX}` are those of jobs; choose another") });
+        return Err(LeaseError::Wrong {
+            field: "id",
+            what: format!("ids with `{JOBS_PREFIX}` are those of jobs; choose another"),
+        });
     }
     Ok(id)
 }

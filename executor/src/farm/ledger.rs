@@ -8,8 +8,8 @@
 //!
 //!  found at the start          becomes
 //!  Ended in its log            history, with its verdict
-//!  Leased, not ended           ended: INCOMPLETE, cause farm; its DUT was switched off before anything else happened
-//!  neither                     back in the queue, in the old order
+//!  Leased, not ended           ended: INCOMPLETE, cause farm, once its lease has been torn down
+//!  neither                     its lease waits in the old place; a request that came too late for the crash is made now
 //! ```
 //! A folder without `submission.json` was never answered for: its client got no number, and it is no job.
 
@@ -75,6 +75,13 @@ pub(super) fn keep(directory: &Path, submitted: jiff::Timestamp, submission: &Su
     write_private(&unfinished, &sheet)?;
     fs::rename(&unfinished, directory.join(SUBMISSION))?;
     File::open(directory)?.sync_all()
+}
+
+/// Forgets a job that was not taken after all; its number stays used.
+pub(super) fn forget(directory: &Path) {
+    if let Err(error) = fs::remove_file(directory.join(SUBMISSION)) {
+        tracing::error!(path = %directory.display(), %error, "a job that was refused cannot be removed; the next start will refuse it again");
+    }
 }
 
 /// The jobs of earlier runs, the oldest first, and the highest number ever given. What cannot be read is left alone and logged.

@@ -13,12 +13,13 @@ use job_schema::template::{Rendered, Variables};
 use serde::Serialize;
 use serde_json::json;
 
-use super::{Farm, JobRecord, Submission, SubmitError};
+use super::{Farm, Submission, SubmitError, lease_of};
 use crate::boot::ipxe::Ipxe;
 use crate::boot::{BootMethod, BootPlan, Place, Planned, Source};
 use crate::config::{DutConfig, FarmConfig};
-use crate::job_log::JobEvent;
-use crate::lease::{Candidate, Wants};
+use crate::job_log::{JobEvent, JobLog};
+use crate::lease::RequestError;
+use crate::lease::rows::{Kind, LeaseRequest, Mode, Owner, Timeouts, Want};
 use crate::render;
 use crate::runner::SetupError;
 use crate::verdict::Cause;
@@ -56,14 +57,77 @@ pub struct Planner {
     pub place: Place,
 }
 
+/// What a job asks for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wants {
+    /// A DUT's id or full name; `None`: any.
+    pub id: Option<String>,
+    /// Tags that the DUT must all have.
+    pub tags: Vec<String>,
+    /// When the job must be over.
+    pub deadline: Option<jiff::Timestamp>,
+}
+
+/// How long a DUT's parts may take to come up: three tries of an outlet that takes half a minute.
+const ACTIVATE_MS: u64 = 200_000;
+
+impl Wants {
+    /// The request of a job for its DUT.
+    pub(super) fn request(&self, submission: &Submission, job: &str) -> LeaseRequest {
+        let left = self.deadline.map(|deadline| deadline.duration_since(jiff::Timestamp::now()).as_millis().max(0));
+        LeaseRequest {
+            id: lease_of(job),
+            want: Want { kind: Kind::Dut, name: self.id.clone(), tags: self.tags.clone(), mode: Mode::Hold },
+            also: Vec::new(),
+            gang: None,
+            prefers: Vec::new(),
+            avoid: Vec::new(),
+            sticky: None,
+            priority: submission.priority,
+            owner: Owner::Job(job.to_owned()),
+            authorizer: submission.subject.clone(),
+            timeouts: Timeouts {
+                queue_ms: left.and_then(|left| u64::try_from(left).ok()),
+                activate_ms: Some(ACTIVATE_MS),
+                ..Timeouts::default()
+            },
+        }
+    }
+}
+
+/// A DUT as the farm file has it.
+struct Candidate {
+    id: String,
+    full_name: String,
+    tags: Vec<String>,
+}
+
+impl Candidate {
+    fn is_called(&self, name: &str) -> bool {
+        self.id == name || self.full_name == name
+    }
+
+    /// `Err` says in a sentence why this DUT could never serve `wants`.
+    fn fits(&self, wants: &Wants) -> Result<(), String> {
+        if let Some(id) = wants.id.as_ref().filter(|id| !self.is_called(id)) {
+            return Err(format!("{} is not `{id}`", self.full_name));
+        }
+        let missing: Vec<_> =
+            wants.tags.iter().filter(|tag| !self.tags.contains(tag)).map(|tag| format!("`{tag}`")).collect();
+        let lacks = || format!("{} lacks the tags {}", self.full_name, missing.join(", "));
+        if missing.is_empty() { Ok(()) } else { Err(lacks()) }
+    }
+}
+
 impl Planner {
     /// What the submitted text asks for, checked with placeholder values as CI-tron does.
     pub async fn wants(&self, submission: &Submission) -> Result<Wants, SubmitError> {
         let variables = self.variables(None, &submission.environ);
         let job = parse(submission, &variables).await.map_err(SubmitError::Invalid)?;
+        let deadline = job.deadline;
         Ok(match &submission.target {
-            Some(target) => Wants { id: target.id.clone(), tags: target.tags.clone().unwrap_or_default() },
-            None => Wants { id: job.target.id.clone(), tags: job.target.tags.clone() },
+            Some(target) => Wants { id: target.id.clone(), tags: target.tags.clone().unwrap_or_default(), deadline },
+            None => Wants { id: job.target.id.clone(), tags: job.target.tags.clone(), deadline },
         })
     }
 
@@ -80,16 +144,17 @@ impl Planner {
     /// A dry run of `submission` for `dut` (an id or full name; `None`: the first that fits).
     pub async fn preview(&self, submission: &Submission, dut: Option<&str>) -> Result<Preview, SubmitError> {
         let wants = self.wants(submission).await?;
-        let candidates: Vec<_> = self.config.duts.iter().map(|dut| self.candidate(dut)).collect();
+        let candidates = self.candidates();
         let fitting: Vec<_> = candidates.iter().filter(|dut| dut.fits(&wants).is_ok()).collect();
         let chosen = match dut {
-            Some(name) => candidates.iter().find(|dut| dut.id == name || dut.full_name == name).ok_or_else(|| {
+            Some(name) => candidates.iter().find(|dut| dut.is_called(name)).ok_or_else(|| {
                 let known = candidates.iter().map(|dut| dut.full_name.clone()).collect();
                 SubmitError::NoSuchDut { wanted: name.to_owned(), known }
             })?,
-            None => fitting.first().copied().ok_or_else(|| refusal(&candidates, &wants))?,
+            None => fitting.first().copied().ok_or_else(|| misfit(&candidates, &wants))?,
         };
-        let config = self.config.duts.iter().find(|dut| dut.id == chosen.id).expect("candidates are made from these");
+        let config = self.config.member(&chosen.id).expect("candidates are made from these");
+        let config = &config;
         let prepared = self.prepare(submission, config).await.map_err(SubmitError::Invalid)?;
         Ok(Preview {
             dut: chosen.full_name.clone(),
@@ -104,11 +169,32 @@ impl Planner {
         })
     }
 
-    /// A DUT as leases see it.
-    pub(super) fn candidate(&self, dut: &DutConfig) -> Candidate {
-        let mut tags = dut.tags.clone();
-        tags.push(format!("farm:{}", self.config.name));
-        Candidate { id: dut.id.clone(), full_name: dut.full_name.clone(), tags, held_back: None, holder: None }
+    /// Every DUT that there is, or that could be made.
+    fn candidates(&self) -> Vec<Candidate> {
+        let of = |dut: &DutConfig| Candidate {
+            id: dut.id.clone(),
+            full_name: dut.full_name.clone(),
+            tags: self.tags_of(dut),
+        };
+        self.config.duts.iter().map(of).collect()
+    }
+
+    fn tags_of(&self, dut: &DutConfig) -> Vec<String> {
+        dut.tags.iter().cloned().chain([format!("farm:{}", self.config.name)]).collect()
+    }
+
+    /// Why the keeper did not take a request, in the submitter's terms.
+    pub(super) fn refusal(&self, wants: &Wants, error: RequestError) -> SubmitError {
+        let candidates = self.candidates();
+        match error {
+            RequestError::NeverFeasible(why) if candidates.iter().any(|dut| dut.fits(wants).is_ok()) => {
+                SubmitError::Never(why)
+            }
+            RequestError::NeverFeasible(_) => misfit(&candidates, wants),
+            error @ (RequestError::NoSuch(_) | RequestError::Store(_) | RequestError::Stopped) => {
+                SubmitError::Farm(error.to_string())
+            }
+        }
     }
 
     /// Those of `names` that no template value of this farm has.
@@ -152,7 +238,7 @@ impl Planner {
             "base_name": dut.base_name,
             "full_name": dut.full_name,
             "hostname": dut.full_name,
-            "tags": self.candidate(dut).tags,
+            "tags": self.tags_of(dut),
             "manual_tags": [],
             "mac_address": dut.mac,
             "ip_address": dut.address.to_string(),
@@ -164,7 +250,7 @@ impl Planner {
 }
 
 /// Why no DUT of the farm could ever take the job.
-pub(super) fn refusal(candidates: &[Candidate], wants: &Wants) -> SubmitError {
+fn misfit(candidates: &[Candidate], wants: &Wants) -> SubmitError {
     match &wants.id {
         Some(id) if !candidates.iter().any(|dut| dut.id == *id || dut.full_name == *id) => {
             let known = candidates.iter().map(|dut| dut.full_name.clone()).collect();
@@ -224,7 +310,7 @@ fn unserved(deployment: &Deployment) -> Vec<&'static str> {
 impl Farm {
     /// Begins every download that a plan needs, and waits until what the firmware needs is there whole. Other URLs have answered
     /// by then, and stream to the DUT while they are still arriving.
-    pub(super) async fn fetch(&self, record: &JobRecord, prepared: &Prepared) -> Result<Contents, SetupError> {
+    pub(super) async fn fetch(&self, log: &JobLog, prepared: &Prepared) -> Result<Contents, SetupError> {
         let mut downloads: BTreeMap<String, (Cached, Origin)> = BTreeMap::new();
         for planned in prepared.start.artifacts.iter().chain(&prepared.continue_.artifacts) {
             for url in urls(&planned.source) {
@@ -236,7 +322,7 @@ impl Farm {
             }
         }
         for (url, (cached, origin)) in &downloads {
-            wait_for(record, url, cached, *origin)
+            wait_for(log, url, cached, *origin)
                 .await
                 .map_err(|error| SetupError { cause: Cause::Artifact, reason: error.to_string() })?;
         }
@@ -246,7 +332,7 @@ impl Farm {
 
 /// Waits for one download, and says twice a second how far it is.
 async fn wait_for(
-    record: &JobRecord,
+    log: &JobLog,
     url: &str,
     cached: &Cached,
     origin: Origin,
@@ -263,19 +349,19 @@ async fn wait_for(
     loop {
         tokio::select! {
             result = &mut waiting => {
-                tell_download(record, url, cached, &mut told);
+                tell_download(log, url, cached, &mut told);
                 return result;
             }
-            _ = tick.tick() => tell_download(record, url, cached, &mut told),
+            _ = tick.tick() => tell_download(log, url, cached, &mut told),
         }
     }
 }
 
-fn tell_download(record: &JobRecord, url: &str, cached: &Cached, told: &mut Option<u64>) {
+fn tell_download(log: &JobLog, url: &str, cached: &Cached, told: &mut Option<u64>) {
     let progress = cached.state();
     if *told != Some(progress.bytes) {
         *told = Some(progress.bytes);
-        record.log.append(JobEvent::Download { url: url.to_owned(), bytes: progress.bytes, total: progress.total });
+        log.append(JobEvent::Download { url: url.to_owned(), bytes: progress.bytes, total: progress.total });
     }
 }
 

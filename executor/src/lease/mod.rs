@@ -1,10 +1,9 @@
-//! Leases: the one way in which the executor holds a DUT.
+//! Leases: the one way in which the executor holds hardware.
 //!
 //! ```text
-//!  Pending ──(a fitting DUT is free)──► Active ──(release)──► Releasing ──(torn down)──► Destroyed
-//!     └──(withdrawn)──► Destroyed
+//!  Pending ──(everything it needs is free)──► Acquired ──(brought up)──► Active ──(release)──► Releasing ──(torn down)──► Destroyed
+//!     └──(withdrawn, never feasible)──► Destroyed          └──(its resource was lost)──► Releasing ──► Pending, in its old place
 //! ```
-//! The farm still asks the [`Desk`], whose rows live in memory; the [`actor::Keeper`] is what it moves to:
 //!
 //! | file | holds |
 //! |---|---|
@@ -13,7 +12,7 @@
 //! | `steps`, `next` | what may happen to a row, and what it does next |
 //! | `allocator` | who gets what, and why not yet |
 //! | `store` | one synced transaction per commit |
-//! | `actor` | the ring around them |
+//! | `actor` | the ring around them: the [`Keeper`] |
 //! | `model` | everything at once, under accidents |
 //!
 //! A [`Pass`] is the permission, and revoking it makes every interface refuse before the DUT is given to the next.
@@ -21,83 +20,28 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-#[allow(dead_code, reason = "the farm moves to it from the desk")]
+use tokio::sync::{OwnedRwLockReadGuard, RwLock};
+
 pub mod actor;
-#[allow(dead_code, reason = "the farm moves to it from the desk")]
 pub mod allocator;
-pub mod desk;
 #[cfg(test)]
 mod model;
-#[allow(dead_code, reason = "the farm moves to it from the desk")]
 pub mod next;
-pub mod queue;
-#[allow(dead_code, reason = "the farm moves to it from the desk")]
 pub mod rows;
 #[cfg(test)]
-mod samples;
-#[allow(dead_code, reason = "the farm moves to it from the desk")]
+pub mod samples;
 pub mod steps;
-#[allow(dead_code, reason = "the farm moves to it from the desk")]
 pub mod store;
-#[allow(dead_code, reason = "the farm moves to it from the desk")]
 pub mod tables;
 
-pub use desk::{Desk, Lease, Step, Waiting};
-
-/// What a job asks for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wants {
-    /// A DUT's id or full name; `None`: any.
-    pub id: Option<String>,
-    /// Tags that the DUT must all have.
-    pub tags: Vec<String>,
-}
-
-/// What is known of a DUT when leases are planned.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Candidate {
-    /// Its id.
-    pub id: String,
-    /// Its full name.
-    pub full_name: String,
-    /// Its tags, the farm's own `farm:<name>` included.
-    pub tags: Vec<String>,
-    /// Why it takes no jobs, if it takes none.
-    pub held_back: Option<String>,
-    /// The job that holds it.
-    pub holder: Option<String>,
-}
-
-impl Candidate {
-    /// `Err` says in a sentence why this DUT could never serve `wants`.
-    pub fn fits(&self, wants: &Wants) -> Result<(), String> {
-        if let Some(id) = &wants.id
-            && *id != self.id
-            && *id != self.full_name
-        {
-            return Err(format!("{} is not `{id}`", self.full_name));
-        }
-        let missing: Vec<_> =
-            wants.tags.iter().filter(|tag| !self.tags.contains(tag)).map(|tag| format!("`{tag}`")).collect();
-        if missing.is_empty() {
-            Ok(())
-        } else {
-            Err(format!("{} lacks the tags {}", self.full_name, missing.join(", ")))
-        }
-    }
-
-    /// Why not now, for a DUT that fits.
-    pub fn busy(&self) -> Option<String> {
-        let held_back = self.held_back.as_ref().map(|reason| format!("{} is held back: {reason}", self.full_name));
-        held_back.or_else(|| self.holder.as_ref().map(|job| format!("{} is busy with job {job}", self.full_name)))
-    }
-}
+pub use actor::{EffectError, Effects, Keeper, LeaseView, Reconciled, RequestError, Snapshot};
 
 /// The permission that a lease gives: valid until the lease is released, then refused for ever.
 #[derive(Clone, Debug)]
 pub struct Pass {
     current: Arc<AtomicU64>,
     fence: u64,
+    in_flight: Arc<RwLock<()>>,
 }
 
 /// A handle was used after its lease ended.
@@ -105,17 +49,16 @@ pub struct Pass {
 #[error("the lease that this handle came from has ended")]
 pub struct Revoked;
 
-impl Pass {
-    /// A pass for the next holder of the DUT whose fence is `current`; all earlier ones are refused from now on.
-    pub fn issue(current: &Arc<AtomicU64>) -> Pass {
-        let fence = current.fetch_add(1, Ordering::SeqCst) + 1;
-        Pass { current: Arc::clone(current), fence }
-    }
+/// Something that is being done to the hardware under a pass. While it lives, the lease is not torn down.
+pub struct InFlight {
+    _until_dropped: OwnedRwLockReadGuard<()>,
+}
 
+impl Pass {
     /// The pass of the holder whose fence is known from its row; all earlier ones are refused from now on.
     pub fn of(current: &Arc<AtomicU64>, fence: u64) -> Pass {
         current.store(fence, Ordering::SeqCst);
-        Pass { current: Arc::clone(current), fence }
+        Pass { current: Arc::clone(current), fence, in_flight: Arc::default() }
     }
 
     /// The number that tells this holder of the DUT from all others.
@@ -123,31 +66,55 @@ impl Pass {
         self.fence
     }
 
-    /// Asked before every device write.
+    /// Asked before anything is prepared for the hardware.
     pub fn check(&self) -> Result<(), Revoked> {
         if self.current.load(Ordering::SeqCst) == self.fence { Ok(()) } else { Err(Revoked) }
+    }
+
+    /// Asked before every device write, and held until it is answered.
+    pub async fn enter(&self) -> Result<InFlight, Revoked> {
+        let until_dropped = Arc::clone(&self.in_flight).read_owned().await;
+        self.check()?;
+        Ok(InFlight { _until_dropped: until_dropped })
     }
 
     /// Ends the pass; a later one is left alone.
     pub fn revoke(&self) {
         let _ = self.current.compare_exchange(self.fence, self.fence + 1, Ordering::SeqCst, Ordering::SeqCst);
     }
+
+    /// Returns when nothing is in flight under a pass that was revoked.
+    pub async fn drained(&self) {
+        drop(self.in_flight.write().await);
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures_util::FutureExt;
 
     #[test]
     fn a_revoked_pass_refuses_and_the_next_one_is_not_touched_by_it() {
         let current = Arc::new(AtomicU64::new(0));
-        let first = Pass::issue(&current);
+        let first = Pass::of(&current, 1);
         assert_eq!(first.check(), Ok(()));
         first.revoke();
         assert_eq!(first.check(), Err(Revoked));
-        let second = Pass::issue(&current);
+        let second = Pass::of(&current, 2);
         first.revoke();
         assert_eq!(second.check(), Ok(()));
         assert_eq!(first.check(), Err(Revoked));
+    }
+
+    #[tokio::test]
+    async fn a_revoked_pass_is_drained_when_what_was_in_flight_is_over() {
+        let pass = Pass::of(&Arc::default(), 1);
+        let in_flight = pass.enter().await.unwrap();
+        pass.revoke();
+        assert_eq!(pass.drained().now_or_never(), None);
+        drop(in_flight);
+        pass.drained().await;
+        assert_eq!(pass.enter().await.err(), Some(Revoked));
     }
 }

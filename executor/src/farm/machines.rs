@@ -1,0 +1,197 @@
+//! The machines of the farm, and what leases do to them: the hardware's side of the [`Keeper`](crate::lease::Keeper).
+//!
+//! | kind | made | a lease on it is torn down | ended |
+//! |---|---|---|---|
+//! | DUT of the farm file | when the farm starts | power off, read back | left alone |
+//! | DUT on demand | drivers, and an address reserved | power off, read back | off; drivers and address are gone |
+//! | boot namespace | – | nothing is published, DHCP forgets the boot | – |
+//! | console, power, gear | – | – | – |
+//!
+//! Everything may be done again after a crash: a machine that is not there is off.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures_util::future::{BoxFuture, FutureExt, ready};
+use gateway::Gateway;
+use gateway::dhcp::{Mac, Reservation};
+
+use super::boot_namespace::BootNamespace;
+use super::hold::Listener;
+use super::network::{Drivers, Network};
+use super::start::StartError;
+use crate::blueprint::console::Console;
+use crate::blueprint::power::{Outlet, Pdu, PowerError, PowerState};
+use crate::config::{DutConfig, FarmConfig};
+use crate::interface::{self, Power};
+use crate::lease::rows::{Effect, Kind, Lease, Resource, ResourceId};
+use crate::lease::{EffectError, Effects, Pass, Reconciled};
+
+/// A machine with its drivers.
+pub(super) struct Dut {
+    pub config: DutConfig,
+    pub mac: Mac,
+    pub console: Arc<dyn Console>,
+    pub boot: BootNamespace,
+    pub listener: Listener,
+    pdu: Arc<dyn Pdu>,
+    outlet: Outlet,
+    power: Mutex<Option<PowerState>>,
+}
+
+/// The machines that exist, by name.
+pub(super) struct Machines {
+    config: FarmConfig,
+    network: Network,
+    gateway: Arc<Gateway>,
+    /// Where virtual machines keep their sockets.
+    runtime: PathBuf,
+    duts: Mutex<BTreeMap<String, Arc<Dut>>>,
+}
+
+impl Machines {
+    /// The machines of the farm file, set up.
+    pub(super) fn new(
+        config: FarmConfig,
+        network: Network,
+        gateway: Arc<Gateway>,
+        runtime: PathBuf,
+    ) -> Result<Machines, StartError> {
+        let machines = Machines { config, network, gateway, runtime, duts: Mutex::default() };
+        for dut in &machines.config.duts {
+            machines.set_up(dut)?;
+        }
+        Ok(machines)
+    }
+
+    /// A machine, by its resource's name.
+    pub(super) fn get(&self, name: &str) -> Option<Arc<Dut>> {
+        self.lock().get(name).cloned()
+    }
+
+    /// All machines that exist.
+    pub(super) fn all(&self) -> Vec<Arc<Dut>> {
+        self.lock().values().cloned().collect()
+    }
+
+    /// Makes the drivers of a machine and reserves its address. A machine that exists is left as it is.
+    pub(super) fn set_up(&self, config: &DutConfig) -> Result<(), StartError> {
+        if self.get(&config.id).is_some() {
+            return Ok(());
+        }
+        let failed = |reason: String| StartError::Machine { dut: config.full_name.clone(), reason };
+        let mac: Mac = config.mac.parse().map_err(|error| failed(format!("{error}")))?;
+        let Drivers { pdu, outlet, console } = self.network.drivers(config, &self.gateway, &self.runtime)?;
+        let reservation = Reservation { mac, address: config.address, hostname: Some(config.full_name.clone()) };
+        self.gateway.dhcp().reserve(reservation).map_err(|error| failed(error.to_string()))?;
+        let (config, boot, power) = (config.clone(), BootNamespace::default(), Mutex::default());
+        let dut = Dut { config, mac, console, boot, listener: Listener::default(), pdu, outlet, power };
+        self.lock().insert(dut.config.id.clone(), Arc::new(dut));
+        Ok(())
+    }
+
+    /// The machine that a lease is on, or is a part of.
+    fn of(&self, lease: &Lease) -> Option<Arc<Dut>> {
+        let name = name_of(lease.resource.as_ref()?);
+        let whole = name.strip_suffix(&format!("-{}", Kind::BootNamespace)).unwrap_or(name);
+        self.get(whole)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Dut>>> {
+        self.duts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A row is called `<name>#<serial>`.
+fn name_of(resource: &ResourceId) -> &str {
+    resource.as_str().rsplit_once('#').map_or(resource.as_str(), |(name, _)| name)
+}
+
+impl Effects for Machines {
+    fn activate(&self, _: &Lease, _: Option<Pass>) -> BoxFuture<'static, Result<(), EffectError>> {
+        ready(Ok(())).boxed()
+    }
+
+    fn revoke(&self, _: &Lease) -> BoxFuture<'static, ()> {
+        ready(()).boxed()
+    }
+
+    fn tear_down(&self, lease: &Lease) -> BoxFuture<'static, Result<(), EffectError>> {
+        let Some(dut) = self.of(lease) else { return ready(Ok(())).boxed() };
+        match lease.request.want.kind {
+            Kind::Dut => async move {
+                let off = dut.switch_off().await;
+                dut.listener.close().await;
+                off.map_err(|error| {
+                    EffectError::Retry(format!("{} cannot be switched off: {error}", dut.config.full_name))
+                })
+            }
+            .boxed(),
+            Kind::BootNamespace => {
+                dut.boot.close();
+                ready(Ok(())).boxed()
+            }
+            Kind::Console | Kind::Power | Kind::Gear => ready(Ok(())).boxed(),
+        }
+    }
+
+    fn make(&self, resource: &Resource) -> BoxFuture<'static, Result<Vec<(String, String)>, EffectError>> {
+        let facts = |config: &DutConfig| {
+            vec![("mac".to_owned(), config.mac.clone()), ("address".to_owned(), config.address.to_string())]
+        };
+        let made = match (resource.kind, self.config.member(&resource.name)) {
+            (Kind::Dut, None) => {
+                Err(EffectError::Permanent(format!("the farm file has no machine `{}`", resource.name)))
+            }
+            (Kind::Dut, Some(config)) => {
+                self.set_up(&config).map(|()| facts(&config)).map_err(|error| EffectError::Retry(error.to_string()))
+            }
+            (Kind::BootNamespace | Kind::Console | Kind::Power | Kind::Gear, _) => Ok(Vec::new()),
+        };
+        ready(made).boxed()
+    }
+
+    fn unmake(&self, resource: &Resource) -> BoxFuture<'static, Result<(), EffectError>> {
+        let is_ours = self.config.duts.iter().any(|dut| dut.id == resource.name);
+        let found = self.get(&resource.name).filter(|_| resource.kind == Kind::Dut && !is_ours);
+        let Some(dut) = found else { return ready(Ok(())).boxed() };
+        self.gateway.dhcp().forget(dut.mac);
+        // From here on nobody finds it; the machine itself goes with its last handle.
+        self.lock().remove(&resource.name);
+        async move { dut.switch_off().await.map_err(|error| EffectError::Retry(error.to_string())) }.boxed()
+    }
+
+    /// Making a machine twice is making it once.
+    fn reconcile(&self, _: &Effect) -> BoxFuture<'static, Reconciled> {
+        ready(Reconciled::NotApplied).boxed()
+    }
+}
+
+impl Dut {
+    /// The address that it boots with.
+    pub(super) fn address(&self) -> IpAddr {
+        IpAddr::V4(self.config.address)
+    }
+
+    /// Its outlet, for the holder of a lease.
+    pub(super) fn power(self: &Arc<Self>, pass: Pass) -> Power {
+        let dut = Arc::clone(self);
+        Power::new(Arc::clone(&self.pdu), self.outlet.clone(), pass, Arc::new(move |state| dut.note_power(state)))
+    }
+
+    /// Off, and it reads back so. Without a pass: for tear-downs and for the start.
+    pub(super) async fn switch_off(&self) -> Result<(), PowerError> {
+        interface::switch(&*self.pdu, &self.outlet, PowerState::Off, &|state| self.note_power(state)).await
+    }
+
+    /// The outlet as it was last read.
+    pub(super) fn power_seen(&self) -> Option<PowerState> {
+        *self.power.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note_power(&self, state: PowerState) {
+        *self.power.lock().unwrap_or_else(PoisonError::into_inner) = Some(state);
+    }
+}

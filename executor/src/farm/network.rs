@@ -1,0 +1,130 @@
+//! The network that the DUTs are on: made or found, with the gateway's place on it and the wires of virtual machines.
+
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::sync::Arc;
+
+use gateway::dhcp::DhcpEvent;
+use gateway::{Gateway, Ports};
+
+use super::Listeners;
+use super::start::StartError;
+use crate::blueprint::console::Console;
+use crate::blueprint::console::qemu::QemuConsole;
+use crate::blueprint::console::simulated::SimulatedConsole;
+use crate::blueprint::power::qemu::QemuPdu;
+use crate::blueprint::power::simulated::SimulatedPdu;
+use crate::blueprint::power::{Outlet, Pdu};
+use crate::config::{DutConfig, FarmConfig, LOOPBACK_GATEWAY, MachineConfig, NetworkConfig};
+use crate::session::Event;
+use crate::virtual_dut::network::{NetworkError, PrivateNetwork};
+use crate::virtual_dut::{install, qemu, simulated};
+
+/// The network that DUTs are on, made or found.
+pub(super) struct Network {
+    /// The gateway's address.
+    pub address: Ipv4Addr,
+    prefix_length: u8,
+    interface: Option<String>,
+    private: Option<Arc<PrivateNetwork>>,
+}
+
+impl Network {
+    /// The network of the farm file.
+    pub(super) fn of(config: &FarmConfig) -> Result<Network, NetworkError> {
+        Ok(match &config.network {
+            NetworkConfig::Private { address, prefix_length } => {
+                let private = PrivateNetwork::create(*address, *prefix_length)?;
+                let interface = Some(private.bridge().to_owned());
+                Network {
+                    address: *address,
+                    prefix_length: *prefix_length,
+                    interface,
+                    private: Some(Arc::new(private)),
+                }
+            }
+            NetworkConfig::Interface { name, address, prefix_length } => Network {
+                address: *address,
+                prefix_length: *prefix_length,
+                interface: Some(name.clone()),
+                private: None,
+            },
+            NetworkConfig::Loopback => {
+                Network { address: LOOPBACK_GATEWAY, prefix_length: 8, interface: None, private: None }
+            }
+        })
+    }
+
+    /// The gateway of a farm on this network.
+    pub(super) fn gateway_config(
+        &self,
+        config: &FarmConfig,
+        listeners: &Arc<Listeners>,
+    ) -> Result<gateway::Config, StartError> {
+        let listeners = Arc::clone(listeners);
+        Ok(gateway::Config {
+            net: self.private.as_ref().map(|private| private.net()).unwrap_or_default(),
+            interface: self.interface.clone(),
+            address: self.address,
+            prefix_length: self.prefix_length,
+            ports: if self.interface.is_some() { Ports::standard() } else { Ports::ephemeral() },
+            dhcp_range: config.dhcp_range,
+            dhcp_observer: Arc::new(move |event| tell(&listeners, &event)),
+            cache_directory: install::cache_folder()?.join("artifacts"),
+            ..gateway::Config::default()
+        })
+    }
+
+    /// The drivers of a machine. A virtual one is a PDU with one outlet, named as its DUT.
+    pub(super) fn drivers(&self, dut: &DutConfig, gateway: &Gateway, runtime: &Path) -> Result<Drivers, StartError> {
+        let failed = |reason: String| StartError::Machine { dut: dut.full_name.clone(), reason };
+        let outlet = Outlet(dut.full_name.clone());
+        match &dut.machine {
+            MachineConfig::Qemu(config) => {
+                let private =
+                    self.private.as_ref().ok_or_else(|| failed("a QEMU machine needs the private network".into()))?;
+                let (name, uuid) = (&dut.full_name, uuid_of(&dut.mac));
+                let machine = qemu::Machine::new(config.clone(), name, &dut.mac, &uuid, Arc::clone(private), runtime);
+                let machine = Arc::new(machine.map_err(|error| failed(error.to_string()))?);
+                let pdu = Arc::new(QemuPdu::new(Arc::clone(&machine)));
+                Ok(Drivers { pdu, outlet, console: Arc::new(QemuConsole::new(machine)) })
+            }
+            MachineConfig::Simulated(config) => {
+                let wire = match &self.private {
+                    Some(private) => simulated::Wire::Private(Arc::new(private.port(&dut.mac)?)),
+                    None => loopback_wire(dut, gateway)
+                        .ok_or_else(|| failed("the gateway serves no DHCP or no TFTP".into()))?,
+                };
+                let machine = simulated::Machine::new(config.clone(), &dut.mac, wire)
+                    .map_err(|error| failed(error.to_string()))?;
+                let pdu = Arc::new(SimulatedPdu::new([(outlet.clone(), Arc::clone(&machine))]));
+                Ok(Drivers { pdu, outlet, console: Arc::new(SimulatedConsole::new(machine)) })
+            }
+        }
+    }
+}
+
+fn loopback_wire(dut: &DutConfig, gateway: &Gateway) -> Option<simulated::Wire> {
+    let addresses = gateway.addresses();
+    Some(simulated::Wire::Loopback { address: dut.address, dhcp: addresses.dhcp?, tftp_port: addresses.tftp?.port() })
+}
+
+/// A machine's UUID: the same for the same MAC, version 4's form (RFC 9562), as firmware shows it in option 97.
+fn uuid_of(mac: &str) -> String {
+    let digits: String = mac.chars().filter(char::is_ascii_hexdigit).collect();
+    format!("00000000-0000-4000-8000-{digits}")
+}
+
+/// What a machine is driven by.
+pub(super) struct Drivers {
+    pub pdu: Arc<dyn Pdu>,
+    pub outlet: Outlet,
+    pub console: Arc<dyn Console>,
+}
+
+/// A DHCP request of a leased DUT's firmware: its session waits for it. A booted system that renews its address is not firmware.
+fn tell(listeners: &Listeners, event: &DhcpEvent) {
+    if event.client.boots_from_network() {
+        listeners.tell(&event.mac.to_string(), Event::FirmwareSeen);
+    }
+}
