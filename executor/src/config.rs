@@ -11,10 +11,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::farm::WhenBusy;
+use crate::lease::rows::Access;
 
 mod file;
+mod on_demand;
 
 pub use file::{parse, schema};
+pub use on_demand::OnDemandConfig;
 
 /// A whole farm, checked.
 #[derive(Clone, Debug)]
@@ -33,8 +36,12 @@ pub struct FarmConfig {
     pub state: PathBuf,
     /// What a job may use as `{{ name }}` besides what the farm knows.
     pub job_variables: BTreeMap<String, String>,
-    /// The machines.
+    /// The machines that are there.
     pub duts: Vec<DutConfig>,
+    /// The machines that are made when jobs ask for them.
+    pub on_demand: Vec<OnDemandConfig>,
+    /// What machines and jobs need besides.
+    pub gear: Vec<GearConfig>,
 }
 
 /// How jobs are taken from CI-tron's clients.
@@ -105,8 +112,30 @@ pub struct DutConfig {
     pub address: Ipv4Addr,
     /// A note of the admin's.
     pub comment: Option<String>,
+    /// Who may lease it.
+    pub access: Access,
+    /// Gear that goes with it, by name.
+    pub needs: Vec<String>,
     /// How its power and console are reached.
     pub machine: MachineConfig,
+}
+
+/// A named thing that several machines or jobs may need: a meter, a licence, a room's silence.
+#[derive(Clone, Debug)]
+pub struct GearConfig {
+    /// What it is needed by.
+    pub name: String,
+    /// `<farm>-<name>`.
+    pub full_name: String,
+    /// What jobs ask for.
+    pub tags: Vec<String>,
+    /// A note of the admin's.
+    #[allow(dead_code, reason = "for people who read the file, until a page shows gear")]
+    pub comment: Option<String>,
+    /// How many leases may hold it at a time.
+    pub seats: u32,
+    /// Who may lease it.
+    pub access: Access,
 }
 
 /// The kinds of machine.

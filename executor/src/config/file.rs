@@ -6,16 +6,22 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use job_schema::problem::Problems;
-use job_schema::{Findings, field_of, load_checked};
+use job_schema::problem::{Problems, quoted};
+use job_schema::{DutId, Findings, field_of, load_checked};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 
 use super::{
-    DutConfig, FarmConfig, Fault, Firmware, JobUrls, LOOPBACK_GATEWAY, MachineConfig, Misbehaviour, NetworkConfig,
-    QemuConfig, SimulatedConfig, SimulatedFirmware, SubmissionConfig,
+    DutConfig, FarmConfig, Fault, Firmware, GearConfig, JobUrls, LOOPBACK_GATEWAY, MachineConfig, Misbehaviour,
+    NetworkConfig, OnDemandConfig, QemuConfig, SimulatedConfig, SimulatedFirmware, SubmissionConfig,
 };
+use crate::blueprint::dut::{console_name, power_name};
 use crate::farm::WhenBusy;
+use crate::lease::rows::{Access, PlacementPolicy};
+
+mod on_demand;
+
+use on_demand::{AccessKey, GearKeys, OnDemandKeys, PoolKeys};
 
 /// A farm of machines under test.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -36,9 +42,15 @@ struct FarmFile {
     state: Option<String>,
     /// Values that job templates may use as `{{ name }}`.
     variables: BTreeMap<String, String>,
-    /// The machines.
+    /// The machines that are there.
     #[schemars(extend("x-example" = "duts: []"))]
     duts: Vec<DutKeys>,
+    /// Machines that are made when jobs ask for them.
+    on_demand: Vec<OnDemandKeys>,
+    /// Limits that several entries of `on_demand` share, by name.
+    pools: BTreeMap<String, PoolKeys>,
+    /// Named things that machines and jobs need.
+    gear: Vec<GearKeys>,
 }
 
 /// Exactly one of the kinds of network.
@@ -157,6 +169,10 @@ struct DutKeys {
     tags: Vec<String>,
     /// A note for people.
     comment: Option<String>,
+    /// Who may lease it; `everyone` when absent.
+    access: Option<AccessKey>,
+    /// Gear that goes with it, by name.
+    needs: Vec<String>,
     /// What it is made of.
     machine: MachineKeys,
 }
@@ -286,9 +302,14 @@ pub fn parse(source_name: &str, text: &str, directory: &Path) -> Result<FarmConf
 
 fn check(file: FarmFile, findings: &mut Findings, directory: &Path) -> FarmConfig {
     let network = network(&file.network);
-    let duts = Duts { farm: &file.name, network: &network, directory, names: HashMap::new(), count: HashMap::new() };
-    let duts = duts.check(&file.duts, findings);
-    let range = dhcp_range(&file.dhcp, &network, &duts, findings);
+    let mut inventory =
+        Inventory { farm: &file.name, network: &network, directory, names: HashMap::new(), count: HashMap::new() };
+    let duts = inventory.duts(&file.duts, findings);
+    let gear = inventory.gear(&file.gear, findings);
+    let on_demand = inventory.on_demand(&file, findings);
+    on_demand::needs(&file, &duts, &on_demand, findings);
+    let members = duts.iter().cloned().chain(on_demand.iter().flat_map(OnDemandConfig::members));
+    let range = dhcp_range(&file.dhcp, &network, members, findings);
     let api = api(&file.listen, findings);
     FarmConfig {
         state: file.state.map_or_else(|| default_state(&file.name), PathBuf::from),
@@ -298,6 +319,8 @@ fn check(file: FarmFile, findings: &mut Findings, directory: &Path) -> FarmConfi
         submission: submission(&file.listen),
         job_variables: file.variables,
         duts,
+        on_demand,
+        gear,
         name: file.name,
     }
 }
@@ -339,13 +362,24 @@ fn contains(network: &NetworkConfig, address: Ipv4Addr) -> bool {
         NetworkConfig::Private { address: ours, prefix_length }
         | NetworkConfig::Interface { address: ours, prefix_length, .. } => {
             let mask = u32::MAX.checked_shl(32 - u32::from(*prefix_length)).unwrap_or(0);
-            u32::from(*ours) & mask == u32::from(address) & mask && *ours != address
+            let (network, host) = (u32::from(*ours) & mask, u32::from(address) & !mask);
+            // All zeroes are the network itself, all ones its broadcast address (RFC 1122 §3.2.1.3).
+            network == u32::from(address) & mask && *ours != address && host != 0 && host != !mask
         }
         NetworkConfig::Loopback => address.is_loopback() && address != LOOPBACK_GATEWAY,
     }
 }
 
-struct Duts<'a> {
+/// The next step for what is used twice.
+const OWN_HINT: &str = "give every machine and every piece of gear its own";
+
+/// The place of a key in an entry of one of the file's lists.
+fn at(list: &str, index: usize, key: &str) -> Vec<String> {
+    vec![list.to_owned(), index.to_string(), key.to_owned()]
+}
+
+/// Everything in the file that has a name, a MAC or an address.
+struct Inventory<'a> {
     farm: &'a str,
     network: &'a NetworkConfig,
     directory: &'a Path,
@@ -355,13 +389,12 @@ struct Duts<'a> {
     count: HashMap<String, u32>,
 }
 
-impl Duts<'_> {
-    fn check(mut self, duts: &[DutKeys], findings: &mut Findings) -> Vec<DutConfig> {
+impl Inventory<'_> {
+    fn duts(&mut self, duts: &[DutKeys], findings: &mut Findings) -> Vec<DutConfig> {
         duts.iter().enumerate().filter_map(|(index, keys)| self.dut(index, keys, findings)).collect()
     }
 
     fn dut(&mut self, index: usize, keys: &DutKeys, findings: &mut Findings) -> Option<DutConfig> {
-        let at = |key: &str| vec!["duts".to_owned(), index.to_string(), key.to_owned()];
         let mac = keys.mac.to_ascii_lowercase().replace('-', ":");
         let address: Ipv4Addr = keys.address.parse().ok()?;
         let id = keys.id.clone().unwrap_or_else(|| mac.clone());
@@ -369,38 +402,58 @@ impl Duts<'_> {
         let number = self.count.entry(base_name.clone()).or_default();
         *number += 1;
         let full_name = keys.full_name.clone().unwrap_or_else(|| format!("{}-{base_name}-{number}", self.farm));
-        // A DUT whose MAC is missing or wrong keeps its place in the list: that was told already.
-        if !mac.is_empty() {
-            self.unique(at("mac"), "MAC", &mac, findings);
-        }
-        self.unique(at("address"), "address", &keys.address, findings);
-        if keys.id.is_some() {
-            self.unique(at("id"), "id", &id, findings);
-        }
-        if keys.full_name.is_some() {
-            self.unique(at("full_name"), "full name", &full_name, findings);
-        }
+        self.unique_names(index, keys, [&mac, &id, &full_name], findings);
         if !contains(self.network, address) {
             let hint = "every DUT needs an address of the farm's network that is not the gateway's own";
-            findings.tell(&at("address"), format!("`{address}` is not an address for a DUT of this network"), hint);
+            let what = format!("`{address}` is not an address for a DUT of this network");
+            findings.tell(&at("duts", index, "address"), what, hint);
         }
-        let machine = self.machine(index, &keys.machine, findings)?;
-        let (tags, comment) = (keys.tags.clone(), keys.comment.clone());
-        Some(DutConfig { id, full_name, base_name, tags, mac, address, comment, machine })
+        let machine = self.machine("duts", index, &keys.machine, findings)?;
+        let (tags, comment, needs) = (keys.tags.clone(), keys.comment.clone(), keys.needs.clone());
+        let access = on_demand::access(keys.access);
+        Some(DutConfig { id, full_name, base_name, tags, mac, address, comment, access, needs, machine })
     }
 
-    fn unique(&mut self, at: Vec<String>, noun: &str, value: &str, findings: &mut Findings) {
+    /// A DUT's own names, and those of its parts.
+    fn unique_names(&mut self, index: usize, keys: &DutKeys, names: [&String; 3], findings: &mut Findings) {
+        let [mac, id, full_name] = names;
+        // A DUT whose MAC is missing or wrong keeps its place in the list: that was told already.
+        let mut is_own = !mac.is_empty() && self.unique(at("duts", index, "mac"), "MAC", mac, findings);
+        self.unique(at("duts", index, "address"), "address", &keys.address, findings);
+        if keys.id.is_some() && id != mac {
+            check_id(index, id, findings);
+            is_own = self.unique(at("duts", index, "id"), "id", id, findings);
+        }
+        if full_name != id {
+            self.unique(at("duts", index, "full_name"), "full name", full_name, findings);
+        }
+        if is_own {
+            self.unique(at("duts", index, "id"), "name", &console_name(id), findings);
+            self.unique(at("duts", index, "id"), "name", &power_name(id), findings);
+        }
+    }
+
+    /// Whether nobody has it yet; tells who has.
+    fn unique(&mut self, at: Vec<String>, noun: &str, value: &str, findings: &mut Findings) -> bool {
+        let taken = self.take(&at, noun, value);
+        if let Some(what) = &taken {
+            findings.tell(&at, what.clone(), OWN_HINT);
+        }
+        taken.is_none()
+    }
+
+    /// Writes down that a value is used here, or says where it was used before.
+    fn take(&mut self, at: &[String], noun: &str, value: &str) -> Option<String> {
         if let Some(earlier) = self.names.get(value) {
-            let what = format!("the {noun} `{value}` is already used by `{earlier}`");
-            findings.tell(&at, what, "give every DUT its own");
-        } else {
-            self.names.insert(value.to_owned(), field_of(&at));
+            return Some(format!("the {noun} `{value}` is already used by `{earlier}`"));
         }
+        self.names.insert(value.to_owned(), field_of(at));
+        None
     }
 
-    fn machine(&self, index: usize, keys: &MachineKeys, findings: &mut Findings) -> Option<MachineConfig> {
+    fn machine(&self, list: &str, index: usize, keys: &MachineKeys, findings: &mut Findings) -> Option<MachineConfig> {
         let at = |keys: &[&str]| {
-            let path = ["duts".to_owned(), index.to_string(), "machine".to_owned()].into_iter();
+            let path = at(list, index, "machine").into_iter();
             path.chain(keys.iter().map(|key| key.to_string())).collect::<Vec<_>>()
         };
         match (&keys.qemu, &keys.simulated) {
@@ -437,6 +490,15 @@ impl Duts<'_> {
             }
             (Some(_), Some(_)) | (None, None) => None,
         }
+    }
+}
+
+/// What requests can name, and what leases can write down.
+fn check_id(index: usize, id: &str, findings: &mut Findings) {
+    let braces = || id.contains(['{', '}']).then(|| "an id cannot contain braces".to_owned());
+    if let Some(why) = id.parse::<DutId>().err().map(|error| error.to_string()).or_else(braces) {
+        let hint = "use letters, digits, `-`, `_`, `.` and `:`";
+        findings.tell(&at("duts", index, "id"), format!("{} is not an id: {why}", quoted(id)), hint);
     }
 }
 
@@ -479,7 +541,7 @@ fn fault(keys: &FaultKeys) -> Fault {
 fn dhcp_range(
     keys: &DhcpKeys,
     network: &NetworkConfig,
-    duts: &[DutConfig],
+    mut members: impl Iterator<Item = DutConfig>,
     findings: &mut Findings,
 ) -> Option<(Ipv4Addr, Ipv4Addr)> {
     let at = ["dhcp".to_owned(), "range".to_owned()];
@@ -498,7 +560,7 @@ fn dhcp_range(
         let hint = "write the first and the last address, both of the farm's network, without the gateway's own";
         findings.tell(&at, format!("`{first}` to `{last}` is no range of the farm's network"), hint);
     }
-    if let Some(dut) = duts.iter().find(|dut| (first..=last).contains(&dut.address)) {
+    if let Some(dut) = members.find(|dut| (first..=last).contains(&dut.address)) {
         let what = format!("the range holds `{}`, the address of {}", dut.address, dut.full_name);
         findings.tell(&at, what, "keep the DUTs' own addresses out of the range");
     }
