@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -19,18 +19,19 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{oneshot, watch};
 
 use super::Pass;
-use super::allocator::{Outlooks, Reason, can_ever, free_now};
+use super::allocator::{Outlooks, Reason, can_ever, free_now, unasked};
 use super::rows::*;
 use super::steps::{Context, Rules, admit};
 use super::store::{Corruption, Store, StoreError};
-use super::tables::Tables;
+use super::tables::{QueueKey, Tables};
 
+pub use self::follow::Follow;
+pub use self::recovery::Outside;
+
+mod follow;
+mod recovery;
 mod round;
 
-/// How long the owner of a lease has after our restart to attach again: a client's own retry is a few seconds.
-const REATTACH_MS: u64 = 30_000;
-/// Heartbeats that may be missed before the owner counts as gone: one may be lost, the next may be late.
-const BEATS_MISSED: u64 = 3;
 /// The pause after a commit that failed; a full disk is looked at again as often.
 const COMMIT_PAUSE: Duration = Duration::from_secs(1);
 /// Events in one answer, so that a page of them stays below some MiB.
@@ -53,6 +54,19 @@ pub trait Effects: Send + Sync + 'static {
     /// Asked at the last moment before a lease expires: how much longer it lasts, if it may not end now.
     fn veto(&self, _lease: &Lease) -> Option<Duration> {
         None
+    }
+    /// The things that are there outside, for each blueprint whose things can be listed. Asked after a start: what should be there and is
+    /// not in the list is lost, and what is there without a row, twice, is removed.
+    fn enumerate(&self) -> BoxFuture<'static, Vec<Outside>> {
+        Box::pin(async { Vec::new() })
+    }
+    /// Removes a thing that [`Effects::enumerate`] has named and that belongs to no row.
+    fn remove(&self, _blueprint: &str, _name: &str) -> BoxFuture<'static, Result<(), EffectError>> {
+        Box::pin(async { Ok(()) })
+    }
+    /// How long such a thing is left alone after a start: whoever made it may be about to say so.
+    fn grace(&self) -> Duration {
+        Duration::from_secs(60)
     }
 }
 
@@ -134,7 +148,7 @@ pub struct LeaseView {
 }
 
 /// Everything that is not history. Cheap to make and to clone: the rows are shared.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     /// When.
     pub at: Moment,
@@ -152,6 +166,7 @@ pub struct Snapshot {
 #[derive(Clone, Debug)]
 pub struct Keeper {
     messages: Sender<Message>,
+    newest: watch::Receiver<u64>,
 }
 
 /// Held by whoever owns a lease over a connection: dropping it says that the owner is gone.
@@ -159,12 +174,16 @@ pub struct Keeper {
 pub struct Attachment {
     messages: Sender<Message>,
     lease: LeaseId,
+    number: u64,
 }
+
+/// Numbers of attachments: only the newest one of a lease takes the lease along.
+static ATTACHMENTS: AtomicU64 = AtomicU64::new(0);
 
 impl Drop for Attachment {
     fn drop(&mut self) {
         // The keeper may be gone before: then the grace after its next start applies.
-        let _ = self.messages.send(Message::OwnerGone(self.lease.clone()));
+        let _ = self.messages.send(Message::OwnerGone(self.lease.clone(), self.number));
     }
 }
 
@@ -180,11 +199,13 @@ enum Message {
     CanEver(Box<LeaseRequest>, Answer<Result<(), RequestError>>),
     FreeNow(Box<LeaseRequest>, Answer<Result<(), Vec<String>>>),
     Events(u64, Answer<Result<Vec<Event>, StoreError>>),
-    Authorize(Authorization, Answer<Result<(), StoreError>>),
+    Authorize(Authorization, Answer<Result<(), RequestError>>),
     Configure(Vec<Blueprint>),
     Stop(Answer<()>),
-    Attach(LeaseId),
-    OwnerGone(LeaseId),
+    EventsOf(Object, Answer<Result<Vec<Event>, StoreError>>),
+    Attach(LeaseId, Option<u64>),
+    OwnerGone(LeaseId, u64),
+    Outside(recovery::Look, Vec<Outside>),
     Done(Object, Operation, EffectResult),
 }
 
@@ -198,7 +219,7 @@ enum EffectResult {
 }
 
 impl Keeper {
-    /// Opens the store at `path` and goes on from it. Must be called inside a tokio runtime, in which effects will run.
+    /// Opens the store at `path` and goes on from it. What rows that do not fit together concern is held back already. Must be called inside a tokio runtime, in which effects will run.
     pub fn open(
         path: &Path,
         blueprints: Vec<Blueprint>,
@@ -207,15 +228,19 @@ impl Keeper {
         let store = Store::open(path)?;
         let loaded = store.load()?;
         let corruption = store.corruption(&loaded);
+        let alive_at = store.alive_at()?;
         let (messages, inbox) = channel();
-        let mut thread = KeeperThread::new(store, Tables::of(loaded), effects, messages.clone());
+        let (newest_sender, newest) = watch::channel(loaded.last.event);
+        let mut thread = KeeperThread::new(store, Tables::of(loaded), effects, messages.clone(), newest_sender);
+        thread.away_since = alive_at;
+        thread.corruption.clone_from(&corruption);
         thread.configure(blueprints);
         thread.read_authorizations()?;
         thread.look_at_everything();
         thread.expect_owners();
         let spawned = std::thread::Builder::new().name("lease-keeper".into()).spawn(move || thread.run(inbox));
         spawned.map_err(StoreError::Thread)?;
-        Ok((Keeper { messages }, corruption))
+        Ok((Keeper { messages, newest }, corruption))
     }
 
     /// Makes a request a row; the same id again is the same lease.
@@ -256,14 +281,28 @@ impl Keeper {
         self.ask(Message::Snapshot).await
     }
 
-    /// The next events from a number on.
+    /// The next events from a number on, or from the oldest that is kept.
     pub async fn events(&self, from: u64) -> Result<Vec<Event>, StoreError> {
         self.ask(|answer| Message::Events(from, answer)).await.unwrap_or(Ok(Vec::new()))
     }
 
+    /// The newest events of one lease or resource, the oldest of them first.
+    pub async fn events_of(&self, object: Object) -> Result<Vec<Event>, StoreError> {
+        self.ask(|answer| Message::EventsOf(object, answer)).await.unwrap_or(Ok(Vec::new()))
+    }
+
+    /// Events from a number on, and then as they are committed.
+    pub fn follow_events(&self, from: u64) -> Follow {
+        Follow::of(self.clone(), self.newest.clone(), from)
+    }
+
     /// Answers whether a subject may lease from a blueprint.
-    pub async fn authorize(&self, authorization: Authorization) -> Result<(), StoreError> {
-        self.ask(|answer| Message::Authorize(authorization, answer)).await.unwrap_or(Ok(()))
+    ///
+    /// It is looked at when a lease is granted, so that an answer that is withdrawn ends no lease that is held: whoever wants that
+    /// releases it. Who waits is refused, where nothing else can serve him.
+    pub async fn authorize(&self, authorization: Authorization) -> Result<(), RequestError> {
+        let authorized = self.ask(|answer| Message::Authorize(authorization, answer)).await;
+        authorized.unwrap_or(Err(RequestError::Stopped))
     }
 
     /// Takes a new configuration; what is no longer in it is drained.
@@ -273,13 +312,14 @@ impl Keeper {
 
     /// The owner is there, or still there.
     pub fn beat(&self, lease: LeaseId) {
-        let _ = self.messages.send(Message::Attach(lease));
+        let _ = self.messages.send(Message::Attach(lease, None));
     }
 
-    /// Binds a lease to whoever holds the attachment.
+    /// Binds a lease to whoever holds the attachment. A later attachment, or another owner, takes its place.
     pub fn attach(&self, lease: LeaseId) -> Attachment {
-        self.beat(lease.clone());
-        Attachment { messages: self.messages.clone(), lease }
+        let number = ATTACHMENTS.fetch_add(1, Ordering::Relaxed) + 1;
+        let _ = self.messages.send(Message::Attach(lease.clone(), Some(number)));
+        Attachment { messages: self.messages.clone(), lease, number }
     }
 
     /// Ends the thread after its present round. Leases stay as they are: whoever wants them given back releases them first.
@@ -311,6 +351,18 @@ struct KeeperThread {
     begun: BTreeSet<Object>,
     /// Until when an owner must be heard of.
     owners: HashMap<LeaseId, Moment>,
+    /// The newest attachment of a lease.
+    attached: HashMap<LeaseId, u64>,
+    /// When the process before this one was last alive, until that is credited.
+    away_since: Option<Moment>,
+    /// When this process last said on disk that it is alive.
+    alive_at: Moment,
+    corruption: Vec<Corruption>,
+    /// Rows that nobody can make sense of.
+    left_alone: BTreeSet<Object>,
+    /// Things outside that had no row when they were first seen.
+    strays: BTreeSet<(String, String)>,
+    newest: watch::Sender<u64>,
     fences: HashMap<ResourceId, Arc<AtomicU64>>,
     passes: HashMap<LeaseId, Pass>,
     outlooks: Arc<Outlooks>,
@@ -329,7 +381,13 @@ enum Told {
 }
 
 impl KeeperThread {
-    fn new(store: Store, tables: Tables, effects: Arc<dyn Effects>, results: Sender<Message>) -> KeeperThread {
+    fn new(
+        store: Store,
+        tables: Tables,
+        effects: Arc<dyn Effects>,
+        results: Sender<Message>,
+        newest: watch::Sender<u64>,
+    ) -> KeeperThread {
         let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         KeeperThread {
             store,
@@ -346,6 +404,13 @@ impl KeeperThread {
             tasks: HashMap::new(),
             begun: BTreeSet::new(),
             owners: HashMap::new(),
+            attached: HashMap::new(),
+            away_since: None,
+            alive_at: Moment(0),
+            corruption: Vec::new(),
+            left_alone: BTreeSet::new(),
+            strays: BTreeSet::new(),
+            newest,
             fences: HashMap::new(),
             passes: HashMap::new(),
             outlooks: Arc::default(),
@@ -366,7 +431,12 @@ impl KeeperThread {
 
     fn run(mut self, inbox: Receiver<Message>) {
         // Before anybody asks: what is preallocated has its rows, and holders of before a restart have their passes.
-        self.finish(round::Round::default());
+        let mut round = round::Round::default();
+        let corruption = std::mem::take(&mut self.corruption);
+        self.contain(&corruption, &mut round);
+        self.ask_for_everybody(&mut round);
+        self.look_outside();
+        self.finish(round);
         let mut first = None;
         loop {
             let mut round = round::Round::default();
@@ -406,15 +476,26 @@ impl KeeperThread {
             }
             Message::FreeNow(request, answer) => drop(answer.send(self.free_now(*request))),
             Message::Events(from, answer) => drop(answer.send(self.store.events(from, EVENTS_AT_MOST))),
+            Message::EventsOf(object, answer) => drop(answer.send(self.store.events_of(&object, EVENTS_AT_MOST))),
             Message::Authorize(authorization, answer) => {
-                let written = self.store.authorize(&authorization).and_then(|()| self.read_authorizations());
-                self.plan_is_due = true;
-                drop(answer.send(written));
+                self.authorize(authorization, round);
+                round.answer(answer, Ok(()), |error| Err(RequestError::Store(error)));
             }
-            Message::Configure(blueprints) => self.configure(blueprints),
+            Message::Configure(blueprints) => {
+                self.configure(blueprints);
+                self.ask_for_everybody(round);
+            }
             Message::Stop(answer) => self.stopping = Some(answer),
-            Message::Attach(lease) => self.attach(lease),
-            Message::OwnerGone(lease) => self.owner_gone(&lease, round),
+            Message::Attach(lease, number) => {
+                self.attached.extend(number.map(|number| (lease.clone(), number)));
+                self.attach(lease);
+            }
+            Message::OwnerGone(lease, number) => {
+                if self.attached.get(&lease) == Some(&number) {
+                    self.owner_gone(&lease, round);
+                }
+            }
+            Message::Outside(look, outside) => self.seen_outside(look, outside, round),
             Message::Done(object, operation, result) => self.done(object, operation, result, round),
         }
     }
@@ -438,6 +519,7 @@ impl KeeperThread {
             if let Err(why) = can_ever(&self.tables, &request) {
                 return drop(answer.send(Err(RequestError::NeverFeasible(why))));
             }
+            self.ask_for(&request, round);
             let transition = admit(request, &self.context());
             self.apply(transition, round);
             self.attach(id.clone());
@@ -527,18 +609,39 @@ impl KeeperThread {
         active.iter().for_each(|lease| drop(self.pass(lease)));
     }
 
-    /// After a start every owner has the same grace: our own absence is not held against anybody.
-    fn expect_owners(&mut self) {
-        let until = self.now().plus_ms(REATTACH_MS);
-        let owned = self.tables.leases().filter(|it| it.parent.is_none() && it.state != LeaseState::Destroyed);
-        self.owners = owned.map(|lease| (lease.id().clone(), until)).collect();
+    fn authorize(&mut self, authorization: Authorization, round: &mut round::Round) {
+        let key = (authorization.subject.clone(), authorization.blueprint.clone());
+        self.tables.authorizations.insert(key, authorization.clone());
+        round.authorizations.push(authorization);
+        self.plan_is_due = true;
+    }
+
+    /// Where nobody has said yet whether a request may be served from something that fits it, the question is written down.
+    fn ask_for(&mut self, request: &LeaseRequest, round: &mut round::Round) {
+        for blueprint in unasked(&self.tables, request) {
+            let authorization = Authorization {
+                subject: request.authorizer.clone(),
+                blueprint,
+                state: AuthorizationState::Requested,
+                by: request.owner.to_string(),
+                at: self.now(),
+            };
+            self.authorize(authorization, round);
+        }
+    }
+
+    fn ask_for_everybody(&mut self, round: &mut round::Round) {
+        let first = |members: &BTreeSet<QueueKey>| members.first().and_then(|key| self.tables.lease(&key.2));
+        let lines = self.tables.lines().filter_map(|(_, members)| first(members));
+        let requests: Vec<LeaseRequest> = lines.map(|lease| lease.request.clone()).collect();
+        requests.iter().for_each(|request| self.ask_for(request, round));
     }
 
     fn attach(&mut self, id: LeaseId) {
         let Some(lease) = self.tables.lease(&id) else { return };
         match &lease.request.owner {
             Owner::Heartbeat { every_ms, .. } => {
-                let until = self.now().plus_ms(every_ms.saturating_mul(BEATS_MISSED));
+                let until = self.now().plus_ms(every_ms.saturating_mul(recovery::BEATS_MISSED));
                 self.owners.insert(id, until);
             }
             Owner::Job(_) | Owner::Connection(_) => drop(self.owners.remove(&id)),

@@ -99,6 +99,22 @@ pub fn can_ever(tables: &Tables, request: &LeaseRequest) -> Result<(), String> {
     })
 }
 
+/// The blueprints that could serve a request, and of which nobody has been asked yet whether they may.
+pub fn unasked(tables: &Tables, request: &LeaseRequest) -> Vec<String> {
+    let round = Round::new(tables, Moment(0), Purpose::Decide);
+    let asks = |blueprint: &&Blueprint| {
+        let is_new = tables.authorization(&request.authorizer, &blueprint.name).is_none();
+        blueprint.access == Access::Authorized && is_new
+    };
+    let wants = std::iter::once(&request.want).chain(&request.also);
+    let fits = wants.flat_map(|want| {
+        let blueprints = round.blueprints(want.kind).filter(asks);
+        let fitting = blueprints.filter(|it| round.could_make(it, want, &request.authorizer).is_ok());
+        fitting.map(|blueprint| blueprint.name.clone()).collect::<Vec<_>>()
+    });
+    fits.collect()
+}
+
 /// What a walk is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Purpose {

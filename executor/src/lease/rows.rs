@@ -12,6 +12,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+mod told;
+
 /// A moment: milliseconds since the Unix epoch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Moment(pub u64);
@@ -764,6 +766,11 @@ pub enum Cause {
         /// Why.
         why: String,
     },
+    /// The farm was away, and that is not held against it.
+    FarmWasAway {
+        /// For how long; less than nothing where the clock was set back.
+        ms: i64,
+    },
     /// The command came too late, or does not apply here.
     Refused {
         /// Why.
@@ -795,6 +802,7 @@ impl fmt::Display for Cause {
             Cause::Reclaimed { by } => write!(formatter, "it was idle, and {by} needed the room"),
             Cause::Administered { by } => write!(formatter, "{by} administers it"),
             Cause::Judged { why } => write!(formatter, "the farm's opinion of it changed: {why}"),
+            Cause::FarmWasAway { ms } => write!(formatter, "the farm was away for {} s", ms / 1_000),
             Cause::Refused { why } => write!(formatter, "a command was refused: {why}"),
         }
     }
@@ -867,6 +875,8 @@ pub enum Label {
     Intent,
     /// The allocator noted which resource a waiting lease waits for.
     Noted,
+    /// Its clocks stood while the farm was away.
+    Credited,
 }
 
 /// One change of the rows, whole: it is committed in one transaction with its event, or not at all.

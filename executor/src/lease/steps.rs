@@ -39,6 +39,9 @@ use self::resource::ResourceStep;
 use super::rows::*;
 use super::tables::Tables;
 
+pub use self::away::credit;
+
+mod away;
 mod lease;
 mod resource;
 

@@ -20,11 +20,13 @@ use super::rows::{
 };
 use super::tables::{Last, Loaded};
 
+mod history;
+
 /// What the store speaks now; [`MIGRATIONS`] lead here.
 const SCHEMA: i64 = MIGRATIONS.len() as i64;
 
 /// Each entry leads from the version that is its index to the next one. Entries are never changed once released; new ones are added.
-const MIGRATIONS: &[&str] = &[include_str!("schema_1.sql")];
+const MIGRATIONS: &[&str] = &[include_str!("schema_1.sql"), include_str!("schema_2.sql")];
 
 /// Why the store cannot do what it should. Nothing was written.
 #[derive(Debug, thiserror::Error)]
@@ -104,6 +106,9 @@ pub enum Corruption {
 pub struct Store {
     connection: Connection,
     path: String,
+    /// The newest numbers at the newest event that is no longer kept.
+    cut: Last,
+    events_kept: u64,
 }
 
 impl Store {
@@ -121,10 +126,18 @@ impl Store {
         Store::set_up(connection, "memory".to_owned())
     }
 
+    /// Keeps fewer events than a farm does, so that a test sees the cut.
+    #[cfg(test)]
+    pub fn keeping(mut self, events: u64) -> Store {
+        self.events_kept = events;
+        self
+    }
+
     fn set_up(connection: Connection, path: String) -> Result<Store, StoreError> {
-        let mut store = Store { connection, path };
+        let mut store = Store { connection, path, cut: Last::default(), events_kept: history::EVENTS_KEPT };
         store.configure().map_err(|source| store.failed(source))?;
         store.migrate()?;
+        store.cut = store.at_cut()?;
         Ok(store)
     }
 
@@ -159,15 +172,37 @@ impl Store {
 
     /// Commits numbered transitions together: all of them, or none.
     pub fn commit(&mut self, transitions: &[Transition]) -> Result<(), StoreError> {
+        self.commit_with(transitions, &[])
+    }
+
+    /// The same, with what is newly said of who may lease what. Nothing is written for nothing.
+    pub fn commit_with(
+        &mut self,
+        transitions: &[Transition],
+        authorizations: &[Authorization],
+    ) -> Result<(), StoreError> {
+        if transitions.is_empty() && authorizations.is_empty() {
+            return Ok(());
+        }
         let path = self.path.clone();
         let transaction = self
             .connection
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(|source| database(&path, source))?;
+        let commit = Commit { transaction: &transaction, path: &path };
         for transition in transitions {
-            Commit { transaction: &transaction, path: &path }.write(transition)?;
+            commit.write(transition)?;
         }
-        transaction.commit().map_err(|source| database(&path, source))
+        for authorization in authorizations {
+            commit.write_authorization(authorization)?;
+        }
+        if let Some(last) = transitions.last() {
+            commit.alive(last.at)?;
+        }
+        let cut = commit.cut(self.cut, self.events_kept)?;
+        transaction.commit().map_err(|source| database(&path, source))?;
+        self.cut = cut;
+        Ok(())
     }
 
     /// Everything that is not over.
@@ -175,7 +210,7 @@ impl Store {
         Ok(Loaded {
             leases: self.rows(&alive("lease"))?,
             resources: self.rows(&alive("resource"))?,
-            slots: self.slots()?,
+            slots: self.slots("SELECT key, owner FROM slot")?,
             commands: self.rows("SELECT body FROM command WHERE consumed_at IS NULL ORDER BY id")?,
             effects: self.rows("SELECT body FROM effect WHERE closed_at IS NULL ORDER BY id")?,
             last: self.last()?,
@@ -191,14 +226,16 @@ impl Store {
         body.map_err(|source| self.failed(source))?.map(|body| self.parse(&body)).transpose()
     }
 
-    /// Events from a number on, the oldest first.
+    /// Events from a number on, or from the oldest that is kept, the oldest first.
     pub fn events(&self, from: u64, count_max: u32) -> Result<Vec<Event>, StoreError> {
+        let query = "SELECT seq, body FROM event WHERE seq >= ?1 ORDER BY seq LIMIT ?2";
+        self.read_events(query, params![from as i64, count_max])
+    }
+
+    fn read_events(&self, query: &str, params: impl rusqlite::Params) -> Result<Vec<Event>, StoreError> {
         let read = || {
-            let mut statement =
-                self.connection.prepare_cached("SELECT seq, body FROM event WHERE seq >= ?1 ORDER BY seq LIMIT ?2")?;
-            let rows = statement.query_map(params![from as i64, count_max], |row| {
-                Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?))
-            })?;
+            let mut statement = self.connection.prepare_cached(query)?;
+            let rows = statement.query_map(params, |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)))?;
             rows.collect::<rusqlite::Result<Vec<_>>>()
         };
         let rows = read().map_err(|source| self.failed(source))?;
@@ -208,16 +245,6 @@ impl Store {
     /// The authorizations.
     pub fn authorizations(&self) -> Result<Vec<Authorization>, StoreError> {
         self.rows("SELECT body FROM authorization ORDER BY subject, blueprint")
-    }
-
-    /// Writes one authorization.
-    pub fn authorize(&mut self, authorization: &Authorization) -> Result<(), StoreError> {
-        let body = self.render(authorization)?;
-        let written = self.connection.execute(
-            "INSERT OR REPLACE INTO authorization (subject, blueprint, body) VALUES (?1, ?2, ?3)",
-            params![authorization.subject, authorization.blueprint, body],
-        );
-        written.map(drop).map_err(|source| self.failed(source))
     }
 
     /// What must not be, and is: slots and leases without what they need.
@@ -258,9 +285,9 @@ impl Store {
         bodies.iter().map(|body| self.parse(body)).collect()
     }
 
-    fn slots(&self) -> Result<Vec<(String, Object)>, StoreError> {
+    fn slots(&self, query: &str) -> Result<Vec<(String, Object)>, StoreError> {
         let read = || {
-            let mut statement = self.connection.prepare_cached("SELECT key, owner FROM slot")?;
+            let mut statement = self.connection.prepare_cached(query)?;
             let rows = statement.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))?;
             rows.collect::<rusqlite::Result<Vec<_>>>()
         };
@@ -273,14 +300,16 @@ impl Store {
             let number: Option<i64> = self.connection.query_row(query, [], |row| row.get(0))?;
             Ok::<_, rusqlite::Error>(number.unwrap_or_default() as u64)
         };
+        let cut = self.cut;
         let read = || {
             Ok(Last {
-                command: newest("SELECT max(id) FROM command")?,
-                effect: newest("SELECT max(id) FROM effect")?,
+                command: newest("SELECT max(id) FROM command")?.max(cut.command),
+                effect: newest("SELECT max(id) FROM effect")?.max(cut.effect),
                 serial: newest(
                     "SELECT max(serial) FROM (SELECT max(serial) AS serial FROM lease UNION ALL SELECT max(serial) FROM resource)",
-                )?,
-                event: newest("SELECT max(seq) FROM event")?,
+                )?
+                .max(cut.serial),
+                event: newest("SELECT max(seq) FROM event")?.max(cut.event),
             })
         };
         read().map_err(|source| self.failed(source))
@@ -392,6 +421,12 @@ impl Commit<'_> {
         self.one(&effect.object, query, params![effect.id as i64, object, self.render(effect)?])
     }
 
+    fn write_authorization(&self, authorization: &Authorization) -> Result<(), StoreError> {
+        let body = self.render(authorization)?;
+        let query = "INSERT OR REPLACE INTO authorization (subject, blueprint, body) VALUES (?1, ?2, ?3)";
+        self.run(query, params![authorization.subject, authorization.blueprint, body])
+    }
+
     fn write_event(&self, transition: &Transition) -> Result<(), StoreError> {
         let (object, body) = (self.render(&transition.object)?, self.render(transition)?);
         let query = "INSERT INTO event (at, object, body) VALUES (?1, ?2, ?3)";
@@ -464,7 +499,7 @@ fn database(path: &str, source: rusqlite::Error) -> StoreError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lease::rows::{Cause, LeaseRequest, Verb};
+    use crate::lease::rows::{Cause, Label, LeaseRequest, Verb};
     use crate::lease::samples::{SmallFarm, request, static_dut};
     use crate::lease::tables::Tables;
 
@@ -510,7 +545,7 @@ mod tests {
         assert!(Tables::of(loaded) == alive(farm.tables.clone()));
         assert_eq!(store.lease("1").unwrap().unwrap().state, LeaseState::Destroyed);
         let events = store.events(1, u32::MAX).unwrap();
-        assert!(alive(Tables::replay(&events).unwrap()) == alive(farm.tables));
+        assert!(alive(Tables::replay(Tables::default(), &events).unwrap()) == alive(farm.tables));
     }
 
     #[test]
@@ -573,11 +608,48 @@ mod tests {
     }
 
     #[test]
+    fn old_events_are_forgotten_and_the_rest_still_leads_to_the_rows() {
+        let (mut farm, mut store) = (history(), Store::in_memory().unwrap().keeping(20));
+        store.commit(&farm.log).unwrap();
+        for round in 0..40 {
+            let written = farm.log.len();
+            farm.request(request(&format!("more {round}"), &[]));
+            farm.release(&format!("more {round}"));
+            store.commit(&farm.log[written..]).unwrap();
+        }
+        let events = store.events(1, u32::MAX).unwrap();
+        assert_eq!((events.len(), events.last().unwrap().seq), (20, farm.log.len() as u64));
+        let replayed = Tables::replay(store.base().unwrap(), &events).unwrap();
+        assert!(alive(replayed) == alive(farm.tables.clone()));
+        assert_eq!(Tables::of(store.load().unwrap()).last(), farm.tables.last());
+        let count = |table: &str| {
+            let query = format!("SELECT count(*) FROM {table}");
+            store.connection.query_row(&query, [], |row| row.get::<_, i64>(0)).unwrap()
+        };
+        let counts = ["lease", "resource", "command", "base_row"].map(count);
+        assert_eq!(counts, [11, 4, 7, 9]);
+        assert_eq!(store.lease("more 3").unwrap(), None);
+    }
+
+    #[test]
+    fn the_events_of_one_lease_are_its_own() {
+        let (farm, mut store) = (history(), Store::in_memory().unwrap());
+        store.commit(&farm.log).unwrap();
+        let labels: Vec<_> = store
+            .events_of(&Object::Lease("3".into()), 10)
+            .unwrap()
+            .into_iter()
+            .map(|it| it.transition.label)
+            .collect();
+        assert_eq!(labels, [Label::L1, Label::Asked]);
+    }
+
+    #[test]
     fn a_store_of_a_later_version_is_not_touched() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("leases.sqlite");
         Store::open(&path).unwrap().connection.pragma_update(None, "user_version", 99).unwrap();
         let refused = Store::open(&path).unwrap_err();
-        assert!(matches!(refused, StoreError::Newer { found: 99, known: 1, .. }), "{refused}");
+        assert!(matches!(refused, StoreError::Newer { found: 99, known: 2, .. }), "{refused}");
     }
 }

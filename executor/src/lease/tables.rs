@@ -158,9 +158,9 @@ impl Tables {
         tables
     }
 
-    /// The rows that these events lead to, from nothing.
-    pub fn replay<'a>(events: impl IntoIterator<Item = &'a Event>) -> Result<Tables, Conflict> {
-        let mut tables = Tables::default();
+    /// The rows that these events lead to, from the rows before them.
+    pub fn replay<'a>(base: Tables, events: impl IntoIterator<Item = &'a Event>) -> Result<Tables, Conflict> {
+        let mut tables = base;
         for event in events {
             tables.apply(&event.transition)?;
         }

@@ -17,6 +17,7 @@ const TELLING_PAUSE_MAX: Duration = Duration::from_secs(2);
 #[derive(Default)]
 pub(super) struct Round {
     batch: Vec<Transition>,
+    pub(super) authorizations: Vec<Authorization>,
     starts: Vec<(Object, Operation)>,
     answers: Vec<Box<dyn FnOnce(Option<String>)>>,
 }
@@ -42,9 +43,10 @@ impl Round {
 impl KeeperThread {
     /// Moves what moves, commits, starts effects. Says how long nothing happens by itself.
     pub(super) fn finish(&mut self, mut round: Round) -> Duration {
+        self.credit(&mut round);
         self.wake_the_due(&mut round);
         self.settle(&mut round);
-        let error = match self.store.commit(&round.batch) {
+        let error = match self.store.commit_with(&round.batch, &round.authorizations) {
             Ok(()) => None,
             Err(error) => Some(error.to_string()),
         };
@@ -54,12 +56,18 @@ impl KeeperThread {
             self.read_again();
             return COMMIT_PAUSE;
         }
+        self.away_since = None;
+        if let Some(newest) = round.batch.last() {
+            self.alive_at = newest.at;
+            self.newest.send_replace(self.tables.last().event);
+        }
         for (object, operation) in std::mem::take(&mut round.starts) {
             self.start(&object, operation);
         }
         self.tell();
         self.publish(&round.batch);
         self.forget();
+        self.say_alive();
         self.until_next()
     }
 
@@ -79,6 +87,9 @@ impl KeeperThread {
         }
         if transition.journal == Journal::Closed {
             self.begun.remove(&transition.object);
+        }
+        if matches!(transition.cause, Cause::HandedOver { .. }) {
+            transition.leases.iter().for_each(|lease| self.expect_new_owner(lease));
         }
         self.back_off(&transition);
         round.batch.push(transition);
@@ -133,6 +144,9 @@ impl KeeperThread {
 
     fn look_at(&mut self, object: &Object, round: &mut Round) {
         self.timers.remove(object);
+        if self.left_alone.contains(object) {
+            return;
+        }
         let next = match object {
             Object::Lease(id) => self.tables.lease(id).map(|lease| next_of_lease(lease, &self.context())),
             Object::Resource(id) => self.tables.resource(id).map(|it| next_of_resource(it, &self.context())),
@@ -379,8 +393,11 @@ impl KeeperThread {
         if let Ok(loaded) = self.store.load() {
             let mut tables = Tables::of(loaded);
             tables.blueprints = std::mem::take(&mut self.tables.blueprints);
-            tables.authorizations = std::mem::take(&mut self.tables.authorizations);
             self.tables = tables;
+            // Cannot be read: then nobody is authorized until it can, and the next commit fails as this one did.
+            if let Err(error) = self.read_authorizations() {
+                tracing::error!(%error, "cannot read who may lease what");
+            }
         }
         let tables = &self.tables;
         self.begun.retain(|object| tables.open_effect(object).is_some());
@@ -440,6 +457,7 @@ impl KeeperThread {
             if let Object::Lease(id) = &object {
                 self.watchers.remove(id);
                 self.owners.remove(id);
+                self.attached.remove(id);
                 self.passes.remove(id);
             }
             if let Object::Resource(id) = &object {
@@ -450,7 +468,8 @@ impl KeeperThread {
 
     fn until_next(&self) -> Duration {
         let told_at = Some(self.telling.1).filter(|_| self.telling.0 == Told::Behind);
-        let timers = self.timers.values().chain(self.owners.values()).chain(&self.plan_again_at).chain(&told_at);
+        let others = [self.plan_again_at, told_at, self.alive_again_at()];
+        let timers = self.timers.values().chain(self.owners.values()).chain(others.iter().flatten());
         let now = self.now();
         // Without any timer an hour is as good as for ever: messages end it.
         let ms = timers.min().map_or(3_600_000, |at| at.0.saturating_sub(now.0));

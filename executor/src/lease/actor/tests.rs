@@ -10,6 +10,7 @@ use crate::lease::samples::{request, static_dut};
 struct Recorder {
     done: Mutex<Vec<String>>,
     stuck: Mutex<bool>,
+    outside: Mutex<Vec<Outside>>,
 }
 
 impl Recorder {
@@ -45,6 +46,20 @@ impl Effects for Recorder {
 
     fn unmake(&self, _: &Resource) -> BoxFuture<'static, Result<(), EffectError>> {
         Box::pin(async { Ok(()) })
+    }
+
+    fn enumerate(&self) -> BoxFuture<'static, Vec<Outside>> {
+        let outside = self.outside.lock().unwrap().clone();
+        Box::pin(async { outside })
+    }
+
+    fn remove(&self, _: &str, name: &str) -> BoxFuture<'static, Result<(), EffectError>> {
+        self.note(format!("remove {name}"));
+        Box::pin(async { Ok(()) })
+    }
+
+    fn grace(&self) -> Duration {
+        Duration::from_millis(50)
     }
 
     fn reconcile(&self, _: &Effect) -> BoxFuture<'static, Reconciled> {
@@ -149,4 +164,191 @@ async fn a_tear_down_that_is_mended_goes_on_by_itself() {
     until(&keeper, "1", LeaseState::Destroyed).await;
     let events = keeper.events(1).await.unwrap();
     assert_eq!(events.last().map(|event| event.seq), Some(events.len() as u64));
+}
+
+async fn authorize(keeper: &Keeper, state: AuthorizationState) {
+    let (subject, by) = ("somebody".to_owned(), "admin".to_owned());
+    let authorization = Authorization { subject, blueprint: "a".into(), state, by, at: Moment(1) };
+    keeper.authorize(authorization).await.unwrap();
+}
+
+fn guarded() -> Vec<Blueprint> {
+    let mut blueprints = static_dut("a", &[]);
+    blueprints[0].access = Access::Authorized;
+    blueprints
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_needs_authorization_asks_for_it_waits_and_is_served_when_the_answer_comes() {
+    let (folder, effects) = (tempfile::tempdir().unwrap(), Arc::new(Recorder::default()));
+    let (keeper, _) = Keeper::open(&folder.path().join("leases.sqlite"), guarded(), effects).unwrap();
+    keeper.request(request("1", &[])).await.unwrap();
+    let mut view = keeper.watch("1".into()).await.unwrap();
+    let told = |view: &LeaseView| view.reasons.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let waits = view.wait_for(|view| !view.reasons.is_empty()).await.unwrap().clone();
+    assert_eq!(told(&waits), ["nobody has said yet whether somebody may use a"]);
+    let asked = keeper.snapshot().await.unwrap().authorizations;
+    let asked: Vec<_> = asked.iter().map(|it| (it.subject.as_str(), it.blueprint.as_str(), it.state)).collect();
+    assert_eq!(asked, [("somebody", "a", AuthorizationState::Requested)]);
+    authorize(&keeper, AuthorizationState::Authorized).await;
+    until(&keeper, "1", LeaseState::Active).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_withdrawn_authorization_ends_nothing_that_is_held_and_refuses_who_waits() {
+    let (folder, effects) = (tempfile::tempdir().unwrap(), Arc::new(Recorder::default()));
+    let (keeper, _) = Keeper::open(&folder.path().join("leases.sqlite"), guarded(), effects).unwrap();
+    authorize(&keeper, AuthorizationState::Authorized).await;
+    keeper.request(request("1", &[])).await.unwrap();
+    until(&keeper, "1", LeaseState::Active).await;
+    keeper.request(request("2", &[])).await.unwrap();
+    authorize(&keeper, AuthorizationState::Declined).await;
+    let over = until(&keeper, "2", LeaseState::Destroyed).await;
+    assert_eq!(over.cause.to_string(), "nothing in the farm could ever serve it: somebody may not use a");
+    assert_eq!(keeper.lease("1".into()).await.unwrap().state, LeaseState::Active);
+    let refused = keeper.request(request("3", &[])).await;
+    assert_eq!(refused, Err(RequestError::NeverFeasible("somebody may not use a".into())));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_are_followed_as_they_are_committed_until_the_farm_stops() {
+    let (folder, effects) = (tempfile::tempdir().unwrap(), Arc::new(Recorder::default()));
+    let keeper = open(&folder.path().join("leases.sqlite"), &effects);
+    let mut events = keeper.follow_events(1);
+    keeper.request(request("1", &[])).await.unwrap();
+    let mut seen = Vec::new();
+    while let Some(event) = events.next().await {
+        let Event { seq, transition } = event.unwrap();
+        seen.push(seq);
+        if transition.label == Label::L4 && transition.object == Object::Lease("1".into()) {
+            break;
+        }
+    }
+    assert!(seen.iter().copied().eq(1..=seen.len() as u64), "{seen:?}");
+    let own = keeper.events_of(Object::Lease("1".into())).await.unwrap();
+    let labels: Vec<_> = own.iter().map(|event| event.transition.label).collect();
+    assert_eq!(labels, [Label::L1, Label::L2, Label::Intent, Label::L4]);
+    keeper.stop().await;
+    while let Some(event) = events.next().await {
+        event.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_that_was_handed_over_does_not_end_with_its_first_owners_connection() {
+    let (folder, effects) = (tempfile::tempdir().unwrap(), Arc::new(Recorder::default()));
+    let keeper = open(&folder.path().join("leases.sqlite"), &effects);
+    let owner = Owner::Connection("somebody's terminal".into());
+    keeper.request(LeaseRequest { owner, ..request("1", &[]) }).await.unwrap();
+    let attachment = keeper.attach("1".into());
+    until(&keeper, "1", LeaseState::Active).await;
+    let other = Owner::Job("17".into());
+    keeper.command(Object::Lease("1".into()), Verb::HandOver { owner: other.clone() }, "somebody").await.unwrap();
+    keeper.watch("1".into()).await.unwrap().wait_for(|view| view.owner == other).await.unwrap();
+    drop(attachment);
+    // Whatever the drop would do is done before the answer to a later message.
+    keeper.snapshot().await.unwrap();
+    assert_eq!(keeper.lease("1".into()).await.unwrap().state, LeaseState::Active);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_gone_outside_is_lost_and_what_nobody_knows_is_removed_after_a_grace() {
+    let (folder, effects) = (tempfile::tempdir().unwrap(), Arc::new(Recorder::default()));
+    let path = folder.path().join("leases.sqlite");
+    let keeper = open(&path, &effects);
+    keeper.request(request("1", &[])).await.unwrap();
+    until(&keeper, "1", LeaseState::Active).await;
+    keeper.stop().await;
+    let effects = Arc::new(Recorder::default());
+    *effects.outside.lock().unwrap() = vec![Outside { blueprint: "a".into(), names: vec!["stray".into()] }];
+    let keeper = open(&path, &effects);
+    let over = until(&keeper, "1", LeaseState::Destroyed).await;
+    let why = "its resource went away: its resource went away: it was not there any more when the farm started";
+    assert_eq!(over.cause.to_string(), why);
+    let removed = async {
+        while !effects.done().contains(&"remove stray".to_owned()) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), removed).await.expect("the stray is removed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_seat_of_nobody_holds_its_resource_back() {
+    let (folder, effects) = (tempfile::tempdir().unwrap(), Arc::new(Recorder::default()));
+    let path = folder.path().join("leases.sqlite");
+    let keeper = open(&path, &effects);
+    keeper.request(request("1", &[])).await.unwrap();
+    let held = until(&keeper, "1", LeaseState::Active).await.holds.unwrap();
+    release(&keeper, "1").await;
+    until(&keeper, "1", LeaseState::Destroyed).await;
+    keeper.stop().await;
+    let key = format!("seat:{held}:7");
+    let damage = rusqlite::Connection::open(&path).unwrap();
+    damage.execute("INSERT INTO slot (key, owner) VALUES (?1, ?2)", [&key, r#"{"lease":"1"}"#]).unwrap();
+    drop(damage);
+    let (keeper, corruption) = Keeper::open(&path, static_dut("a", &[]), effects).unwrap();
+    assert_eq!(corruption.len(), 1);
+    let free = keeper.free_now(request("2", &[])).await;
+    let why = format!(
+        "farm-a is held back: slot {key} belongs to lease 1, which is over, or was never there; nothing that needs it is started (the \
+         farm)"
+    );
+    assert_eq!(free, Err(vec![why]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_heartbeat_has_three_of_its_own_intervals_after_a_restart() {
+    let (folder, effects) = (tempfile::tempdir().unwrap(), Arc::new(Recorder::default()));
+    let store = Store::open(&folder.path().join("leases.sqlite")).unwrap();
+    let (results, _inbox) = channel();
+    let mut thread = KeeperThread::new(store, Tables::default(), effects, results, watch::channel(0).0);
+    for (id, every_ms) in [("slow", 60_000), ("quick", 1_000)] {
+        let owner = Owner::Heartbeat { name: "somebody".into(), every_ms };
+        let mut transition = admit(LeaseRequest { owner, ..request(id, &[]) }, &thread.context());
+        thread.tables.number(&mut transition);
+        thread.tables.apply(&transition).unwrap();
+    }
+    let before = thread.now();
+    thread.expect_owners();
+    let grace_ms = |id: &str| (thread.owners[&id.into()].0 - before.0) / 1_000 * 1_000;
+    assert_eq!((grace_ms("slow"), grace_ms("quick")), (180_000, 30_000));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_farm_without_running_clocks_writes_nothing_and_one_with_them_says_that_it_lives() {
+    let (folder, effects) = (tempfile::tempdir().unwrap(), Arc::new(Recorder::default()));
+    let store = Store::open(&folder.path().join("leases.sqlite")).unwrap();
+    let (results, _inbox) = channel();
+    let mut thread = KeeperThread::new(store, Tables::default(), effects, results, watch::channel(0).0);
+    thread.say_alive();
+    assert_eq!((thread.alive_again_at(), thread.store.alive_at().unwrap()), (None, None));
+    thread.timers.insert(Object::Lease("1".into()), thread.now().plus_ms(60_000));
+    thread.say_alive();
+    let said = thread.store.alive_at().unwrap().expect("it was said");
+    assert_eq!(thread.alive_again_at(), Some(said.plus_ms(5_000)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hold_does_not_expire_while_the_farm_is_away() {
+    let (folder, effects) = (tempfile::tempdir().unwrap(), Arc::new(Recorder::default()));
+    let path = folder.path().join("leases.sqlite");
+    let keeper = open(&path, &effects);
+    let timeouts = Timeouts { hold_ms: Some(600_000), ..Timeouts::default() };
+    keeper.request(LeaseRequest { timeouts, ..request("1", &[]) }).await.unwrap();
+    let before = until(&keeper, "1", LeaseState::Active).await;
+    keeper.stop().await;
+    // It was last alive two hours ago, and the hold of ten minutes began then.
+    let two_hours_ms = 7_200_000;
+    let mut store = Store::open(&path).unwrap();
+    let alive_at = store.alive_at().unwrap().unwrap();
+    store.alive(Moment(alive_at.0 - two_hours_ms)).unwrap();
+    drop(store);
+    let keeper = open(&path, &effects);
+    let after = keeper.watch("1".into()).await.unwrap().borrow().clone();
+    let moved = after.expires.unwrap().0 - before.expires.unwrap().0;
+    assert!(after.state == LeaseState::Active && (two_hours_ms..two_hours_ms + 60_000).contains(&moved), "{moved}");
+    let events = keeper.events_of(Object::Lease("1".into())).await.unwrap();
+    let last = events.last().unwrap().transition.to_string();
+    assert!(last.contains("lease 1: deadlines moved: the farm was away for 7200 s (on a)"), "{last}");
 }

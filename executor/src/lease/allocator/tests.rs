@@ -274,7 +274,7 @@ fn the_events_replay_to_the_same_rows() {
     farm.release("1");
     let events: Vec<Event> =
         farm.log.iter().cloned().zip(1..).map(|(transition, seq)| Event { seq, transition }).collect();
-    let mut replayed = Tables::replay(&events).unwrap();
+    let mut replayed = Tables::replay(Tables::default(), &events).unwrap();
     replayed.blueprints.clone_from(&farm.tables.blueprints);
     assert!(replayed == farm.tables);
 }

@@ -208,7 +208,8 @@ impl World {
     pub(super) fn check_replay(&mut self) -> Result {
         let Some(store) = &self.store else { return Ok(()) };
         let events = store.events(1, u32::MAX).expect("the store can be read");
-        let replayed = Tables::replay(&events);
+        let base = store.base().expect("the store can be read");
+        let replayed = Tables::replay(base, &events);
         self.check("I13", replayed.is_ok(), || format!("{replayed:?}"))?;
         let mut replayed = replayed.expect("it was checked above");
         let over: Vec<Object> =
