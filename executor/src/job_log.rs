@@ -4,14 +4,21 @@
 //!  runner ── append ──► records (memory, and a line each in events.jsonl) + console bytes (console.log)
 //!                           └──► Follower 1 … n, each from its own position
 //! ```
-//! A line is in the kernel's hands before anybody can read its record, so a killed server forgets nothing that it told.
+//! A line is in the kernel's hands before anybody can read its record, so a killed server forgets nothing that it told. While the disk is
+//! full that is not so: what cannot be written waits in memory, is told all the same, and is written once there is room.
+//!
+//! ```text
+//!  disk full ─► bytes wait (1 MiB at most) ──room again──► written, nothing is missing
+//!                     └── more comes ──► lost: append_console says so, and the job ends by it
+//! ```
 //! A reader that never reads costs nothing and delays nobody: the writer does not know its readers.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -23,13 +30,27 @@ use crate::verdict::Verdict;
 const CONSOLE: &str = "console.log";
 /// The records, a line of JSON each.
 const EVENTS: &str = "events.jsonl";
+/// Console bytes kept of one job: a day of a serial line at 115,200 baud that never pauses (995 MB). Patterns are searched in all that comes.
+const CONSOLE_BYTES_MAX: u64 = 1 << 30;
+/// Pieces in which they come: each is a record in memory, of some 130 bytes. The runner gathers pieces, so that a DUT that says a byte
+/// at a time for a whole day stays below it.
+const CONSOLE_PIECES_MAX: usize = 1_000_000;
+/// Console bytes that wait while the disk is full: a minute and a half of a serial line at 115,200 baud.
+const WAITING_BYTES_MAX: usize = 1 << 20;
+/// Between two attempts to write the end of a job whose log no more events come to.
+const WRITE_AGAIN: Duration = Duration::from_secs(5);
 
 /// One thing that happened in a job. Closed on purpose: every audience (console framing, CLI, JSON) matches it whole.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum JobEvent {
-    /// Waiting for a DUT: the place in the queue (1 is next) and, per candidate, why not now.
-    Queued { place: usize, reasons: Vec<String> },
+    /// Waiting for a DUT: the place in the queue (1 is next), per candidate why not now, and when its turn comes as far as one can tell.
+    Queued {
+        place: usize,
+        reasons: Vec<String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        estimate: Option<jiff::Timestamp>,
+    },
     /// The job lives only as long as its submitter's connection does.
     Owned,
     /// A DUT was leased for the job.
@@ -58,6 +79,10 @@ pub enum JobEvent {
     TimeoutHit { name: String, seconds: f64, retries: u32, retried: u32, is_retrying: bool },
     /// Bytes of the DUT's serial console: a range of the console file.
     Console { offset: u64, length: usize },
+    /// The console's stream ended: from here on nothing is heard.
+    ConsoleAway { reason: String },
+    /// The console is open again: what the DUT said for so long is not in the log.
+    ConsoleBack { seconds: f64 },
     /// Anything else worth a line.
     Note { text: String, severity: Severity },
     /// The tear-down began.
@@ -101,12 +126,39 @@ pub struct JobLog {
     events: File,
     path: PathBuf,
     grown: watch::Sender<usize>,
+    this: Weak<JobLog>,
 }
 
 struct State {
     records: Vec<Arc<Record>>,
-    console_length: u64,
     ended: bool,
+    console_length: u64,
+    console_pieces: usize,
+    /// The last bytes of the console, while the disk does not take them.
+    waiting: Vec<u8>,
+    /// So many records are on disk, and this long is their file.
+    written: usize,
+    events_length: u64,
+    /// What the disk said last, while something waits.
+    refused: Option<String>,
+    lost_bytes: u64,
+    told: Told,
+}
+
+/// What is said once, not at every byte.
+#[derive(Default)]
+struct Told {
+    too_much: bool,
+    loss: bool,
+}
+
+/// Something of a job's log is not on disk.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the job's log is incomplete: {what} ({refused}); make room where {} is", path.display())]
+pub struct Incomplete {
+    what: String,
+    refused: String,
+    path: PathBuf,
 }
 
 /// Reads a log from some position on, waiting for what is not there yet.
@@ -129,14 +181,27 @@ impl JobLog {
     /// The log that an earlier run of the farm left in `directory`, to be read or gone on with. A last line that was cut short is dropped.
     pub fn open(directory: &Path) -> io::Result<Arc<Self>> {
         let path = directory.join(CONSOLE);
-        let appending = |path: &Path| File::options().read(true).append(true).open(path);
-        let (console, events) = (appending(&path)?, appending(&directory.join(EVENTS))?);
-        let (records, whole_bytes) = read_records(&std::fs::read(directory.join(EVENTS))?);
-        events.set_len(whole_bytes)?;
-        let ended = records.last().is_some_and(|record| matches!(record.event, JobEvent::Ended { .. }));
-        let grown = watch::channel(records.len()).0;
-        let state = State { records, console_length: console.metadata()?.len(), ended };
-        Ok(Arc::new(JobLog { state: Mutex::new(state), console, events, path, grown }))
+        let for_both = |path: &Path| File::options().read(true).write(true).open(path);
+        let (console, events) = (for_both(&path)?, for_both(&directory.join(EVENTS))?);
+        let (records, events_length) = read_records(&std::fs::read(directory.join(EVENTS))?);
+        events.set_len(events_length)?;
+        let console_length = console.metadata()?.len();
+        let is_piece = |record: &&Arc<Record>| matches!(record.event, JobEvent::Console { .. });
+        let state = State {
+            ended: records.last().is_some_and(|record| matches!(record.event, JobEvent::Ended { .. })),
+            console_length,
+            console_pieces: records.iter().filter(is_piece).count(),
+            waiting: Vec::new(),
+            written: records.len(),
+            events_length,
+            refused: None,
+            lost_bytes: 0,
+            told: Told::default(),
+            records,
+        };
+        let grown = watch::channel(state.records.len()).0;
+        let state = Mutex::new(state);
+        Ok(Arc::new_cyclic(|this| JobLog { state, console, events, path, grown, this: Weak::clone(this) }))
     }
 
     /// Appends one event. After [`JobEvent::Ended`] nothing more is taken.
@@ -145,24 +210,46 @@ impl JobLog {
         self.push(&mut state, event);
     }
 
-    /// Appends bytes of the console. A full disk loses console bytes, not the job: the loss is noted in the log.
-    pub fn append_console(&self, bytes: &[u8]) {
+    /// Appends bytes of the console. The error: the disk has been full for so long that some are lost.
+    pub fn append_console(&self, bytes: &[u8]) -> Result<(), Incomplete> {
         let mut state = self.lock();
-        let offset = state.console_length;
-        match (&self.console).write_all(bytes) {
-            Ok(()) => {
-                state.console_length += bytes.len() as u64;
-                self.push(&mut state, JobEvent::Console { offset, length: bytes.len() });
-            }
-            Err(error) => {
-                let text = format!("lost {} console bytes: cannot write {}: {error}", bytes.len(), self.path.display());
-                self.push(&mut state, JobEvent::Note { text, severity: Severity::Error });
-            }
+        let length = bytes.len() as u64;
+        if state.console_length + length > CONSOLE_BYTES_MAX || state.console_pieces == CONSOLE_PIECES_MAX {
+            self.tell_too_much(&mut state);
+            return Ok(());
         }
+        if state.lost_bytes > 0 || (!state.waiting.is_empty() && state.waiting.len() + bytes.len() > WAITING_BYTES_MAX)
+        {
+            state.lost_bytes += length;
+            self.tell_loss(&mut state);
+            return self.incomplete(&state).map_or(Ok(()), Err);
+        }
+        let offset = state.console_length;
+        state.waiting.extend_from_slice(bytes);
+        state.console_length += length;
+        state.console_pieces += 1;
+        self.push(&mut state, JobEvent::Console { offset, length: bytes.len() });
+        Ok(())
+    }
+
+    /// Whether everything that was told is on disk, which is tried once more; the error says what is not.
+    pub fn settle(&self) -> Result<(), Incomplete> {
+        let mut state = self.lock();
+        self.write(&mut state);
+        self.incomplete(&state).map_or(Ok(()), Err)
     }
 
     /// The bytes of a [`JobEvent::Console`] record.
     pub fn console_bytes(&self, offset: u64, length: usize) -> io::Result<Bytes> {
+        {
+            let state = self.lock();
+            let on_disk = state.console_length - state.waiting.len() as u64;
+            if let Some(start) = offset.checked_sub(on_disk).and_then(|start| usize::try_from(start).ok())
+                && let Some(bytes) = state.waiting.get(start..start.saturating_add(length))
+            {
+                return Ok(Bytes::copy_from_slice(bytes));
+            }
+        }
         // From the page cache as a rule: the bytes were written moments ago, or the operator asked for an old log.
         let mut buffer = vec![0; length];
         self.console.read_exact_at(&mut buffer, offset)?;
@@ -185,20 +272,95 @@ impl JobLog {
         }
         state.ended = matches!(event, JobEvent::Ended { .. });
         let number = state.records.len();
-        let record = Record { number, at: jiff::Timestamp::now(), event };
-        if let Err(error) = self.keep(&record, state.ended) {
-            tracing::error!(path = %self.path.display(), %error, "a job's event cannot be written; a restart will not know it");
+        state.records.push(Arc::new(Record { number, at: jiff::Timestamp::now(), event }));
+        self.write(state);
+        if state.ended && state.refused.is_some() {
+            self.write_later();
         }
-        state.records.push(Arc::new(record));
         self.grown.send_replace(number + 1);
     }
 
-    /// One line; the last one is on the disk before it is told.
-    fn keep(&self, record: &Record, last: bool) -> io::Result<()> {
-        let mut line = serde_json::to_vec(record)?;
-        line.push(b'\n');
-        (&self.events).write_all(&line)?;
-        if last { self.events.sync_all() } else { Ok(()) }
+    fn tell_too_much(&self, state: &mut State) {
+        if !std::mem::replace(&mut state.told.too_much, true) {
+            let text = "the DUT says more than a log keeps: from here on its console is not in it; the patterns are still searched";
+            self.push(state, JobEvent::Note { text: text.into(), severity: Severity::Warning });
+        }
+    }
+
+    fn tell_loss(&self, state: &mut State) {
+        if !std::mem::replace(&mut state.told.loss, true) {
+            let refused = state.refused.clone().unwrap_or_default();
+            let text = format!("console bytes are lost from here on: cannot write {}: {refused}", self.path.display());
+            self.push(state, JobEvent::Note { text, severity: Severity::Error });
+        }
+    }
+
+    /// Writes what waits, the console first: a record whose bytes are not there would lie.
+    fn write(&self, state: &mut State) {
+        let written = self.write_console(state).and_then(|()| self.write_records(state));
+        match written {
+            Ok(()) => state.refused = None,
+            Err(error) => {
+                if state.refused.is_none() {
+                    tracing::error!(path = %self.path.display(), %error, "a job's log cannot be written; it waits for room");
+                }
+                state.refused = Some(error.to_string());
+            }
+        }
+    }
+
+    /// At its place, not at the end: what was written in part is written over.
+    fn write_console(&self, state: &mut State) -> io::Result<()> {
+        if state.waiting.is_empty() {
+            return Ok(());
+        }
+        self.console.write_all_at(&state.waiting, state.console_length - state.waiting.len() as u64)?;
+        state.waiting.clear();
+        Ok(())
+    }
+
+    /// A line each; the last one of an ended job is on the disk before it is told.
+    fn write_records(&self, state: &mut State) -> io::Result<()> {
+        let mut lines = Vec::new();
+        for record in &state.records[state.written..] {
+            serde_json::to_writer(&mut lines, &**record)?;
+            lines.push(b'\n');
+        }
+        if !lines.is_empty() {
+            self.events.write_all_at(&lines, state.events_length)?;
+            if state.ended {
+                self.events.sync_all()?;
+            }
+        }
+        state.events_length += lines.len() as u64;
+        state.written = state.records.len();
+        Ok(())
+    }
+
+    /// No more events come that would try again: somebody else has to.
+    fn write_later(&self) {
+        let this = Weak::clone(&self.this);
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        runtime.spawn(async move {
+            loop {
+                tokio::time::sleep(WRITE_AGAIN).await;
+                let Some(log) = this.upgrade() else { return };
+                if log.settle().is_ok() {
+                    return;
+                }
+            }
+        });
+    }
+
+    fn incomplete(&self, state: &State) -> Option<Incomplete> {
+        let (records, bytes) = (state.records.len() - state.written, state.waiting.len());
+        let what = match state.lost_bytes {
+            0 if records == 0 && bytes == 0 => return None,
+            0 => format!("{records} events and {bytes} bytes of the console are not on disk"),
+            lost => format!("{lost} bytes of the console are lost"),
+        };
+        let refused = state.refused.clone().unwrap_or_else(|| "the disk was full".into());
+        Some(Incomplete { what, refused, path: self.path.clone() })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -263,7 +425,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let log = JobLog::create(directory.path()).unwrap();
         log.append(note("one"));
-        log.append_console(b"hello\r\n");
+        log.append_console(b"hello\r\n").unwrap();
         log.append(ended());
         log.append(note("after the end"));
         let mut follower = log.follow(0);
@@ -280,7 +442,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let log = JobLog::create(directory.path()).unwrap();
         log.append(note("one"));
-        log.append_console(b"hello\r\n");
+        log.append_console(b"hello\r\n").unwrap();
         let before = log.records();
         drop(log);
         let path = directory.path().join(EVENTS);
@@ -289,7 +451,7 @@ mod tests {
         std::fs::write(&path, text).unwrap();
         let log = JobLog::open(directory.path()).unwrap();
         assert_eq!(log.records(), before);
-        log.append_console(b"more");
+        log.append_console(b"more").unwrap();
         log.append(ended());
         assert_eq!(log.records()[2].event, JobEvent::Console { offset: 7, length: 4 });
         let again = JobLog::open(directory.path()).unwrap();
@@ -306,5 +468,96 @@ mod tests {
         let reader = tokio::spawn(async move { follower.next().await.map(|record| record.event.clone()) });
         log.append(note("late"));
         assert_eq!(reader.await.unwrap(), Some(note("late")));
+    }
+
+    /// Lets the log's two files be a disk without room; what is given back makes room again.
+    fn fill_disk(log: &JobLog) -> [std::os::fd::OwnedFd; 2] {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        [&log.console, &log.events].map(|file| {
+            let kept = nix::unistd::dup(file).unwrap();
+            put_in_place(&full, file);
+            kept
+        })
+    }
+
+    fn make_room(log: &JobLog, kept: &[std::os::fd::OwnedFd; 2]) {
+        put_in_place(&kept[0], &log.console);
+        put_in_place(&kept[1], &log.events);
+    }
+
+    fn put_in_place(of: &impl std::os::fd::AsFd, at: &File) {
+        use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
+        // SAFETY: the descriptor stays `at`'s: what was opened anew under its number is not closed here.
+        let mut target = unsafe { OwnedFd::from_raw_fd(at.as_raw_fd()) };
+        nix::unistd::dup2(of, &mut target).unwrap();
+        let _ = target.into_raw_fd();
+    }
+
+    #[test]
+    fn what_a_full_disk_does_not_take_is_told_and_is_written_once_there_is_room() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = JobLog::create(directory.path()).unwrap();
+        log.append_console(b"before\r\n").unwrap();
+        let kept = fill_disk(&log);
+        log.append_console(b"mean").unwrap();
+        log.append_console(b"while\r\n").unwrap();
+        log.append(note("one"));
+        assert_eq!(log.console_bytes(8, 4).unwrap(), "mean");
+        assert_eq!(log.console_bytes(12, 7).unwrap(), "while\r\n");
+        assert_eq!(log.records().len(), 4);
+        let error = log.settle().unwrap_err().to_string();
+        let told = "the job's log is incomplete: 3 events and 11 bytes of the console are not on disk (No space left on device";
+        assert!(error.starts_with(told), "{error}");
+        make_room(&log, &kept);
+        log.append(ended());
+        assert_eq!(log.settle(), Ok(()));
+        let again = JobLog::open(directory.path()).unwrap();
+        assert_eq!(again.records(), log.records());
+        assert_eq!(again.console_bytes(0, 19).unwrap(), "before\r\nmeanwhile\r\n");
+    }
+
+    #[test]
+    fn a_disk_that_stays_full_loses_console_bytes_and_says_so_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = JobLog::create(directory.path()).unwrap();
+        let kept = fill_disk(&log);
+        let piece = vec![b'x'; 64 * 1024];
+        let taken = (0..100).take_while(|_| log.append_console(&piece).is_ok()).count();
+        assert_eq!(taken, WAITING_BYTES_MAX / piece.len());
+        let error = log.append_console(&piece).unwrap_err().to_string();
+        assert!(error.contains("131072 bytes of the console are lost"), "{error}");
+        make_room(&log, &kept);
+        assert!(log.append_console(&piece).is_err(), "a log with a hole does not go on as if it had none");
+        assert!(log.settle().is_err());
+        let notes = log.records().iter().filter(|record| matches!(record.event, JobEvent::Note { .. })).count();
+        assert_eq!(notes, 1);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_end_of_a_job_is_written_once_there_is_room() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = JobLog::create(directory.path()).unwrap();
+        let kept = fill_disk(&log);
+        log.append(ended());
+        assert!(log.settle().is_err());
+        make_room(&log, &kept);
+        let written = async {
+            while JobLog::open(directory.path()).unwrap().records().is_empty() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), written).await.expect("somebody tries again");
+    }
+
+    #[test]
+    fn a_log_has_a_limit_and_says_when_it_is_reached() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = JobLog::create(directory.path()).unwrap();
+        log.lock().console_length = CONSOLE_BYTES_MAX - 3;
+        log.append_console(b"one").unwrap();
+        log.append_console(b"two").unwrap();
+        log.append_console(b"three").unwrap();
+        let kinds: Vec<_> = log.records().iter().map(|record| matches!(record.event, JobEvent::Note { .. })).collect();
+        assert_eq!(kinds, [false, true]);
     }
 }

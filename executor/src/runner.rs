@@ -6,27 +6,47 @@
 //!   finished tasks ┼─► Session ─┼─► CutPower, BootWith → a task each; its result comes back as an event
 //!   timer          ┤            └─► End → verdict
 //!   typed input ───┴─► console writer
+//!
+//!   console: open ──its stream ends──► away: a task opens it again, 0.25 s, 0.5 s, … 5 s apart ──► open
 //! ```
 //! The loop never awaits a device: what may be slow runs in the task set and comes back as an event.
 
+use std::io;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::sync::{Mutex, mpsc};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{sleep, timeout};
 
 use crate::blueprint::console::ConsoleStream;
 use crate::blueprint::power::PowerState;
 use crate::interface::Power;
-use crate::job_log::JobLog;
+use crate::job_log::{Incomplete, JobLog};
 use crate::session::{Action, Event, Session, Which};
-use crate::verdict::{Cause, Verdict};
+use crate::verdict::{Cause, Status, Verdict};
 
 /// Console bytes read at once: a serial line fills a fraction of it; a virtual one that floods gives few large records, not many small.
 const CONSOLE_READ_BYTES: usize = 64 * 1024;
+/// After a piece of the console the next one gathers for this long, so that a DUT that says a byte at a time costs a hundred records a second
+/// and not ten thousand. Nobody notices 10 ms.
+const GATHER: Duration = Duration::from_millis(10);
+/// The same once a console has said this many pieces, a quarter of an hour without a pause: a day of talk stays below what a log keeps.
+const GATHER_OF_A_TALKER: Duration = Duration::from_millis(100);
+const PIECES_OF_A_TALKER: usize = 100_000;
+/// Pieces read at once when the power has gone: 1 MiB, more than lies between us and any console.
+const REST_PIECES_MAX: usize = 16;
+/// The first pause before a console is opened again: a stream that broke is often there at once.
+const OPEN_AGAIN: Duration = Duration::from_millis(250);
+/// The longest: each second more is a second of console that may be lost, and one attempt in 5 s burdens nobody.
+const OPEN_AGAIN_MAX: Duration = Duration::from_secs(5);
+/// A console that stayed open for less was not back: the pauses go on growing where they were.
+const OPEN_STEADY: Duration = Duration::from_secs(10);
+/// One attempt may take this long: TCP alone would ask a host that is gone for two minutes.
+const OPEN_CALL: Duration = Duration::from_secs(10);
 /// Typed chunks that wait for a console that does not take them; more are dropped, as a terminal would.
 pub const INPUT_CHUNKS_MAX: usize = 64;
 /// Events that wait for the session; what reports progress may be lost beyond, the session sees the next one.
@@ -38,6 +58,9 @@ pub type Publish = Arc<dyn Fn(Which) -> Result<(), String> + Send + Sync>;
 /// What the setup gives: a console that is being listened to before power is applied.
 pub type Console = Box<dyn ConsoleStream>;
 
+/// Opens the console again after its stream ended.
+pub type OpenConsole = Arc<dyn Fn() -> BoxFuture<'static, io::Result<Console>> + Send + Sync>;
+
 /// Everything a session acts on.
 pub struct Ring {
     /// Where everything said goes.
@@ -46,6 +69,8 @@ pub struct Ring {
     pub power: Power,
     /// Opens the console, fetches the artifacts.
     pub setup: BoxFuture<'static, Result<Console, SetupError>>,
+    /// Opens the console once more.
+    pub open_console: OpenConsole,
     /// Publishes a deployment.
     pub publish: Publish,
     /// Events from the gateway, from operators, from the submitter.
@@ -70,58 +95,68 @@ pub struct SetupError {
 enum Done {
     Event(Event),
     SetUp(Console),
+    ConsoleBack(Console),
+    Nothing,
 }
+
+/// The tasks of a session.
+type Tasks = JoinSet<Done>;
 
 /// Runs `session` to its verdict. Nothing is cleaned up here: that is the tear-down's, which also runs after a crash.
 pub async fn run(mut session: Session, ring: Ring) -> Verdict {
-    let Ring { log, power, setup, publish, mut events, mut input, cancelled, declare_unfit } = ring;
+    let Ring { log, power, setup, open_console, publish, mut events, mut input, cancelled, declare_unfit } = ring;
     let mut cancelled = cancelled.fuse();
-    let mut tasks: JoinSet<Done> = JoinSet::new();
+    // One command at a time, in order: an `on` that is still on its way must not overtake the `off` after it.
+    let power = Arc::new(Mutex::new(power));
+    let mut tasks = Tasks::new();
     tasks.spawn(async move {
         match setup.await {
             Ok(console) => Done::SetUp(console),
             Err(SetupError { cause, reason }) => Done::Event(Event::SetupFailed { cause, reason }),
         }
     });
-    let mut console: Option<ReadHalf<Console>> = None;
-    let mut typed: Option<mpsc::Sender<Bytes>> = None;
-    let mut buffer = vec![0; CONSOLE_READ_BYTES];
+    let mut line = Line::new(open_console);
     loop {
         while let Some(action) = session.poll_action() {
             match action {
                 Action::Say(event) => log.append(event),
-                Action::CutPower => drop(tasks.spawn(cut_power(power.clone()))),
+                Action::CutPower => drop(tasks.spawn(cut_power(Arc::clone(&power)))),
                 Action::BootWith { deployment, .. } => {
-                    drop(tasks.spawn(boot(publish.clone(), deployment, power.clone())))
+                    drop(tasks.spawn(boot(publish.clone(), deployment, Arc::clone(&power))))
                 }
                 Action::DeclareUnfit { line } => declare_unfit(line),
                 Action::End(verdict) => {
                     // Aborted is not gone: the writer holds half of the console, which the DUT's next job opens at once.
                     tasks.shutdown().await;
-                    return verdict;
+                    return match log.settle() {
+                        Ok(()) => verdict,
+                        Err(incomplete) => without_evidence(verdict, &incomplete),
+                    };
                 }
             }
         }
         let wake = session.poll_timeout().map(tokio::time::Instant::from_std);
         let event = tokio::select! {
             Some(done) = tasks.join_next() => match done {
-                Ok(Done::Event(event)) => Some(event),
-                Ok(Done::SetUp(opened)) => {
-                    let (reader, writer) = tokio::io::split(opened);
-                    console = Some(reader);
-                    typed = Some(start_writer(&mut tasks, writer));
-                    Some(Event::SetupDone)
+                Ok(Done::Event(event)) => {
+                    if matches!(event, Event::PowerIsOff) {
+                        line.rest().into_iter().for_each(|bytes| session.handle_event(heard_event(&log, bytes), Instant::now()));
+                    }
+                    Some(event)
                 }
+                Ok(Done::SetUp(console)) => { line.opened(console, &mut tasks); Some(Event::SetupDone) }
+                Ok(Done::ConsoleBack(console)) => { line.opened(console, &mut tasks); Some(Event::ConsoleBack) }
+                Ok(Done::Nothing) => None,
+                Err(error) if error.is_cancelled() => None,
                 Err(error) => Some(Event::FarmFailed { reason: format!("an internal task failed: {error}") }),
             },
-            read = read_console(&mut console, &mut buffer) => Some(match read {
-                Ok(0) => { console = None; Event::ConsoleLost { reason: "the console closed".into() } }
-                Ok(length) => { log.append_console(&buffer[..length]); Event::Console(Bytes::copy_from_slice(&buffer[..length])) }
-                Err(error) => { console = None; Event::ConsoleLost { reason: format!("the console failed: {error}") } }
+            heard = line.hear() => Some(match heard {
+                Ok(bytes) => heard_event(&log, bytes),
+                Err(reason) => { line.lost(&mut tasks); Event::ConsoleAway { reason } }
             }),
             event = &mut cancelled => Some(event),
             Some(event) = events.recv() => Some(event),
-            Some(bytes) = input.recv() => { typed.as_ref().map(|typed| typed.try_send(bytes)); None }
+            Some(bytes) = input.recv() => { line.type_on(bytes); None }
             () = sleep_until(wake) => None,
         };
         let now = Instant::now();
@@ -132,42 +167,141 @@ pub async fn run(mut session: Session, ring: Ring) -> Verdict {
     }
 }
 
-async fn cut_power(power: Power) -> Done {
-    Done::Event(match power.set(PowerState::Off).await {
+/// What the log cannot keep is no evidence: the job ends by it.
+fn heard_event(log: &JobLog, bytes: Bytes) -> Event {
+    match log.append_console(&bytes) {
+        Ok(()) => Event::Console(bytes),
+        Err(incomplete) => Event::FarmFailed { reason: incomplete.to_string() },
+    }
+}
+
+/// A verdict that a restart would not know, or whose evidence is lost, is the farm's: a later reader must find the same that was told.
+fn without_evidence(verdict: Verdict, incomplete: &Incomplete) -> Verdict {
+    if verdict.cause == Cause::Farm {
+        return verdict;
+    }
+    let status = if verdict.status == Status::SetupFail { Status::SetupFail } else { Status::Incomplete };
+    let summary = format!("{incomplete}; without that it would have ended {verdict}");
+    Verdict { status, cause: Cause::Farm, summary, evidence: verdict.evidence }
+}
+
+async fn cut_power(power: Arc<Mutex<Power>>) -> Done {
+    Done::Event(match power.lock().await.set(PowerState::Off).await {
         Ok(()) => Event::PowerIsOff,
         Err(error) => Event::PowerFailed { reason: error.to_string() },
     })
 }
 
-async fn boot(publish: Publish, deployment: Which, power: Power) -> Done {
+async fn boot(publish: Publish, deployment: Which, power: Arc<Mutex<Power>>) -> Done {
     if let Err(reason) = publish(deployment) {
         return Done::Event(Event::FarmFailed { reason });
     }
-    Done::Event(match power.set(PowerState::On).await {
+    Done::Event(match power.lock().await.set(PowerState::On).await {
         Ok(()) => Event::PowerIsOn,
         Err(error) => Event::PowerFailed { reason: error.to_string() },
     })
 }
 
-/// Writes what is typed, in its own task: a DUT that takes no input must not stop the loop. Ends with the session's task set.
-fn start_writer(tasks: &mut JoinSet<Done>, mut writer: WriteHalf<Console>) -> mpsc::Sender<Bytes> {
-    let (sender, mut receiver) = mpsc::channel::<Bytes>(INPUT_CHUNKS_MAX);
-    tasks.spawn(async move {
-        while let Some(bytes) = receiver.recv().await {
-            if let Err(error) = writer.write_all(&bytes).await {
-                return Done::Event(Event::Evidence(format!("typed input was lost: {error}")));
-            }
-        }
-        Done::Event(Event::Evidence("the submitter's input ended".into()))
-    });
-    sender
+/// The line to the console: open or away.
+struct Line {
+    open: OpenConsole,
+    reader: Option<ReadHalf<Console>>,
+    typed: Option<mpsc::Sender<Bytes>>,
+    writer: Option<AbortHandle>,
+    opened_at: Instant,
+    pause: Duration,
+    buffer: Vec<u8>,
+    pieces: usize,
+    next_piece: Option<tokio::time::Instant>,
 }
 
-async fn read_console(console: &mut Option<ReadHalf<Console>>, buffer: &mut [u8]) -> std::io::Result<usize> {
-    match console {
-        Some(console) => console.read(buffer).await,
-        None => std::future::pending().await,
+impl Line {
+    fn new(open: OpenConsole) -> Self {
+        let (reader, typed, writer) = (None, None, None);
+        let buffer = vec![0; CONSOLE_READ_BYTES];
+        let (opened_at, pause) = (Instant::now(), OPEN_AGAIN);
+        Line { open, reader, typed, writer, opened_at, pause, buffer, pieces: 0, next_piece: None }
     }
+
+    fn opened(&mut self, console: Console, tasks: &mut Tasks) {
+        let (reader, writer) = tokio::io::split(console);
+        let (typed, inbox) = mpsc::channel(INPUT_CHUNKS_MAX);
+        self.writer = Some(tasks.spawn(write_typed(writer, inbox)));
+        (self.reader, self.typed, self.opened_at) = (Some(reader), Some(typed), Instant::now());
+    }
+
+    /// The next bytes of the console; never any while it is away. The error: its stream ended.
+    async fn hear(&mut self) -> Result<Bytes, String> {
+        let Some(reader) = self.reader.as_mut() else { return std::future::pending().await };
+        if let Some(next_piece) = self.next_piece {
+            tokio::time::sleep_until(next_piece).await;
+        }
+        let length = match reader.read(&mut self.buffer).await {
+            Ok(0) => return Err("the console closed".into()),
+            Ok(length) => length,
+            Err(error) => return Err(format!("the console failed: {error}")),
+        };
+        self.pieces += 1;
+        let gather = if self.pieces < PIECES_OF_A_TALKER { GATHER } else { GATHER_OF_A_TALKER };
+        // A full buffer has gathered enough: a flood is read as fast as it comes.
+        self.next_piece = (length < self.buffer.len()).then(|| tokio::time::Instant::now() + gather);
+        Ok(Bytes::copy_from_slice(&self.buffer[..length]))
+    }
+
+    /// What was said before the power went and is not read yet: it must not be taken for the next boot's.
+    fn rest(&mut self) -> Vec<Bytes> {
+        let mut rest = Vec::new();
+        while rest.len() < REST_PIECES_MAX {
+            self.next_piece = None;
+            let Some(Ok(bytes)) = self.hear().now_or_never() else { break };
+            rest.push(bytes);
+        }
+        rest
+    }
+
+    /// Lets go of the console, since it takes one at a time, and begins to open it again.
+    fn lost(&mut self, tasks: &mut Tasks) {
+        (self.reader, self.typed, self.next_piece) = (None, None, None);
+        if let Some(writer) = self.writer.take() {
+            writer.abort();
+        }
+        if self.opened_at.elapsed() >= OPEN_STEADY {
+            self.pause = OPEN_AGAIN;
+        }
+        let pause = self.pause;
+        self.pause = (pause * 2).min(OPEN_AGAIN_MAX);
+        tasks.spawn(open_again(Arc::clone(&self.open), pause));
+    }
+
+    /// Dropped when the console does not take it, or is away, as a terminal would.
+    fn type_on(&self, bytes: Bytes) {
+        if let Some(typed) = &self.typed {
+            let _ = typed.try_send(bytes);
+        }
+    }
+}
+
+/// For as long as the session lets it: how long a console may be away is decided there.
+async fn open_again(open: OpenConsole, mut pause: Duration) -> Done {
+    loop {
+        sleep(pause).await;
+        match timeout(OPEN_CALL, open()).await {
+            Ok(Ok(console)) => return Done::ConsoleBack(console),
+            Ok(Err(error)) => tracing::debug!(%error, "the console cannot be opened again yet"),
+            Err(_) => tracing::debug!("nothing answers for the console yet"),
+        }
+        pause = (pause * 2).min(OPEN_AGAIN_MAX);
+    }
+}
+
+/// Writes what is typed, in its own task: a DUT that takes no input must not stop the loop. Ends with the session's task set.
+async fn write_typed(mut writer: WriteHalf<Console>, mut inbox: mpsc::Receiver<Bytes>) -> Done {
+    while let Some(bytes) = inbox.recv().await {
+        if let Err(error) = writer.write_all(&bytes).await {
+            return Done::Event(Event::Evidence(format!("typed input was lost: {error}")));
+        }
+    }
+    Done::Nothing
 }
 
 async fn sleep_until(wake: Option<tokio::time::Instant>) {
@@ -182,16 +316,14 @@ mod tests {
     use super::*;
     use crate::blueprint::power::{Outlet, Pdu, PowerError};
     use crate::lease::Pass;
-    use crate::verdict::Status;
     use futures_util::future::ready;
     use job_schema::job::Job;
     use job_schema::template::Rendered;
-    use std::sync::Mutex;
     use tokio::io::DuplexStream;
 
     /// An outlet that obeys, or that says yes and stays as it is.
     struct TestPdu {
-        state: Mutex<PowerState>,
+        state: std::sync::Mutex<PowerState>,
         obeys: bool,
     }
 
@@ -224,11 +356,12 @@ mod tests {
         let (console, dut) = tokio::io::duplex(64);
         let (_, events) = mpsc::channel(1);
         let (typed, input) = mpsc::channel(1);
-        let pass = Pass::issue(&Arc::default());
+        let pass = Pass::of(&Arc::default(), 1);
         let ring = Ring {
             log: JobLog::create(folder.path()).unwrap(),
             power: Power::new(Arc::new(pdu), Outlet("1".into()), pass, Arc::new(|_| ())),
             setup: ready(Ok(Box::new(console) as Console)).boxed(),
+            open_console: Arc::new(|| ready(Err(io::Error::other("unplugged"))).boxed()),
             publish: Arc::new(|_| Ok(())),
             events,
             input,
@@ -241,7 +374,7 @@ mod tests {
     #[tokio::test]
     async fn a_job_hears_and_types_and_its_console_is_closed_when_the_verdict_is_there() {
         let Scene { session, ring, mut dut, typed, _folder } =
-            scene(TestPdu { state: Mutex::new(PowerState::On), obeys: true });
+            scene(TestPdu { state: std::sync::Mutex::new(PowerState::On), obeys: true });
         let log = Arc::clone(&ring.log);
         let running = tokio::spawn(run(session, ring));
         let mut follower = log.follow(0);
@@ -261,9 +394,74 @@ mod tests {
 
     #[tokio::test]
     async fn an_outlet_that_lies_ends_the_job_with_power_as_cause() {
-        let Scene { session, ring, dut: _dut, .. } = scene(TestPdu { state: Mutex::new(PowerState::On), obeys: false });
+        let Scene { session, ring, dut: _dut, .. } =
+            scene(TestPdu { state: std::sync::Mutex::new(PowerState::On), obeys: false });
         let verdict = run(session, ring).await;
         assert_eq!((verdict.status, verdict.cause), (Status::SetupFail, Cause::Power));
         assert_eq!(verdict.summary, "outlet `1`: told to go off, but it reads back on");
+    }
+
+    /// A pair of ends whose far one the test keeps; each opening of the console takes the next.
+    fn consoles(count: usize) -> (OpenConsole, Vec<DuplexStream>) {
+        let (ours, theirs): (Vec<_>, Vec<_>) = (0..count).map(|_| tokio::io::duplex(1 << 20)).unzip();
+        let ours = Arc::new(std::sync::Mutex::new(ours.into_iter()));
+        let open = move || {
+            let next = ours.lock().unwrap().next();
+            let console = next.map(|console| Box::new(console) as Console);
+            ready(console.ok_or_else(|| io::Error::other("nothing answers"))).boxed()
+        };
+        (Arc::new(open), theirs)
+    }
+
+    #[tokio::test]
+    async fn a_console_that_goes_away_is_opened_again_and_the_log_has_the_gap() {
+        let obeys = TestPdu { state: std::sync::Mutex::new(PowerState::On), obeys: true };
+        let Scene { session, mut ring, dut, typed, _folder } = scene(obeys);
+        let (open, mut theirs) = consoles(1);
+        ring.open_console = open;
+        let log = Arc::clone(&ring.log);
+        let running = tokio::spawn(run(session, ring));
+        let mut follower = log.follow(0);
+        let mut heard = [0; 5];
+        while let Some(record) = follower.next().await {
+            if matches!(record.event, crate::job_log::JobEvent::PoweredOn { .. }) {
+                break;
+            }
+        }
+        drop(dut);
+        let mut again = theirs.remove(0);
+        while let Some(record) = follower.next().await {
+            if let crate::job_log::JobEvent::ConsoleBack { seconds } = record.event {
+                assert!(seconds >= OPEN_AGAIN.as_secs_f64());
+                break;
+            }
+        }
+        typed.send(Bytes::from("hello")).await.unwrap();
+        again.read_exact(&mut heard).await.unwrap();
+        assert_eq!(&heard, b"hello");
+        again.write_all(b"the end\n").await.unwrap();
+        let verdict = running.await.unwrap();
+        assert_eq!(verdict.status, Status::Complete);
+        assert!(verdict.evidence.iter().any(|entry| entry.starts_with("boot 1: the console was away for ")));
+    }
+
+    #[tokio::test]
+    async fn a_dut_that_says_a_byte_at_a_time_costs_few_records() {
+        let obeys = TestPdu { state: std::sync::Mutex::new(PowerState::On), obeys: true };
+        let Scene { session, ring, mut dut, typed: _typed, _folder } = scene(obeys);
+        let log = Arc::clone(&ring.log);
+        let running = tokio::spawn(run(session, ring));
+        let started = Instant::now();
+        while started.elapsed() < Duration::from_millis(500) {
+            dut.write_all(b"x").await.unwrap();
+            tokio::task::yield_now().await;
+        }
+        let pieces = started.elapsed().as_millis() / GATHER.as_millis() + 1;
+        dut.write_all(b"\nthe end\n").await.unwrap();
+        assert_eq!(running.await.unwrap().status, Status::Complete);
+        let console =
+            |record: &&Arc<crate::job_log::Record>| matches!(record.event, crate::job_log::JobEvent::Console { .. });
+        let records = log.records().iter().filter(console).count() as u128;
+        assert!(records <= pieces + 2, "{records} records in {pieces} times 10 ms");
     }
 }

@@ -6,7 +6,14 @@
 //!      │ SetupFailed                  ▲                                              │      │ session_end, unfit
 //!      │                              │ session_reboot, or timeouts that may be      │      ▼
 //!      │                              └───────── retried: boot cycle n + 1 ──────────┘    Ended(verdict)
-//!      └───────────────────── cancel, power or console failure, timeout without retry: from any state ──► Ended
+//!      └───────────────────── cancel, power failure, console away for too long, timeout without retry: from any state ──► Ended
+//!
+//!  ConsoleAway: the clocks that the console drives stand still, and no boot begins │ ConsoleBack: they go on
+//!
+//!  clock                                                       while the console is away
+//!  overall, deadline, infra_setup, firmware_boot               goes on: nothing that the console says stops it
+//!  boot_cycle, boot_progress, first_console_activity,
+//!  console_activity, watchdogs                                 stands still: what would have stopped it may have been said
 //! ```
 //! Semantics are CI-tron's, but where it has a bug the documented intention holds: `infra_setup` and `deadline` are enforced,
 //! `machine_unfit_for_service` ends the session. Every boot cycle but the first uses the `continue` deployment.
@@ -41,8 +48,10 @@ pub enum Event {
     PowerFailed { reason: String },
     /// Bytes from the console.
     Console(Bytes),
-    /// The console is gone for good.
-    ConsoleLost { reason: String },
+    /// The console's stream ended or failed; the ring opens it again.
+    ConsoleAway { reason: String },
+    /// The console is open again. What was said meanwhile is lost.
+    ConsoleBack,
     /// A DHCP request of the DUT's firmware.
     FirmwareSeen,
     /// Artifact bytes moved, or an artifact was opened.
@@ -91,6 +100,8 @@ pub struct Session {
     booted_at: Option<Instant>,
     seen: Seen,
     evidence: Evidence,
+    matches_told: usize,
+    outage: Option<Outage>,
     actions: VecDeque<Action>,
 }
 
@@ -98,6 +109,8 @@ pub struct Session {
 enum State {
     SettingUp,
     CuttingPower,
+    /// Off; the boot waits for a console that is away, so that no early byte is lost.
+    AwaitingConsole,
     ApplyingPower,
     Booted,
     Ended,
@@ -115,7 +128,26 @@ struct Seen {
     console_active: bool,
     firmware: bool,
     asked: bool,
+    deaf: Duration,
 }
+
+/// The console's last absence; several that follow each other at once are one.
+struct Outage {
+    reason: String,
+    first_left: Instant,
+    left: Instant,
+    back: Option<Instant>,
+}
+
+/// A console may be away this long: a console server that restarts takes a minute or two, the switch before it some three. What is away
+/// for longer wants a person.
+const CONSOLE_AWAY_MAX: Duration = Duration::from_secs(300);
+/// A console that goes away again sooner than this after it came back was not back: the same absence goes on. A server that takes a
+/// connection only to close it does so within a second or two.
+const CONSOLE_STEADY: Duration = Duration::from_secs(10);
+/// Matched lines in one job's log: a pattern that matches every line of a flood must not fill memory and disk with notes of it. The
+/// patterns go on being searched.
+const MATCHES_TOLD_MAX: usize = 5000;
 
 /// The verdict's evidence; bounded, since a DUT can ask for a missing file for hours.
 #[derive(Default)]
@@ -147,6 +179,8 @@ impl Session {
             booted_at: None,
             seen: Seen::default(),
             evidence: Evidence::default(),
+            matches_told: 0,
+            outage: None,
             actions,
         }
     }
@@ -164,12 +198,10 @@ impl Session {
             }
             Event::PowerIsOff => self.power_is_off(),
             Event::PowerIsOn => self.power_is_on(now),
-            Event::PowerFailed { reason } => {
-                let status = if self.booted_at.is_none() { Status::SetupFail } else { Status::Incomplete };
-                self.end(status, Cause::Power, reason);
-            }
+            Event::PowerFailed { reason } => self.end(self.status_of_failed_part(), Cause::Power, reason),
             Event::Console(bytes) => self.console(&bytes, now),
-            Event::ConsoleLost { reason } => self.end(Status::Incomplete, Cause::Console, reason),
+            Event::ConsoleAway { reason } => self.console_away(reason, now),
+            Event::ConsoleBack => self.console_back(now),
             Event::FirmwareSeen => self.firmware_seen(now),
             Event::BootProgress => {
                 self.seen.asked |= matches!(self.state, State::ApplyingPower | State::Booted);
@@ -189,6 +221,11 @@ impl Session {
         if self.state == State::Ended {
             return;
         }
+        if let Some(outage) = self.outage.as_ref().filter(|outage| outage.must_be_back().is_some_and(|end| end <= now))
+        {
+            let summary = format!("{}; it was away for {}", outage.reason, seconds(now - outage.first_left));
+            return self.end(self.status_of_failed_part(), Cause::Console, summary);
+        }
         let expired = self.timers.take_expired(now);
         if expired.is_empty() {
             return;
@@ -202,14 +239,15 @@ impl Session {
             }
         }
         match refused {
-            Some(hit) => self.end_by_timeout(&hit),
+            Some(hit) => self.end_by_timeout(&hit, now),
             None => self.next_boot(),
         }
     }
 
     /// When `handle_timeout` wants to be called next.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        if self.state == State::Ended { None } else { self.timers.next() }
+        let console = self.outage.as_ref().and_then(Outage::must_be_back);
+        if self.state == State::Ended { None } else { self.timers.next().into_iter().chain(console).min() }
     }
 
     /// The next thing to do.
@@ -234,6 +272,7 @@ impl Session {
         self.seen.console_active = false;
         self.seen.firmware = false;
         self.seen.asked = false;
+        self.seen.deaf = Duration::ZERO;
         self.boot += 1;
         self.state = State::CuttingPower;
         self.say(JobEvent::PowerCycling { boot: self.boot });
@@ -245,6 +284,14 @@ impl Session {
             return;
         }
         self.say(JobEvent::PoweredOff);
+        if self.is_deaf() {
+            self.state = State::AwaitingConsole;
+        } else {
+            self.begin_boot();
+        }
+    }
+
+    fn begin_boot(&mut self) {
         self.state = State::ApplyingPower;
         let deployment = if self.boot == 1 { Which::Start } else { Which::Continue };
         self.actions.push_back(Action::BootWith { deployment, boot: self.boot });
@@ -267,6 +314,41 @@ impl Session {
         }
         self.evidence.push(format!("boot {}: the outlet is on, and reads back so", self.boot));
         self.say(JobEvent::PoweredOn { boot: self.boot });
+    }
+
+    /// Whether the console is away.
+    fn is_deaf(&self) -> bool {
+        self.outage.as_ref().is_some_and(|outage| outage.back.is_none())
+    }
+
+    fn console_away(&mut self, reason: String, now: Instant) {
+        if self.is_deaf() {
+            return;
+        }
+        let is_one_with = |before: &&Outage| before.back.is_some_and(|back| now < back + CONSOLE_STEADY);
+        let first_left = self.outage.as_ref().filter(is_one_with).map_or(now, |before| before.first_left);
+        // What is not ended by now is no line: what comes later does not belong to it.
+        self.lines = Lines::default();
+        self.timers.pause(now);
+        self.say(JobEvent::ConsoleAway { reason: reason.clone() });
+        self.outage = Some(Outage { reason, first_left, left: now, back: None });
+    }
+
+    fn console_back(&mut self, now: Instant) {
+        let Some(outage) = self.outage.as_mut().filter(|outage| outage.back.is_none()) else { return };
+        outage.back = Some(now);
+        let length = now.saturating_duration_since(outage.left);
+        self.timers.go_on(now);
+        self.say(JobEvent::ConsoleBack { seconds: length.as_secs_f64() });
+        if self.state == State::AwaitingConsole {
+            return self.begin_boot();
+        }
+        if matches!(self.state, State::ApplyingPower | State::Booted) {
+            self.seen.deaf += length;
+            let boot = self.boot;
+            let length = length.as_secs_f64();
+            self.evidence.push(format!("boot {boot}: the console was away for {length:.1} s; what it said is lost"));
+        }
     }
 
     fn firmware_seen(&mut self, now: Instant) {
@@ -335,7 +417,19 @@ impl Session {
         if !hits.is_empty() {
             let line = text();
             self.evidence.push(format!("boot {}: {} matched `{line}`", self.boot, hits.join(", ")));
-            self.say(JobEvent::PatternMatched { patterns: hits, line });
+            self.say_match(JobEvent::PatternMatched { patterns: hits, line });
+        }
+    }
+
+    /// What a line of the console gives occasion to: bounded, since a console can say any number of lines. A line that ends the session
+    /// is in its verdict.
+    fn say_match(&mut self, event: JobEvent) {
+        self.matches_told += 1;
+        if self.matches_told <= MATCHES_TOLD_MAX {
+            self.say(event);
+        } else if self.matches_told == MATCHES_TOLD_MAX + 1 {
+            let text = "further matches are not listed; the patterns are still searched".to_owned();
+            self.say(JobEvent::Note { text, severity: Severity::Warning });
         }
     }
 
@@ -366,7 +460,7 @@ impl Session {
             None => false,
             Some(Ok(matched)) => matched,
             Some(Err(error)) => {
-                self.say(JobEvent::Note { text: error.to_string(), severity: Severity::Warning });
+                self.say_match(JobEvent::Note { text: error.to_string(), severity: Severity::Warning });
                 false
             }
         }
@@ -400,7 +494,7 @@ impl Session {
         }
     }
 
-    fn end_by_timeout(&mut self, hit: &Hit) {
+    fn end_by_timeout(&mut self, hit: &Hit, now: Instant) {
         let duration = hit.timeout.duration.unwrap_or_default();
         let mut summary = format!("timeouts.{} of {} expired", hit.name, seconds(duration));
         if hit.timeout.retries > 0 {
@@ -410,23 +504,35 @@ impl Session {
             summary.push_str(" before every artifact was there");
             return self.end(Status::SetupFail, Cause::Artifact, summary);
         }
-        let on_the_network = self.on_the_network();
-        if let Some(words) = on_the_network {
+        let deaf = self.deaf_in_this_boot(now).as_secs_f64();
+        let cause = if deaf > 0.0 && hit.name.is_driven_by_console() {
+            // The farm, not the job, is why nobody heard what was waited for.
+            summary.push_str(&format!("; the console was away for {deaf:.1} s of this boot, and what it said is lost"));
+            Cause::Console
+        } else if let Some(words) = self.on_the_network(deaf) {
             summary.push_str(words);
-        }
-        let cause = if on_the_network.is_some() { Cause::Network } else { Cause::Timeout };
+            Cause::Network
+        } else {
+            Cause::Timeout
+        };
         let status = self.status_of_patterns();
         self.end(status, cause, summary);
     }
 
+    fn deaf_in_this_boot(&self, now: Instant) -> Duration {
+        let away = self.outage.as_ref().filter(|outage| outage.back.is_none());
+        self.seen.deaf + away.map_or(Duration::ZERO, |outage| now.saturating_duration_since(outage.left))
+    }
+
     /// What is wrong with a boot that asked for nothing; `None` when it did ask, or need not. A DUT whose job has no kernel may well
     /// boot from its disk: it is suspect only while its console is silent too.
-    fn on_the_network(&self) -> Option<&'static str> {
+    fn on_the_network(&self, deaf: f64) -> Option<&'static str> {
         if self.state != State::Booted || self.seen.firmware || self.seen.asked {
             return None;
         }
         let deployment = if self.boot == 1 { &self.job.start } else { &self.job.continue_ };
         match (self.seen.console_active, &deployment.kernel) {
+            _ if deaf > 0.0 => Some("; the DUT never asked the network for anything in this boot"),
             (false, _) => {
                 Some("; the DUT never asked the network for anything and its console stayed silent in this boot")
             }
@@ -435,6 +541,11 @@ impl Session {
             }
             (true, None) => None,
         }
+    }
+
+    /// The status of what the farm's own parts end: before the first boot nothing of the job was tried.
+    fn status_of_failed_part(&self) -> Status {
+        if self.booted_at.is_none() { Status::SetupFail } else { Status::Incomplete }
     }
 
     /// CI-tron's order: no session_end, no success pattern, success with or without warning, nothing.
@@ -487,6 +598,13 @@ impl Session {
     }
 }
 
+impl Outage {
+    /// The end of our patience with a console that is away.
+    fn must_be_back(&self) -> Option<Instant> {
+        self.back.is_none().then(|| self.first_left + CONSOLE_AWAY_MAX)
+    }
+}
+
 impl Evidence {
     fn push(&mut self, text: String) {
         if self.entries.len() < EVIDENCE_ENTRIES_MAX { self.entries.push(text) } else { self.left_out += 1 }
@@ -530,10 +648,33 @@ impl std::fmt::Display for TimerName {
     }
 }
 
+impl TimerName {
+    /// Whether what the console says stops it, or should.
+    fn is_driven_by_console(&self) -> bool {
+        match self {
+            TimerName::InfraSetup | TimerName::FirmwareBoot => false,
+            TimerName::Overall
+            | TimerName::Deadline
+            | TimerName::BootCycle
+            | TimerName::FirstConsoleActivity
+            | TimerName::ConsoleActivity
+            | TimerName::BootProgress
+            | TimerName::Watchdog(_) => true,
+        }
+    }
+
+    /// Whether it stands still while the console is away. The two that bound the job as a whole do not.
+    fn can_be_paused(&self) -> bool {
+        self.is_driven_by_console() && !matches!(self, TimerName::Overall | TimerName::Deadline)
+    }
+}
+
 /// Running timers, and how often each was retried in this job.
 #[derive(Default)]
 struct Timers {
     running: BTreeMap<TimerName, (Instant, Timeout)>,
+    /// Those that stand still, with the time they have left; `None` while none may.
+    paused: Option<BTreeMap<TimerName, (Duration, Timeout)>>,
     retried: BTreeMap<TimerName, u32>,
 }
 
@@ -553,28 +694,53 @@ impl Hit {
 impl Timers {
     /// An infinite timeout never runs.
     fn start(&mut self, name: TimerName, timeout: Timeout, now: Instant) {
-        if let Some(end) = timeout.duration.and_then(|duration| now.checked_add(duration)) {
+        if let Some(paused) = self.paused.as_mut().filter(|_| name.can_be_paused()) {
+            paused.extend(timeout.duration.map(|duration| (name, (duration, timeout))));
+        } else if let Some(end) = timeout.duration.and_then(|duration| now.checked_add(duration)) {
             self.running.insert(name, (end, timeout));
         }
     }
 
     /// Starts a running timer anew; a stopped one stays stopped.
     fn touch(&mut self, name: &TimerName, now: Instant) {
-        if let Some((_, timeout)) = self.running.get(name).copied() {
+        let running = self.running.get(name).map(|(_, timeout)| *timeout);
+        let paused = || Some(self.paused.as_ref()?.get(name)?.1);
+        if let Some(timeout) = running.or_else(paused) {
             self.start(name.clone(), timeout, now);
         }
     }
 
     fn stop(&mut self, name: &TimerName) {
         self.running.remove(name);
+        self.paused.as_mut().map(|paused| paused.remove(name));
     }
 
     fn stop_all_of_a_boot(&mut self) {
         self.running.retain(|name, _| matches!(name, TimerName::Overall | TimerName::Deadline));
+        self.paused.as_mut().map(BTreeMap::clear);
     }
 
+    /// Those that may stand still do so from now on, also those that are started meanwhile.
+    fn pause(&mut self, now: Instant) {
+        let names: Vec<_> = self.running.keys().filter(|name| name.can_be_paused()).cloned().collect();
+        let running = names.into_iter().filter_map(|name| self.running.remove_entry(&name));
+        let left = |(name, (end, timeout)): (TimerName, (Instant, Timeout))| {
+            (name, (end.saturating_duration_since(now), timeout))
+        };
+        self.paused = Some(running.map(left).collect());
+    }
+
+    fn go_on(&mut self, now: Instant) {
+        for (name, (left, timeout)) in self.paused.take().unwrap_or_default() {
+            if let Some(end) = now.checked_add(left) {
+                self.running.insert(name, (end, timeout));
+            }
+        }
+    }
+
+    /// Whether it was started, be it that it stands still.
     fn is_running(&self, name: &TimerName) -> bool {
-        self.running.contains_key(name)
+        self.running.contains_key(name) || self.paused.as_ref().is_some_and(|paused| paused.contains_key(name))
     }
 
     fn next(&self) -> Option<Instant> {

@@ -311,7 +311,6 @@ fn every_way_to_fail_names_its_cause_and_nothing_follows_the_end() {
         (Event::Cancelled { by: "ann".into() }, Cause::Cancelled),
         (Event::SubmitterGone, Cause::Submitter),
         (Event::PowerFailed { reason: "stuck".into() }, Cause::Power),
-        (Event::ConsoleLost { reason: "unplugged".into() }, Cause::Console),
         (Event::FarmFailed { reason: "disk full".into() }, Cause::Farm),
     ];
     for (event, cause) in table {
@@ -329,4 +328,129 @@ fn power_that_fails_before_the_first_boot_is_a_setup_failure() {
     let mut scene = scene("{}", PATTERNS);
     scene.event(Event::SetupDone).event(Event::PowerFailed { reason: "no answer".into() });
     assert_eq!(scene.ended_as(), (Status::SetupFail, Cause::Power));
+}
+
+const AWAY: &str = "the console closed";
+
+impl Scene {
+    fn console_goes_away(&mut self) -> &mut Self {
+        self.event(Event::ConsoleAway { reason: AWAY.into() })
+    }
+
+    fn console_comes_back(&mut self) -> &mut Self {
+        self.event(Event::ConsoleBack)
+    }
+}
+
+#[test]
+fn the_clocks_that_the_console_drives_stand_still_while_it_is_away() {
+    let patterns = "{session_end: {regex: 'end'}, watchdogs: {dog: {start: {regex: 'start'}, reset: {regex: 'beat'}, stop: {regex: 'stop'}}}}";
+    for clock in ["boot_cycle: {seconds: 5}", "console_activity: {seconds: 5}", "watchdogs: {dog: {seconds: 5}}"] {
+        let mut scene = scene(&format!("{{{clock}}}"), patterns);
+        scene.boot().event(Event::FirmwareSeen).console("start\n").pass(3).console_goes_away().pass(200);
+        scene.console_comes_back().pass(1);
+        assert!(scene.is_running(), "{clock}: 4 of 5 s have passed");
+        scene.pass(1);
+        assert_eq!(scene.ended_as(), (Status::Incomplete, Cause::Console), "{clock}");
+        let told = "; the console was away for 200.0 s of this boot, and what it said is lost";
+        assert!(scene.verdict().summary.ends_with(told), "{}", scene.verdict().summary);
+    }
+    let mut first = scene("{first_console_activity: {seconds: 5}}", PATTERNS);
+    first.boot().event(Event::FirmwareSeen).pass(4).console_goes_away().pass(200).console_comes_back().console("hi\n");
+    first.pass(1000);
+    assert!(first.is_running());
+}
+
+#[test]
+fn a_clock_that_is_started_while_the_console_is_away_stands_still_from_its_start() {
+    let mut scene = scene("{boot_cycle: {seconds: 5}}", PATTERNS);
+    scene.event(Event::SetupDone).event(Event::PowerIsOff).console_goes_away().event(Event::PowerIsOn).pass(100);
+    scene.console_comes_back().pass(4);
+    assert!(scene.is_running());
+    scene.pass(1);
+    assert_eq!(scene.ended_as(), (Status::Incomplete, Cause::Console));
+}
+
+#[test]
+fn the_clocks_of_the_whole_job_and_of_the_network_go_on_while_the_console_is_away() {
+    let mut overall = scene("{overall: {seconds: 60}}", PATTERNS);
+    overall.boot().event(Event::FirmwareSeen).pass(50).console_goes_away().pass(10);
+    assert_eq!(overall.ended_as(), (Status::Incomplete, Cause::Console));
+    assert_eq!(
+        overall.verdict().summary,
+        "timeouts.overall of 60 s expired; the console was away for 10.0 s of this boot, and what it said is lost"
+    );
+    let mut firmware = scene("{firmware_boot: {seconds: 5}}", PATTERNS);
+    firmware.boot().console_goes_away().pass(5);
+    assert_eq!((Status::Incomplete, Cause::Network), firmware.ended_as());
+}
+
+#[test]
+fn a_console_that_does_not_come_back_ends_the_job_after_five_minutes_with_itself_as_cause() {
+    let mut scene = scene("{overall: {hours: 5}}", PATTERNS);
+    scene.boot().pass(10).console_goes_away().pass(299);
+    assert!(scene.is_running());
+    scene.pass(1);
+    assert_eq!(scene.ended_as(), (Status::Incomplete, Cause::Console));
+    assert_eq!(scene.verdict().summary, "the console closed; it was away for 300 s");
+}
+
+#[test]
+fn a_console_that_comes_back_only_to_go_again_is_one_absence_and_two_that_are_apart_are_two() {
+    let mut flapping = scene("{overall: {hours: 5}}", PATTERNS);
+    flapping.boot().console_goes_away();
+    for _ in 0..59 {
+        flapping.pass(4).console_comes_back().pass(1).console_goes_away();
+    }
+    flapping.pass(5);
+    assert_eq!(flapping.verdict().summary, "the console closed; it was away for 300 s");
+    let mut rare = scene("{overall: {hours: 5}}", PATTERNS);
+    rare.boot();
+    for _ in 0..10 {
+        rare.console_goes_away().pass(200).console_comes_back().pass(60);
+    }
+    assert!(rare.is_running());
+}
+
+#[test]
+fn what_was_half_said_before_the_gap_is_no_part_of_a_line_after_it() {
+    let mut scene = scene("{}", PATTERNS);
+    scene.boot().console("en").console_goes_away().console_comes_back().console("d\n");
+    assert!(scene.is_running());
+    scene.console("good\nend\n");
+    assert_eq!(scene.ended_as(), (Status::Pass, Cause::Test));
+    let marks =
+        |action: &&Action| matches!(action, Action::Say(JobEvent::ConsoleAway { .. } | JobEvent::ConsoleBack { .. }));
+    assert_eq!(scene.seen.iter().filter(marks).count(), 2, "the log has the gap");
+}
+
+#[test]
+fn a_boot_waits_for_the_console_to_come_back() {
+    let mut scene = scene("{firmware_boot: {seconds: 5, retries: 1}}", PATTERNS);
+    scene.boot().console_goes_away().pass(5).event(Event::PowerIsOff);
+    assert_eq!(scene.boots().len(), 1, "off, and stays so");
+    scene.console_comes_back();
+    assert_eq!(scene.boots(), [Which::Start, Which::Continue]);
+    scene.event(Event::PowerIsOn).event(Event::FirmwareSeen).console("good\nend\n");
+    assert_eq!(scene.ended_as(), (Status::Pass, Cause::Test));
+}
+
+#[test]
+fn a_console_that_is_gone_before_the_first_boot_is_a_setup_failure() {
+    let mut scene = scene("{}", PATTERNS);
+    scene.event(Event::SetupDone).console_goes_away().event(Event::PowerIsOff).pass(300);
+    assert_eq!(scene.ended_as(), (Status::SetupFail, Cause::Console));
+}
+
+#[test]
+fn a_pattern_that_matches_every_line_of_a_flood_does_not_fill_the_log() {
+    let mut scene = scene("{}", PATTERNS);
+    scene.boot();
+    for _ in 0..100 {
+        scene.console(&"good\n".repeat(100));
+    }
+    let told = |action: &&Action| matches!(action, Action::Say(JobEvent::PatternMatched { .. }));
+    assert_eq!(scene.seen.iter().filter(told).count(), MATCHES_TOLD_MAX);
+    scene.console("end\n");
+    assert_eq!(scene.ended_as(), (Status::Pass, Cause::Test));
 }

@@ -111,7 +111,7 @@ fn a_fault_may_have_a_length_where_that_means_something() {
         [
             "4: duts[0].machine.simulated.misbehave[0].for: this fault has no length",
             "4: duts[0].machine.simulated.misbehave[0].for: `soon` is not a duration: each part of a duration begins with a number",
-            "4: duts[0].machine.simulated.misbehave[0].for: text is expected here, not a mapping",
+            "4: duts[0].machine.simulated.misbehave[0].for: expected text, found a mapping",
         ]
     );
 }
