@@ -28,7 +28,7 @@ pub fn power_name(dut: &str) -> String {
 }
 
 /// The slot that keeps two boot namespaces of one DUT apart.
-pub fn boot_namespace_identity(dut: &str) -> String {
+fn boot_namespace_identity(dut: &str) -> String {
     format!("bootns:{dut}")
 }
 
@@ -123,7 +123,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::lease::rows::{LeaseState, Pool};
+    use crate::lease::rows::{LeaseRequest, LeaseState, Mode, Object, Pool, Want};
     use crate::lease::samples::{SmallFarm, request};
 
     fn farm_of(text: &str) -> FarmConfig {
@@ -242,5 +242,21 @@ mod tests {
         );
         farm.release("first");
         assert_eq!(farm.state("second"), LeaseState::Active);
+    }
+
+    #[test]
+    fn gear_that_a_job_asks_for_and_its_machine_needs_is_held_once() {
+        let mut farm = SmallFarm::of(rows_of(&format!(
+            "{FARM}duts:\n\
+             - {{id: left, mac: 52:54:00:77:00:01, address: 10.77.0.11, needs: [meter], machine: {{simulated: {{}}}}}}\n\
+             gear: [{{name: meter}}]\n"
+        )));
+        let meter = Want { kind: Kind::Gear, name: Some("meter".into()), tags: Vec::new(), mode: Mode::Hold };
+        farm.request(LeaseRequest { also: vec![meter], ..request("job", &[]) });
+        farm.settle();
+        assert_eq!((farm.state("job"), farm.holds("job").as_deref()), (LeaseState::Active, Some("left")));
+        let held: Vec<_> =
+            farm.tables.children(&Object::Lease("job".into())).map(|part| part.request.want.kind).collect();
+        assert_eq!(held, [Kind::BootNamespace, Kind::Console, Kind::Gear, Kind::Power]);
     }
 }

@@ -54,7 +54,9 @@ fn check_farm(path: &Path, text: &str) -> bool {
     let directory = path.parent().unwrap_or(Path::new(""));
     match crate::config::parse(&path.display().to_string(), text, directory) {
         Ok(farm) => {
-            println!("{}: a farm of {} DUTs, no problems", path.display(), farm.duts.len());
+            let on_demand: u32 = farm.on_demand.iter().map(|kind| kind.limit).sum();
+            let more = if on_demand == 0 { String::new() } else { format!(" and up to {on_demand} on demand") };
+            println!("{}: a farm of {} DUTs{more}, no problems", path.display(), farm.duts.len());
             true
         }
         Err(problems) => {

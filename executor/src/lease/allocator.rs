@@ -478,6 +478,8 @@ impl<'a> Round<'a> {
         }
         match self.best(lease, class) {
             Some((resource, slots, mut parts)) => {
+                // What the whole brings along by itself is not claimed a second time.
+                extras.retain(|extra| parts.iter().all(|part| part.on != extra.on));
                 parts.extend(extras);
                 parts.sort_by_key(|part| part.kind.rank());
                 Tried::Granted(Grant { resource: resource.id.clone(), slots, parts })

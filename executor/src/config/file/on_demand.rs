@@ -128,6 +128,9 @@ pub(super) fn access(key: Option<AccessKey>) -> Access {
     }
 }
 
+/// What has to be each machine's own.
+type Value = fn(&DutConfig) -> String;
+
 impl Inventory<'_> {
     pub(super) fn gear(&mut self, gear: &[GearKeys], findings: &mut Findings) -> Vec<GearConfig> {
         let mut checked = Vec::new();
@@ -210,7 +213,7 @@ impl Inventory<'_> {
         if is_named {
             self.unique(at("on_demand", index, "name"), "name", &kind.name, findings);
         }
-        let parts: [(&str, &str, fn(&DutConfig) -> String); 4] = [
+        let parts: [(&str, &str, Value); 4] = [
             ("name", "name", |member| member.id.clone()),
             ("name", "full name", |member| member.full_name.clone()),
             ("first_address", "address", |member| member.address.to_string()),
