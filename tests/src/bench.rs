@@ -50,7 +50,17 @@ pub struct Bench {
     exits: Mutex<mpsc::Receiver<ExitStatus>>,
     errors: Arc<Mutex<String>>,
     folder: Arc<tempfile::TempDir>,
+    surroundings: Surroundings,
     is_over: bool,
+}
+
+/// What a farm runs in, besides its folders.
+#[derive(Clone, Debug, Default)]
+pub struct Surroundings {
+    /// Variables of its environment.
+    pub environment: Vec<(String, String)>,
+    /// Its state folder is a disk of its own with so many bytes, in a mount namespace that nobody else sees. It goes with the process.
+    pub state_bytes: Option<u64>,
 }
 
 /// A farm that tests share while any of them runs; the last one ends it.
@@ -108,30 +118,39 @@ pub struct Ended {
 impl Bench {
     /// Starts `wharf` (the binary's path) with a farm file's text.
     pub fn start(wharf: &str, farm: &str) -> Bench {
+        Bench::start_with(wharf, farm, Surroundings::default())
+    }
+
+    /// The same in these surroundings.
+    pub fn start_with(wharf: &str, farm: &str, surroundings: Surroundings) -> Bench {
         let folder = tempfile::Builder::new().prefix("bench-").tempdir().expect("a temporary folder can be made");
         for name in ["run", "tmp"] {
             fs::create_dir(folder.path().join(name)).expect("the folder is new");
         }
         fs::write(folder.path().join("farm.yml"), farm).expect("the folder is ours");
-        Bench::start_in(wharf, Arc::new(folder))
+        Bench::start_in(wharf, Arc::new(folder), surroundings)
     }
 
     /// Ends the farm as `kill -9` does, and starts it again with what that left behind.
     pub fn killed_and_started_again(mut self, wharf: &str) -> Bench {
         self.end(Signal::SIGKILL);
-        Bench::start_in(wharf, Arc::clone(&self.folder))
+        Bench::start_in(wharf, Arc::clone(&self.folder), self.surroundings.clone())
     }
 
     /// Asks the farm to stop, and starts it again.
     pub fn stopped_and_started_again(mut self, wharf: &str) -> Bench {
         self.end(Signal::SIGTERM);
-        Bench::start_in(wharf, Arc::clone(&self.folder))
+        Bench::start_in(wharf, Arc::clone(&self.folder), self.surroundings.clone())
     }
 
-    fn start_in(wharf: &str, folder: Arc<tempfile::TempDir>) -> Bench {
+    fn start_in(wharf: &str, folder: Arc<tempfile::TempDir>, surroundings: Surroundings) -> Bench {
         let farm_file = folder.path().join("farm.yml");
         let mark = new_mark();
-        let mut command = Command::new(wharf);
+        let mut command = match surroundings.state_bytes {
+            None => Command::new(wharf),
+            Some(bytes) => on_a_small_disk(wharf, &folder.path().join("state"), bytes),
+        };
+        command.envs(surroundings.environment.iter().map(|(name, value)| (name, value)));
         command.arg("serve").arg("--farm").arg(&farm_file).args(["--api", "127.0.0.1:0", "--state"]);
         command.arg(folder.path().join("state")).env(MARK, &mark).current_dir(workspace::root());
         command.env("XDG_RUNTIME_DIR", folder.path().join("run")).env("TMPDIR", folder.path().join("tmp"));
@@ -144,7 +163,7 @@ impl Bench {
             let status = exits.recv_timeout(Duration::from_secs(STOP_S_MAX));
             panic!("wharf serve did not start ({status:?}); it said:\n{}", lock(&errors))
         });
-        Bench { api, process, mark, exits: Mutex::new(exits), errors, folder, is_over: false }
+        Bench { api, process, mark, exits: Mutex::new(exits), errors, folder, surroundings, is_over: false }
     }
 
     /// `http://ADDRESS:PORT` of the API.
@@ -160,6 +179,13 @@ impl Bench {
     /// The API's unix socket.
     pub fn local_socket(&self) -> PathBuf {
         self.folder.path().join("run/wharf.sock")
+    }
+
+    /// Its state folder as it sees it, be it in a mount namespace of its own.
+    pub fn state(&self) -> PathBuf {
+        let state = self.folder.path().join("state");
+        let inside = state.strip_prefix("/").expect("temporary folders have absolute paths");
+        PathBuf::from(format!("/proc/{}/root", self.process)).join(inside)
     }
 
     /// What the server wrote on its standard error so far.
@@ -586,6 +612,26 @@ pub fn need_virtual_machines(wharf: &str) {
         assert!(output.status.success(), "the tests with QEMU need what `wharf virtual install` installs: {said}");
         *is_done = true;
     }
+}
+
+/// Whether this user may make mount namespaces; the error is why not.
+pub fn may_mount() -> Result<(), String> {
+    let output = Command::new("unshare").args(own_mounts()).arg("true").output();
+    let output = output.map_err(|error| format!("no program `unshare`: {error}"))?;
+    if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
+}
+
+/// util-linux makes what is mounted there private: nothing of it reaches the host.
+fn own_mounts() -> &'static [&'static str] {
+    if nix::unistd::geteuid().is_root() { &["--mount"] } else { &["--mount", "--map-root-user"] }
+}
+
+/// The program, once a disk of this size is mounted over the folder.
+fn on_a_small_disk(wharf: &str, folder: &Path, bytes: u64) -> Command {
+    let script = "mkdir -p \"$1\" && mount -t tmpfs -o \"size=$2\" small-disk \"$1\" && shift 2 && exec \"$@\"";
+    let mut command = Command::new("unshare");
+    command.args(own_mounts()).args(["sh", "-c", script, "sh"]).arg(folder).arg(bytes.to_string()).arg(wharf);
+    command
 }
 
 /// Where the user's `wharf` keeps its downloads: another XDG_RUNTIME_DIR must not move it.

@@ -8,6 +8,7 @@
 //! | `demo` | one command boots a machine and ends with its verdict |
 //! | `docs` | every command, example and link of the pages works |
 //! | `executorctl` | CI-tron's own client, unmodified, runs jobs on our server |
+//! | `faults` | outlets, consoles, DUTs, disk and clock that go wrong: the right cause, and the DUT free or a person called |
 //! | `http_clients` | curl reads whole, in part and resumed, and is told what it may not |
 //! | `licences` | what we build on may be given away, and there is one TLS stack |
 //! | `restart` | jobs, their places and their verdicts outlive the server, however it ends |
@@ -27,6 +28,7 @@ mod demo;
 mod docs;
 mod executorctl;
 mod farms;
+mod faults;
 mod http_clients;
 mod licences;
 mod loopback;

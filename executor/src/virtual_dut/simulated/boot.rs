@@ -227,7 +227,11 @@ impl Power<'_> {
         let end = match self.fault(Misbehaviour::ConsoleFloods) {
             None => self.run_init(facts, &mut station, started).await,
             Some(flood) => tokio::select! {
-                end = self.run_init(facts, &mut station, started) => end,
+                Some(end) = async {
+                    let end = self.run_init(facts, &mut station, started).await;
+                    // A system that hangs has not ended, and floods on.
+                    (end != End::Stuck).then_some(end)
+                } => end,
                 end = self.flood(flood.lasts) => end,
             },
         };
