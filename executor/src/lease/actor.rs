@@ -19,7 +19,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{oneshot, watch};
 
 use super::Pass;
-use super::allocator::{Outlooks, Reason, can_ever, free_now, unasked};
+use super::allocator::{Look, Outlooks, Reason, can_ever, free_now, unasked};
 use super::rows::*;
 use super::steps::{Context, Rules, admit};
 use super::store::{Corruption, Store, StoreError};
@@ -205,7 +205,7 @@ enum Message {
     EventsOf(Object, Answer<Result<Vec<Event>, StoreError>>),
     Attach(LeaseId, Option<u64>),
     OwnerGone(LeaseId, u64),
-    Outside(recovery::Look, Vec<Outside>),
+    Outside(recovery::Seen, Vec<Outside>),
     Done(Object, Operation, EffectResult),
 }
 
@@ -291,6 +291,11 @@ impl Keeper {
         self.ask(|answer| Message::EventsOf(object, answer)).await.unwrap_or(Ok(Vec::new()))
     }
 
+    /// The number of the newest event.
+    pub fn newest_event(&self) -> u64 {
+        *self.newest.borrow()
+    }
+
     /// Events from a number on, and then as they are committed.
     pub fn follow_events(&self, from: u64) -> Follow {
         Follow::of(self.clone(), self.newest.clone(), from)
@@ -344,6 +349,8 @@ struct KeeperThread {
     started: (Instant, Moment),
     dirty: BTreeSet<Object>,
     plan_is_due: bool,
+    /// What the next plan must look at.
+    look: Look,
     plan_again_at: Option<Moment>,
     timers: BTreeMap<Object, Moment>,
     tasks: HashMap<Object, (Operation, tokio::task::JoinHandle<()>)>,
@@ -399,6 +406,7 @@ impl KeeperThread {
             started: (Instant::now(), Moment(since_epoch.as_millis() as u64)),
             dirty: BTreeSet::new(),
             plan_is_due: true,
+            look: Look::Everything,
             plan_again_at: None,
             timers: BTreeMap::new(),
             tasks: HashMap::new(),
@@ -495,7 +503,7 @@ impl KeeperThread {
                     self.owner_gone(&lease, round);
                 }
             }
-            Message::Outside(look, outside) => self.seen_outside(look, outside, round),
+            Message::Outside(seen, outside) => self.seen_outside(seen, outside, round),
             Message::Done(object, operation, result) => self.done(object, operation, result, round),
         }
     }
@@ -590,6 +598,7 @@ impl KeeperThread {
             let retired = Blueprint { service: Service::Retired, preallocated: 0, ..blueprint };
             self.tables.blueprints.entry(name).or_insert(retired);
         }
+        self.look = Look::Everything;
         self.plan_is_due = true;
     }
 
@@ -613,6 +622,7 @@ impl KeeperThread {
         let key = (authorization.subject.clone(), authorization.blueprint.clone());
         self.tables.authorizations.insert(key, authorization.clone());
         round.authorizations.push(authorization);
+        self.look = Look::Everything;
         self.plan_is_due = true;
     }
 
@@ -649,5 +659,7 @@ impl KeeperThread {
     }
 }
 
+#[cfg(test)]
+mod size;
 #[cfg(test)]
 mod tests;

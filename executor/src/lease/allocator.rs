@@ -59,7 +59,13 @@ pub enum Decision {
 /// Plans everything that can be decided now. Only resources with a free seat are looked at, and of each line of the queue only as many
 /// requests as may get something.
 pub fn plan(tables: &Tables, now: Moment) -> Plan {
+    plan_with(tables, now, Look::Everything)
+}
+
+/// The same, where who waits is known to be servable one day, or not.
+pub fn plan_with(tables: &Tables, now: Moment, look: Look) -> Plan {
     let mut round = Round::new(tables, now, Purpose::Decide);
+    round.look = look;
     round.walk_the_queue(None);
     round.keep_house();
     round.plan
@@ -115,6 +121,15 @@ pub fn unasked(tables: &Tables, request: &LeaseRequest) -> Vec<String> {
     fits.collect()
 }
 
+/// Who is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// Everything that could ever serve somebody: needed when blueprints, answers or resources went away.
+    Everything,
+    /// What is free.
+    Free,
+}
+
 /// What a walk is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Purpose {
@@ -129,6 +144,7 @@ struct Round<'a> {
     tables: &'a Tables,
     now: Moment,
     purpose: Purpose,
+    look: Look,
     plan: Plan,
     outlooks: Outlooks,
     waiting: usize,
@@ -193,6 +209,7 @@ impl<'a> Round<'a> {
             tables,
             now,
             purpose,
+            look: Look::Everything,
             plan: Plan::default(),
             outlooks: Outlooks::default(),
             waiting: 0,
@@ -332,7 +349,8 @@ impl<'a> Round<'a> {
             return std::mem::take(class);
         }
         let mut class = self.class_of(&ask.want, &ask.authorizer);
-        let never = ask.also.iter().filter_map(|want| self.misfits(want, &ask.authorizer));
+        let also = ask.also.iter().filter(|_| self.look == Look::Everything);
+        let never = also.filter_map(|want| self.misfits(want, &ask.authorizer));
         class.never = class.never.into_iter().chain(never).reduce(|one, other| format!("{one}; {other}"));
         class
     }
@@ -361,7 +379,7 @@ impl<'a> Round<'a> {
         }
         class.ends.sort_unstable();
         class.candidates.make_contiguous().sort_by_key(|resource| self.rank(resource));
-        if class.candidates.is_empty() && class.reasons.is_empty() {
+        if class.candidates.is_empty() && class.reasons.is_empty() && self.look == Look::Everything {
             class.never = self.misfits(want, authorizer);
         }
         class

@@ -229,7 +229,9 @@ impl Store {
     /// Events from a number on, or from the oldest that is kept, the oldest first.
     pub fn events(&self, from: u64, count_max: u32) -> Result<Vec<Event>, StoreError> {
         let query = "SELECT seq, body FROM event WHERE seq >= ?1 ORDER BY seq LIMIT ?2";
-        self.read_events(query, params![from as i64, count_max])
+        // Beyond what SQLite can count there is no event.
+        let from = i64::try_from(from).unwrap_or(i64::MAX);
+        self.read_events(query, params![from, count_max])
     }
 
     fn read_events(&self, query: &str, params: impl rusqlite::Params) -> Result<Vec<Event>, StoreError> {

@@ -30,7 +30,7 @@ pub struct Outside {
 
 /// A look at what is outside.
 #[derive(Debug)]
-pub(super) enum Look {
+pub(super) enum Seen {
     /// The first after the start, with the rows that were active then.
     First(Vec<ResourceId>),
     /// After the grace.
@@ -121,20 +121,20 @@ impl KeeperThread {
         let (effects, results) = (Arc::clone(&self.effects), self.results.clone());
         self.runtime.spawn(async move {
             // The keeper's inbox lives as long as its thread.
-            let _ = results.send(Message::Outside(Look::First(rows), effects.enumerate().await));
+            let _ = results.send(Message::Outside(Seen::First(rows), effects.enumerate().await));
             tokio::time::sleep(effects.grace()).await;
-            let _ = results.send(Message::Outside(Look::Second, effects.enumerate().await));
+            let _ = results.send(Message::Outside(Seen::Second, effects.enumerate().await));
         });
     }
 
-    pub(super) fn seen_outside(&mut self, look: Look, outside: Vec<Outside>, round: &mut round::Round) {
+    pub(super) fn seen_outside(&mut self, seen: Seen, outside: Vec<Outside>, round: &mut round::Round) {
         let strays = self.strays(&outside);
-        match look {
-            Look::First(rows) => {
+        match seen {
+            Seen::First(rows) => {
                 self.strays = strays;
                 rows.iter().for_each(|id| self.lose_if_gone(id, &outside, round));
             }
-            Look::Second => {
+            Seen::Second => {
                 let twice: Vec<_> = self.strays.intersection(&strays).cloned().collect();
                 twice.into_iter().for_each(|(blueprint, name)| self.remove_orphan(blueprint, name));
             }

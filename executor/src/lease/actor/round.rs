@@ -1,7 +1,7 @@
 //! One round of the keeper: everything that may move moves in memory, then one commit, then the world hears of it.
 
 use super::*;
-use crate::lease::allocator::{Decision, Outlook, outlooks, plan};
+use crate::lease::allocator::{Decision, Look, Outlook, outlooks, plan_with};
 use crate::lease::next::{Next, next_of_lease, next_of_resource};
 use crate::lease::steps::{Failure, Grant, Hope, LeaseEvent, ResourceEvent, make, pause_ms, step_lease, step_resource};
 
@@ -92,7 +92,18 @@ impl KeeperThread {
             transition.leases.iter().for_each(|lease| self.expect_new_owner(lease));
         }
         self.back_off(&transition);
+        if transition.resources.iter().any(|resource| self.goes_for_good(resource)) {
+            self.look = Look::Everything;
+        }
         round.batch.push(transition);
+    }
+
+    /// Whether nothing makes such a resource again, so that somebody may wait for it in vain.
+    fn goes_for_good(&self, resource: &Resource) -> bool {
+        let retired = |blueprint: &Blueprint| blueprint.service == Service::Retired;
+        resource.state == ResourceState::Releasing
+            && resource.keep == Keep::OnItsOwn
+            && self.tables.blueprints.get(&resource.blueprint).is_none_or(retired)
     }
 
     /// A blueprint whose resource could not be made pauses; one that was made ends the pause.
@@ -134,7 +145,8 @@ impl KeeperThread {
             if !std::mem::take(&mut self.plan_is_due) {
                 return;
             }
-            let plan = plan(&self.tables, self.now());
+            let look = std::mem::replace(&mut self.look, Look::Free);
+            let plan = plan_with(&self.tables, self.now(), look);
             self.plan_again_at = plan.again_at;
             self.telling.0 = Told::Behind;
             plan.decisions.into_iter().for_each(|decision| self.decide(decision, round));
@@ -400,6 +412,7 @@ impl KeeperThread {
             }
         }
         let tables = &self.tables;
+        self.look = Look::Everything;
         self.begun.retain(|object| tables.open_effect(object).is_some());
         self.look_at_everything();
     }
