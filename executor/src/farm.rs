@@ -20,7 +20,7 @@ use tracing::Instrument;
 
 use crate::blueprint::power::PowerState;
 use crate::job_log::{JobEvent, JobLog, Severity};
-use crate::lease::rows::{Admin, Health, Kind, Lease, Object, Owner, Resource, ResourceState, Verb};
+use crate::lease::rows::{Admin, Health, Kind, Lease, LeaseId, LeaseRequest, Owner, Resource, ResourceState, Verb};
 use crate::lease::{Keeper, Snapshot};
 use crate::runner::{EVENTS_MAX, INPUT_CHUNKS_MAX};
 use crate::session::Event;
@@ -29,17 +29,20 @@ use crate::virtual_dut::qemu::RuntimeFolder;
 
 mod boot_namespace;
 mod carry;
+mod crew;
 mod hold;
 mod ledger;
 mod machines;
 mod network;
 mod prepare;
 mod start;
+mod wants;
 
-pub use hold::{Hold, Keeps, LeaseAsk, LeaseError, Link, PowerAction, Until};
+pub use hold::{Keeps, LeaseAsk, LeaseError, Link, PowerAction, Until};
 use ledger::{Kept, Reached};
 use machines::{Dut, Machines};
 pub use prepare::{Planner, Preview};
+use wants::{Asked, Candidate};
 
 /// Ended jobs that are kept for `wharf jobs`; their consoles stay on disk. A record with its log takes some 100 KiB.
 const ENDED_JOBS_MAX: usize = 1000;
@@ -209,6 +212,7 @@ pub struct JobRecord {
     /// Whether a connection holds the job; see [`JobRecord::claim`].
     claimed: watch::Sender<bool>,
     status: Mutex<JobStatus>,
+    roles: Mutex<Vec<Arc<JobRecord>>>,
 }
 
 struct JobStatus {
@@ -279,28 +283,88 @@ impl Farm {
         if *self.stopping.borrow() {
             return Err(SubmitError::Farm("the farm is stopping and takes no jobs".into()));
         }
-        let wants = self.planner.wants(&submission).await?;
-        let request = wants.request(&submission, "");
-        let refused = |error| self.planner.refusal(&wants, error);
-        self.keeper.can_ever(request.clone()).await.map_err(refused)?;
-        if submission.when_busy == WhenBusy::Refuse {
-            self.keeper.free_now(request).await.map_err(|reasons| SubmitError::Busy { reasons })?;
-        }
+        let asked = self.planner.asked(&submission).await?;
+        self.could_serve(&submission, &asked).await?;
         let number = self.next_number();
         let directory = self.job_directory(&number);
         let cannot = |error| SubmitError::Farm(format!("cannot keep the job in {}: {error}", directory.display()));
         let log = JobLog::create(&directory).map_err(cannot)?;
         let submitted = jiff::Timestamp::now();
         ledger::keep(&directory, submitted, &submission).map_err(cannot)?;
-        let request = wants.request(&submission, &number);
-        if let Err(error) = self.keeper.request(request).await {
-            ledger::forget(&directory);
-            return Err(self.planner.refusal(&wants, error));
-        }
         let (record, inbox) = JobRecord::new(number, submitted, &submission, log);
+        let crew = self.crew(&record, inbox, &submission, &asked).map_err(cannot)?;
+        if let Err(error) = self.request(&record, &submission, &asked).await {
+            ledger::forget(&directory);
+            return Err(error);
+        }
         self.enlist(Arc::clone(&record));
-        self.carry(Arc::clone(&record), inbox, submission);
+        self.carry(Arc::clone(&record), crew, submission);
         Ok(record)
+    }
+
+    /// Refuses what could never be served, and what would have to wait when its submitter does not.
+    async fn could_serve(&self, submission: &Submission, asked: &Asked) -> Result<(), SubmitError> {
+        wants::cast(&self.planner.config, &Candidate::all_of(&self.planner.config), asked)?;
+        for (wants, request) in asked.duts.iter().zip(asked.requests(submission, "")) {
+            let refused = |error| wants::refusal(&self.planner.config, wants, error);
+            self.keeper.can_ever(request.clone()).await.map_err(refused)?;
+            if submission.when_busy == WhenBusy::Refuse {
+                let alone = LeaseRequest { gang: None, ..request };
+                self.keeper.free_now(alone).await.map_err(|reasons| SubmitError::Busy { reasons })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A lease for each of a job's DUTs. Asking again changes nothing.
+    async fn request(&self, record: &JobRecord, submission: &Submission, asked: &Asked) -> Result<(), SubmitError> {
+        for (wants, request) in asked.duts.iter().zip(asked.requests(submission, &record.id)) {
+            match self.keeper.request(request).await {
+                Ok(lease) => self.keeper.beat(lease),
+                Err(error) => {
+                    self.release_all_of(&record.id).await;
+                    return Err(wants::refusal(&self.planner.config, wants, error));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends every lease of a job that is not over.
+    async fn release_all_of(&self, job: &str) {
+        let owner = Owner::Job(job.to_owned());
+        let rows = self.snapshot().await;
+        for lease in rows.leases.iter().filter(|lease| lease.parent.is_none() && lease.request.owner == owner) {
+            // One that ends by itself meanwhile needs no command.
+            let _ = self.keeper.command(lease.object(), carry::release("its job has ended"), "the farm").await;
+        }
+    }
+
+    /// Whoever plays a part in a job: the job itself, or a record below it for each of its roles.
+    fn crew(
+        &self,
+        record: &Arc<JobRecord>,
+        inbox: carry::Inbox,
+        submission: &Submission,
+        asked: &Asked,
+    ) -> std::io::Result<carry::Crew> {
+        let mut crew = carry::Crew { start: asked.start, cancelled: inbox.cancelled.clone(), seats: Vec::new() };
+        let mut inbox = Some(inbox);
+        for wants in &asked.duts {
+            let lease = lease_of(&record.id, wants.role.as_deref());
+            let (seated, inbox) = match &wants.role {
+                None => (Arc::clone(record), inbox.take().expect("a job without roles has one DUT")),
+                Some(role) => {
+                    let log = JobLog::at(&ledger::role_folder(&self.job_directory(&record.id), role))?;
+                    let (seated, inbox) =
+                        JobRecord::new(format!("{}-{role}", record.id), record.submitted, submission, log);
+                    record.add_role(Arc::clone(&seated));
+                    (seated, inbox)
+                }
+            };
+            crew.seats.push(carry::Seat { role: wants.role.clone(), record: seated, inbox, lease });
+        }
+        Ok(crew)
     }
 
     /// All jobs, the newest first.
@@ -308,9 +372,11 @@ impl Farm {
         self.lock_jobs().records.iter().rev().cloned().collect()
     }
 
-    /// One job.
+    /// One job; or one role of a job, by `<job>-<role>`.
     pub fn job(&self, id: &str) -> Option<Arc<JobRecord>> {
-        self.lock_jobs().records.iter().find(|job| job.id == id).cloned()
+        let jobs = self.lock_jobs();
+        let whole = jobs.records.iter().find(|job| job.id == id).cloned();
+        whole.or_else(|| jobs.records.iter().find_map(|job| job.roles().into_iter().find(|role| role.id == id)))
     }
 
     /// The job that holds a DUT.
@@ -425,9 +491,9 @@ impl Farm {
         jobs.forget_old();
     }
 
-    fn carry(self: &Arc<Self>, record: Arc<JobRecord>, inbox: carry::Inbox, submission: Submission) {
+    fn carry(self: &Arc<Self>, record: Arc<JobRecord>, crew: carry::Crew, submission: Submission) {
         let span = tracing::info_span!("job", job = record.id);
-        let carried = carry::Carried { record, inbox, submission };
+        let carried = carry::Carried { record, crew, submission };
         self.carriers().spawn(carry::carry(Arc::clone(self), carried).instrument(span));
     }
 
@@ -439,14 +505,18 @@ impl Farm {
     /// Takes up the jobs of an earlier run. Their leases and their places in the queue are there.
     async fn restore(self: &Arc<Self>, kept: Vec<Kept>) {
         for kept in kept {
-            let (reached, owned) = (kept.reached(), kept.is_owned());
+            let (reached, owned) = (ledger::reached(&kept.log), kept.is_owned());
             let Kept { id, submitted, submission, log } = kept;
             let (record, inbox) = JobRecord::new(id, submitted, &submission, log);
             self.enlist(Arc::clone(&record));
+            if !matches!(reached, Reached::Queue) {
+                self.restore_roles(&record, &submission);
+            }
             match reached {
                 Reached::Verdict { dut, verdict } => {
                     record.was(dut.map(|dut| self.named(dut)), verdict);
-                    self.keeper_forgets(&record).await;
+                    // Nearly always they are over.
+                    self.release_all_of(&record.id).await;
                 }
                 Reached::Dut(dut) => {
                     record.was_leased(self.named(dut));
@@ -458,13 +528,18 @@ impl Farm {
         }
     }
 
-    /// A job that has its verdict needs no lease; one that is left of it is released.
-    async fn keeper_forgets(&self, record: &JobRecord) {
-        // Nearly always it is over: then there is nothing to be asked.
-        let _ = self
-            .keeper
-            .command(Object::Lease(record.lease()), carry::release("its job has ended"), "the farm's start")
-            .await;
+    fn restore_roles(&self, record: &Arc<JobRecord>, submission: &Submission) {
+        for (role, log) in ledger::roles(&self.job_directory(&record.id)) {
+            let reached = ledger::reached(&log);
+            let id = format!("{}-{role}", record.id);
+            let (seated, _) = JobRecord::new(id, record.submitted, submission, log);
+            match reached {
+                Reached::Verdict { dut, verdict } => seated.was(dut.map(|dut| self.named(dut)), verdict),
+                Reached::Dut(dut) => seated.was_leased(self.named(dut)),
+                Reached::Queue => {}
+            }
+            record.add_role(seated);
+        }
     }
 
     /// The DUT that had this full name; the name is its id, too, when it has left the farm.
@@ -482,28 +557,31 @@ impl Farm {
         submission: Submission,
         owned: bool,
     ) {
-        let asked = match self.planner.wants(&submission).await {
-            // Nearly always the lease is there, and asking again changes nothing.
-            Ok(wants) => self
-                .keeper
-                .request(wants.request(&submission, &record.id))
-                .await
-                .map_err(|error| self.planner.refusal(&wants, error)),
-            Err(error) => Err(error),
-        };
-        match asked {
-            Ok(lease) => {
-                self.keeper.beat(lease);
+        match self.ask_again(&record, inbox, &submission).await {
+            Ok(crew) => {
                 record.note(Severity::Info, "The farm was restarted: the job is in the queue again");
                 if owned {
                     tokio::spawn(forsake_unless_claimed(Arc::downgrade(self), Arc::clone(&record)));
                 }
-                self.carry(record, inbox, submission);
+                self.carry(record, crew, submission);
             }
             Err(error) => {
                 record.ended(by_restart(&format!("the farm was restarted, and no longer takes the job: {error}")))
             }
         }
+    }
+
+    /// Nearly always the leases are there, and asking again changes nothing.
+    async fn ask_again(
+        &self,
+        record: &Arc<JobRecord>,
+        inbox: carry::Inbox,
+        submission: &Submission,
+    ) -> Result<carry::Crew, SubmitError> {
+        let asked = self.planner.asked(submission).await?;
+        let crew = self.crew(record, inbox, submission, &asked);
+        self.request(record, submission, &asked).await?;
+        crew.map_err(|error| SubmitError::Farm(format!("cannot keep the job's logs: {error}")))
     }
 
     fn job_directory(&self, id: &str) -> PathBuf {
@@ -627,6 +705,7 @@ impl JobRecord {
             cancelled,
             claimed: watch::channel(false).0,
             status: Mutex::new(JobStatus { state: JobState::Queued, dut: None, verdict: None }),
+            roles: Mutex::default(),
         });
         (record, carry::Inbox { events: events_inbox, typed: typed_inbox, cancelled: cancelled_inbox })
     }
@@ -648,9 +727,13 @@ impl JobRecord {
         self.lock().dut.clone()
     }
 
-    /// The lease that it asks for.
-    fn lease(&self) -> crate::lease::rows::LeaseId {
-        lease_of(&self.id)
+    fn add_role(&self, role: Arc<JobRecord>) {
+        self.roles.lock().unwrap_or_else(PoisonError::into_inner).push(role);
+    }
+
+    /// Its roles, each a record of its own, called `<job>-<role>`; none when it has one DUT.
+    pub fn roles(&self) -> Vec<Arc<JobRecord>> {
+        self.roles.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// How it ended.
@@ -700,9 +783,9 @@ impl JobRecord {
     }
 }
 
-/// The lease of a job.
-fn lease_of(job: &str) -> crate::lease::rows::LeaseId {
-    format!("job-{job}").into()
+/// The lease of a job's DUT.
+fn lease_of(job: &str, role: Option<&str>) -> LeaseId {
+    role.map_or_else(|| format!("job-{job}"), |role| format!("job-{job}-{role}")).into()
 }
 
 impl Listeners {

@@ -9,6 +9,7 @@ mod farm;
 mod interface;
 mod job_log;
 mod lease;
+mod messages;
 mod render;
 mod runner;
 mod session;

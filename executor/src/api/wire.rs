@@ -10,6 +10,8 @@ use crate::farm::{JobRecord, JobState};
 use crate::job_log::{JobLog, Record};
 use crate::verdict::Verdict;
 
+pub mod leases;
+
 /// A job.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct JobWire {
@@ -28,6 +30,10 @@ pub struct JobWire {
     pub dut: Option<String>,
     /// How it ended.
     pub verdict: Option<Verdict>,
+    /// The DUTs of a job over several: each with an id, a console and a verdict of its own. Left out when there is one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(no_recursion)]
+    pub roles: Vec<JobWire>,
 }
 
 impl JobWire {
@@ -41,6 +47,7 @@ impl JobWire {
             state: record.state(),
             dut: record.dut().map(|dut| dut.full_name),
             verdict: record.verdict(),
+            roles: record.roles().iter().map(|role| JobWire::of(role)).collect(),
         }
     }
 }

@@ -82,12 +82,12 @@ async fn check_job(path: &Path, text: &str, farm: Option<&FarmConfig>, arguments
     let planner = Planner { config, place: place_of(farm) };
     note_unknown_names(&planner, &submission);
     let outcome = match farm {
-        Some(_) => planner.preview(&submission, arguments.dut.as_deref()).await.map(Some),
-        None => planner.wants(&submission).await.map(|_| None),
+        Some(_) => planner.preview(&submission, arguments.dut.as_deref()).await,
+        None => planner.asked(&submission).await.map(|_| Vec::new()),
     };
     match outcome {
-        Ok(preview) => {
-            show(path, preview.as_ref(), arguments.json);
+        Ok(previews) => {
+            show(path, &previews, arguments.json);
             true
         }
         Err(SubmitError::Invalid(problems)) if arguments.json => {
@@ -113,24 +113,34 @@ fn note_unknown_names(planner: &Planner, submission: &Submission) {
     }
 }
 
-fn show(path: &Path, preview: Option<&Preview>, json: bool) {
-    match preview {
-        _ if json => println!("{}", serde_json::json!({ "file": path, "problems": [], "preview": preview })),
-        None => println!("{}: no problems", path.display()),
-        Some(preview) => {
-            println!("{}: no problems\n", path.display());
-            println!("DUT        {}\nfitting    {}", preview.dut, preview.fitting_duts.join(", "));
-            println!("start      {}\ncontinue   {}", preview.start_cmdline, preview.continue_cmdline);
-            match &preview.boot_script {
-                Some(script) => println!("\nboot script\n{}", script.trim_end()),
-                None => println!("\nno boot script: nothing is booted from the network"),
-            }
-            let mut table = super::jobs::plain_table();
-            table.set_header(["protocol", "name", "source", "limits"]);
-            table.add_rows(preview.artifacts.clone());
-            println!("\nartifacts\n{table}");
-        }
+/// One preview as an object, as it has always been; those of a job over several DUTs as a list.
+fn show(path: &Path, previews: &[Preview], json: bool) {
+    if json {
+        let sheet = match previews {
+            [] => serde_json::json!({ "file": path, "problems": [], "preview": null }),
+            [only] => serde_json::json!({ "file": path, "problems": [], "preview": only }),
+            several => serde_json::json!({ "file": path, "problems": [], "previews": several }),
+        };
+        return println!("{sheet}");
     }
+    println!("{}: no problems", path.display());
+    previews.iter().for_each(show_one);
+}
+
+fn show_one(preview: &Preview) {
+    if let Some(role) = &preview.role {
+        println!("\nrole       {role}");
+    }
+    println!("\nDUT        {}\nfitting    {}", preview.dut, preview.fitting_duts.join(", "));
+    println!("start      {}\ncontinue   {}", preview.start_cmdline, preview.continue_cmdline);
+    match &preview.boot_script {
+        Some(script) => println!("\nboot script\n{}", script.trim_end()),
+        None => println!("\nno boot script: nothing is booted from the network"),
+    }
+    let mut table = super::jobs::plain_table();
+    table.set_header(["protocol", "name", "source", "limits"]);
+    table.add_rows(preview.artifacts.clone());
+    println!("\nartifacts\n{table}");
 }
 
 /// Where the farm's gateway will be. A farm on the loopback gets its port when it starts; its HTTP port is shown as 80.

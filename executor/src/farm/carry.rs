@@ -1,24 +1,29 @@
-//! One job from the queue to its verdict. Giving everything back is the lease's tear-down, which comes whatever happened here.
+//! One job from the queue to its verdict. Giving everything back is the leases' tear-down, which comes whatever happened here.
 //!
 //! ```text
-//!  its lease waits ──► Active ──► run (in a task of its own: a panic in there is a verdict, not a lost DUT) ──► release ──► ended
-//!     └ cancelled, or never to be had: ended          └ the lease ends under it: cause farm ─────────────────────┘
+//!  its leases wait ──► all Active ──► a Run per DUT (in a task of its own: a panic in there is a verdict, not a lost DUT)
+//!     └ cancelled, or                      │  start barrier; messages; whoever ends without a result ends the others
+//!       never to be had: ended             ▼
+//!                                     its verdict ──► release ──► torn down      when all are through: the job's verdict
 //! ```
+//! A job with one DUT is a crew of one whose record is the job's own.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures_util::future::FutureExt;
+use futures_util::future::{FutureExt, join_all};
+use job_schema::StartBarrier;
 use tokio::sync::{mpsc, watch};
 
 use super::boot_namespace::{Open, observer};
+use super::crew::{self, Together};
 use super::machines::Dut;
-use super::prepare::Prepared;
+use super::prepare::{self, MESSAGES, Prepared};
 use super::{CancelledBy, Farm, JobRecord, Submission, by_restart};
 use crate::job_log::{JobEvent, Severity};
-use crate::lease::rows::{self, LeaseState, Object, Verb};
+use crate::lease::rows::{self, LeaseId, LeaseState, Object, Verb};
 use crate::lease::{LeaseView, Pass};
 use crate::runner::{self, Ring, SetupError};
 use crate::session::{Event, Session};
@@ -27,18 +32,38 @@ use crate::verdict::{Cause, Status, Verdict};
 /// What a job's task takes with it.
 pub(super) struct Carried {
     pub record: Arc<JobRecord>,
-    pub inbox: Inbox,
+    pub crew: Crew,
     pub submission: Submission,
+}
+
+/// Whoever plays a part in a job.
+pub(super) struct Crew {
+    pub start: StartBarrier,
+    pub cancelled: Cancelled,
+    pub seats: Vec<Seat>,
+}
+
+/// One DUT of a job.
+pub(super) struct Seat {
+    /// What it is called in the job; `None` when it is the only one.
+    pub role: Option<String>,
+    /// The job's record, or its role's.
+    pub record: Arc<JobRecord>,
+    pub inbox: Inbox,
+    pub lease: LeaseId,
 }
 
 /// The receiving ends of a [`JobRecord`].
 pub(super) struct Inbox {
     pub events: mpsc::Receiver<Event>,
     pub typed: mpsc::Receiver<Bytes>,
-    pub cancelled: watch::Receiver<Option<CancelledBy>>,
+    pub cancelled: Cancelled,
 }
 
-/// A job's news, as its lease has them.
+/// Who cancels a job, once somebody does.
+pub(super) type Cancelled = watch::Receiver<Option<CancelledBy>>;
+
+/// A lease's news.
 type Views = watch::Receiver<LeaseView>;
 
 /// How long a verdict waits for the tear-down when the job could not even be read.
@@ -56,36 +81,114 @@ const REASONS_MAX: usize = 20;
 
 /// The whole life of an accepted job.
 pub(super) async fn carry(farm: Arc<Farm>, carried: Carried) {
-    let Carried { record, inbox, submission } = carried;
-    let Some(mut views) = farm.keeper.watch(record.lease()).await else {
-        return record.ended(verdict(Status::SetupFail, Cause::Farm, "the farm has lost the job's lease".into()));
+    let Carried { record, crew, submission } = carried;
+    let Crew { start, cancelled, seats } = crew;
+    let Some(views) = watch_all(&farm, &seats).await else {
+        return record.ended(verdict(Status::SetupFail, Cause::Farm, "the farm has lost the job's leases".into()));
     };
-    let mut cancelled = inbox.cancelled.clone();
+    let mut by = cancelled.clone();
     let mut stopping = farm.stopping.subscribe();
     let waited = tokio::select! {
         biased;
         // It stays in the queue, for the next start of the farm.
         _ = stopping.wait_for(|stopping| *stopping) => return,
-        waited = wait_for_dut(&farm, &record, &mut views) => waited,
-        by = cancellation(&mut cancelled) => Err(in_words(&by)),
+        waited = wait_for_all(&farm, &record, views.clone()) => waited,
+        by = cancellation(&mut by) => Err(in_words(&by)),
     };
-    let (verdict, limit) = match waited {
-        Ok((dut, pass)) => {
-            record.leased(&dut);
-            run(&farm, &record, dut, pass, inbox, submission, views.clone()).await
+    let verdict = match waited {
+        Ok(held) => {
+            let crew = seats.into_iter().zip(held).zip(views).collect();
+            run_all(&farm, &record, Together::of(&record, start, &cancelled), crew, submission).await
         }
-        Err((cause, summary)) => (verdict(status_of(cause), cause, summary), TEAR_DOWN_DEFAULT),
+        Err((cause, summary)) => {
+            for (seat, mut views) in seats.iter().zip(views) {
+                hand_back(&farm, &seat.record, &seat.lease, &mut views, TEAR_DOWN_DEFAULT).await;
+            }
+            verdict(status_of(cause), cause, summary)
+        }
     };
-    hand_back(&farm, &record, &mut views, limit).await;
     record.ended(verdict);
 }
 
-/// A job whose DUT ran when the farm was killed: it ends once its lease has been torn down.
-pub(super) async fn give_back(farm: Arc<Farm>, record: Arc<JobRecord>) {
-    if let Some(mut views) = farm.keeper.watch(record.lease()).await {
-        hand_back(&farm, &record, &mut views, TEAR_DOWN_DEFAULT).await;
+async fn watch_all(farm: &Farm, seats: &[Seat]) -> Option<Vec<Views>> {
+    join_all(seats.iter().map(|seat| farm.keeper.watch(seat.lease.clone()))).await.into_iter().collect()
+}
+
+/// Until all leases are active; `Err`: one of them never will be. The first one tells the job's place.
+async fn wait_for_all(
+    farm: &Farm,
+    record: &JobRecord,
+    views: Vec<Views>,
+) -> Result<Vec<(Arc<Dut>, Pass)>, (Cause, String)> {
+    let waits = views.into_iter().enumerate().map(|(index, mut views)| async move {
+        let told_to = (index == 0).then_some(record);
+        wait_for_dut(farm, told_to, &mut views).await
+    });
+    futures_util::future::try_join_all(waits).await
+}
+
+/// All DUTs of a job at once, each to its own verdict.
+async fn run_all(
+    farm: &Arc<Farm>,
+    record: &Arc<JobRecord>,
+    together: Arc<Together>,
+    crew: Vec<((Seat, (Arc<Dut>, Pass)), Views)>,
+    submission: Submission,
+) -> Verdict {
+    let duts: BTreeMap<_, _> =
+        crew.iter().filter_map(|((seat, (dut, _)), _)| Some((seat.role.clone()?, dut.config.clone()))).collect();
+    for ((_, (dut, _)), _) in &crew {
+        record.leased(dut);
     }
-    record.ended(by_restart("the farm was restarted while the job ran; its DUT was switched off"));
+    let together_all = &together;
+    let runs = crew.into_iter().map(|((seat, (dut, pass)), mut views)| {
+        let (submission, together) = (submission.clone(), Arc::clone(together_all));
+        let crew = seat.role.clone().map(|role| prepare::Crew { role, duts: duts.clone() });
+        async move {
+            let Seat { role, record: seated, inbox, lease } = seat;
+            if role.is_some() {
+                seated.leased(&dut);
+            }
+            let run = Run {
+                farm: Arc::clone(farm),
+                record: Arc::clone(&seated),
+                dut,
+                pass,
+                crew,
+                together: Arc::clone(&together),
+            };
+            let (verdict, limit) = run.supervised(inbox, submission, views.clone()).await;
+            if let Some(role) = &role {
+                together.has_ended(role, &verdict);
+            }
+            hand_back(farm, &seated, &lease, &mut views, limit).await;
+            if role.is_some() {
+                seated.ended(verdict.clone());
+            }
+            (role, verdict)
+        }
+    });
+    let verdicts = join_all(runs).await;
+    together.is_over();
+    crew::verdict_of(verdicts)
+}
+
+/// A job whose DUTs ran when the farm was killed: it ends once its leases have been torn down.
+pub(super) async fn give_back(farm: Arc<Farm>, record: Arc<JobRecord>) {
+    let rows = farm.snapshot().await;
+    let owner = rows::Owner::Job(record.id.clone());
+    let held = rows.leases.iter().filter(|lease| lease.parent.is_none() && lease.request.owner == owner);
+    join_all(held.map(|lease| async {
+        if let Some(mut views) = farm.keeper.watch(lease.id().clone()).await {
+            hand_back(&farm, &record, lease.id(), &mut views, TEAR_DOWN_DEFAULT).await;
+        }
+    }))
+    .await;
+    let verdict = by_restart("the farm was restarted while the job ran; its DUT was switched off");
+    for role in record.roles().iter().filter(|role| role.verdict().is_none()) {
+        role.ended(verdict.clone());
+    }
+    record.ended(verdict);
 }
 
 /// The command that ends a lease.
@@ -94,7 +197,11 @@ pub(super) fn release(why: &str) -> Verb {
 }
 
 /// Until the lease is active; `Err`: it never will be.
-async fn wait_for_dut(farm: &Farm, record: &JobRecord, views: &mut Views) -> Result<(Arc<Dut>, Pass), (Cause, String)> {
+async fn wait_for_dut(
+    farm: &Farm,
+    told_to: Option<&JobRecord>,
+    views: &mut Views,
+) -> Result<(Arc<Dut>, Pass), (Cause, String)> {
     let mut told: Option<(usize, Instant)> = None;
     loop {
         let view = views.borrow_and_update().clone();
@@ -104,7 +211,11 @@ async fn wait_for_dut(farm: &Farm, record: &JobRecord, views: &mut Views) -> Res
                 return dut.map(|dut| (dut, pass)).ok_or_else(|| (Cause::Farm, format!("the DUT {name} is gone")));
             }
             (LeaseState::Destroyed, ..) => return Err(never(&view.cause)),
-            (LeaseState::Pending, ..) => tell_place(record, &view, &mut told),
+            (LeaseState::Pending, ..) => {
+                if let Some(record) = told_to {
+                    tell_place(record, &view, &mut told);
+                }
+            }
             (LeaseState::Acquired | LeaseState::Releasing | LeaseState::Active, ..) => {}
         }
         if views.changed().await.is_err() {
@@ -142,7 +253,7 @@ fn status_of(cause: Cause) -> Status {
     if cause == Cause::Farm { Status::SetupFail } else { Status::Incomplete }
 }
 
-async fn cancellation(cancelled: &mut watch::Receiver<Option<CancelledBy>>) -> CancelledBy {
+pub(super) async fn cancellation(cancelled: &mut Cancelled) -> CancelledBy {
     let by = cancelled.wait_for(Option::is_some).await.ok().and_then(|by| by.clone());
     match by {
         Some(by) => by,
@@ -165,41 +276,18 @@ fn verdict(status: Status, cause: Cause, summary: String) -> Verdict {
     Verdict { status, cause, summary, evidence: Vec::new() }
 }
 
-/// The job on its DUT, to its verdict; and how long its tear-down may take.
-async fn run(
-    farm: &Arc<Farm>,
-    record: &Arc<JobRecord>,
-    dut: Arc<Dut>,
-    pass: Pass,
-    inbox: Inbox,
-    submission: Submission,
-    views: Views,
-) -> (Verdict, Duration) {
-    let span = tracing::info_span!("lease", dut = dut.config.full_name, fence = pass.fence());
-    tracing::info!(parent: &span, source = record.source_name, submitter = record.submitter, "the job has its DUT");
-    let limit = Arc::new(Mutex::new(TEAR_DOWN_DEFAULT));
-    let (mac, tear_down_limit) = (dut.config.mac.clone(), Arc::clone(&limit));
-    let run = Run { farm: Arc::clone(farm), record: Arc::clone(record), dut, pass };
-    let verdict = tokio::spawn(run.until_the_verdict(inbox, submission, views, tear_down_limit)).await;
-    let verdict = verdict.unwrap_or_else(|error| verdict_of_panic(&error));
-    tracing::info!(parent: &span, status = %verdict.status, cause = %verdict.cause, "the job has its verdict");
-    farm.listeners.forget(&mac);
-    let limit = *limit.lock().unwrap_or_else(PoisonError::into_inner);
-    (verdict, limit)
-}
-
 fn verdict_of_panic(error: &tokio::task::JoinError) -> Verdict {
     verdict(Status::Unknown, Cause::Farm, format!("an internal error ended the job: {error}"))
 }
 
 /// Releases the lease and waits until everything is given back, for as long as the job allows.
-async fn hand_back(farm: &Farm, record: &JobRecord, views: &mut Views, limit: Duration) {
+async fn hand_back(farm: &Farm, record: &JobRecord, lease: &LeaseId, views: &mut Views, limit: Duration) {
     let held = !matches!(views.borrow().state, LeaseState::Pending | LeaseState::Destroyed);
     if held {
         record.log.append(JobEvent::TeardownStarted);
     }
     // A lease that is over already needs no command.
-    let _ = farm.keeper.command(Object::Lease(record.lease()), release("the job"), "the job").await;
+    let _ = farm.keeper.command(Object::Lease(lease.clone()), release("the job"), "the job").await;
     let mut stopping = farm.stopping.subscribe();
     let at_stop = async {
         let _ = stopping.wait_for(|stopping| *stopping).await;
@@ -241,9 +329,27 @@ struct Run {
     record: Arc<JobRecord>,
     dut: Arc<Dut>,
     pass: Pass,
+    /// What it plays, when it is not alone.
+    crew: Option<prepare::Crew>,
+    together: Arc<Together>,
 }
 
 impl Run {
+    /// The job on its DUT, to its verdict; and how long its tear-down may take.
+    async fn supervised(self, inbox: Inbox, submission: Submission, views: Views) -> (Verdict, Duration) {
+        let span = tracing::info_span!("lease", dut = self.dut.config.full_name, fence = self.pass.fence());
+        let (source, submitter) = (&self.record.source_name, &self.record.submitter);
+        tracing::info!(parent: &span, source, submitter, "the job has its DUT");
+        let limit = Arc::new(Mutex::new(TEAR_DOWN_DEFAULT));
+        let (farm, mac, tear_down_limit) = (Arc::clone(&self.farm), self.dut.config.mac.clone(), Arc::clone(&limit));
+        let verdict = tokio::spawn(self.until_the_verdict(inbox, submission, views, tear_down_limit)).await;
+        let verdict = verdict.unwrap_or_else(|error| verdict_of_panic(&error));
+        tracing::info!(parent: &span, status = %verdict.status, cause = %verdict.cause, "the job has its verdict");
+        farm.listeners.forget(&mac);
+        let limit = *limit.lock().unwrap_or_else(PoisonError::into_inner);
+        (verdict, limit)
+    }
+
     async fn until_the_verdict(
         self,
         inbox: Inbox,
@@ -252,7 +358,7 @@ impl Run {
         tear_down_limit: Arc<Mutex<Duration>>,
     ) -> Verdict {
         let Inbox { events, typed, mut cancelled } = inbox;
-        let prepared = match self.farm.planner.prepare(&submission, &self.dut.config).await {
+        let prepared = match self.farm.planner.prepare(&submission, &self.dut.config, self.crew.as_ref()).await {
             Ok(prepared) => Arc::new(prepared),
             Err(problems) => {
                 let summary = format!("the job is wrong for this DUT:\n{problems}");
@@ -270,6 +376,7 @@ impl Run {
         let session = Session::new(Arc::clone(&prepared.job), deadline, now);
         self.farm.listeners.listen(&self.dut.config.mac, self.record.events.clone());
         let unfit = (Arc::clone(&self.farm), self.dut.config.id.clone());
+        let together = Arc::clone(&self.together);
         let ring = Ring {
             log: Arc::clone(&self.record.log),
             power: self.dut.power(self.pass.clone()),
@@ -282,6 +389,7 @@ impl Run {
                 tokio::select! {
                     by = cancellation(&mut cancelled) => cancelled_by(by),
                     event = lease_lost(views) => event,
+                    event = together.ended_by_others() => event,
                 }
             }
             .boxed(),
@@ -301,7 +409,8 @@ impl Run {
         attachments: BTreeMap<String, Bytes>,
     ) -> impl Future<Output = Result<runner::Console, SetupError>> + Send + 'static {
         let (farm, record) = (Arc::clone(&self.farm), Arc::clone(&self.record));
-        let (dut, pass) = (Arc::clone(&self.dut), self.pass.clone());
+        let (dut, pass, together) = (Arc::clone(&self.dut), self.pass.clone(), Arc::clone(&self.together));
+        let role = self.crew.as_ref().map(|crew| crew.role.clone());
         async move {
             let console = dut.console.open().await.map_err(|error| SetupError {
                 cause: Cause::Console,
@@ -314,6 +423,9 @@ impl Run {
                 .namespaces()
                 .publish(dut.address(), observer)
                 .map_err(|taken| SetupError { cause: Cause::Farm, reason: taken.to_string() })?;
+            if let Some(seat) = role.and_then(|role| together.messages_of(&role)) {
+                publication.answer(MESSAGES, seat);
+            }
             dut.boot.open(Open {
                 gateway: Arc::clone(&farm.gateway),
                 mac: dut.mac,
@@ -325,6 +437,7 @@ impl Run {
                 since: Instant::now(),
                 published: None,
             })?;
+            together.all_are_ready().await;
             Ok(console)
         }
     }

@@ -23,10 +23,11 @@ use tokio::task::JoinHandle;
 
 use super::boot_namespace::{Open, observer};
 use super::machines::Dut;
-use super::prepare::Wants;
+use super::wants::{self, Wants};
 use super::{Farm, Submission, SubmitError};
 use crate::blueprint::power::PowerState;
 use crate::job_log::{JobEvent, JobLog, Severity};
+use crate::lease::actor::Attachment;
 use crate::lease::rows::{
     Authorization, Cause, Kind, Lease, LeaseId, LeaseRequest, LeaseState, Mode, Moment, Object, Owner, Timeouts, Verb,
     Want,
@@ -174,11 +175,10 @@ pub struct Hold {
     over: watch::Sender<bool>,
 }
 
-/// The connection that a lease lives by. When the last one of a lease is dropped, its owner is gone.
+/// The connection that a lease lives by. When the last holder drops it, the owner is gone.
 pub struct Link {
     farm: Weak<Farm>,
-    lease: LeaseId,
-    runtime: tokio::runtime::Handle,
+    attachment: Option<Attachment>,
 }
 
 /// What listens to a DUT's console for a person. The lease's tear-down ends it.
@@ -202,7 +202,7 @@ impl Farm {
         let id = request.id.clone();
         if let Err(error) = self.keeper.request(request).await {
             let wants = Wants { id: ask.dut, tags: ask.tags, ..Wants::default() };
-            return Err(match self.planner.refusal(&wants, error) {
+            return Err(match wants::refusal(&self.planner.config, &wants, error) {
                 SubmitError::Farm(why) => LeaseError::Failed(why),
                 never => LeaseError::Never(never),
             });
@@ -238,7 +238,6 @@ impl Farm {
                 lease.request.owner
             ))
         })?;
-        self.keeper.beat(hold.id.clone());
         Ok(hold.link(self))
     }
 
@@ -430,7 +429,7 @@ impl Farm {
     /// Prepares, fetches, publishes. The pass is entered for the last step, so that the tear-down comes before it or after it.
     async fn publish(&self, hold: &Hold, dut: &Dut, pass: &Pass, name: &str, text: &str) -> Result<(), LeaseError> {
         let submission = Submission { source_name: name.to_owned(), text: text.to_owned(), ..Submission::default() };
-        let prepared = self.planner.prepare(&submission, &dut.config).await.map_err(LeaseError::Problems)?;
+        let prepared = self.planner.prepare(&submission, &dut.config, None).await.map_err(LeaseError::Problems)?;
         let contents = self.fetch(&hold.log, &prepared).await.map_err(|error| LeaseError::Failed(error.reason))?;
         let _in_flight = pass.enter().await.map_err(|_| over(hold.id.as_str(), "it is being released"))?;
         dut.boot.close();
@@ -554,8 +553,8 @@ impl Hold {
     fn link(&self, farm: &Arc<Farm>) -> Arc<Link> {
         let mut link = self.lock_link();
         link.upgrade().unwrap_or_else(|| {
-            let runtime = tokio::runtime::Handle::current();
-            let new = Arc::new(Link { farm: Arc::downgrade(farm), lease: self.id.clone(), runtime });
+            let attachment = Some(farm.keeper.attach(self.id.clone()));
+            let new = Arc::new(Link { farm: Arc::downgrade(farm), attachment });
             *link = Arc::downgrade(&new);
             new
         })
@@ -581,28 +580,11 @@ impl Hold {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        let Some(farm) = self.farm.upgrade() else { return };
+        let farm = self.farm.upgrade();
         // A farm that stops hangs up by itself: the lease waits for its owner's next connection.
-        if *farm.stopping.borrow() {
-            return;
+        if farm.is_none_or(|farm| *farm.stopping.borrow()) {
+            std::mem::forget(self.attachment.take());
         }
-        let lease = self.lease.clone();
-        self.runtime.spawn(async move { farm.hung_up(&lease).await });
-    }
-}
-
-impl Farm {
-    /// The last connection of a lease is gone. One that was handed over meanwhile has another owner.
-    async fn hung_up(&self, id: &LeaseId) {
-        let is_kept_by_it = |lease: &Lease| matches!(lease.request.owner, Owner::Connection(_));
-        let Ok(lease) = self.unfinished(id.as_str()).await else { return };
-        let connected = self.holds.get(id).is_some_and(|hold| hold.lock_link().strong_count() > 0);
-        if connected || !is_kept_by_it(&lease) {
-            return;
-        }
-        let told =
-            self.keeper.command(lease.object(), Verb::Release { cause: Cause::OwnerGone }, "its connection").await;
-        told.unwrap_or_else(|error| tracing::debug!(lease = %id, %error, "it ended by itself"));
     }
 }
 

@@ -5,6 +5,7 @@
 //!  <state>/jobs/<id>/submission.json   as it was handed in (mode 0600: what a client forwards of its environment may be secret)
 //!                    attachments/<n>   the files that came along
 //!                    events.jsonl, console.log   (job_log.rs)
+//!                    roles/<role>/               the same two for each DUT of a job over several; messages.jsonl between them
 //!
 //!  found at the start          becomes
 //!  Ended in its log            history, with its verdict
@@ -13,10 +14,11 @@
 //! ```
 //! A folder without `submission.json` was never answered for: its client got no number, and it is no job.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -27,6 +29,7 @@ use crate::verdict::Verdict;
 
 const SUBMISSION: &str = "submission.json";
 const ATTACHMENTS: &str = "attachments";
+const ROLES: &str = "roles";
 
 /// The file as it is written.
 #[derive(Serialize, Deserialize)]
@@ -118,20 +121,33 @@ fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.sync_all()
 }
 
-impl Kept {
-    /// How far it came, by its log.
-    pub(super) fn reached(&self) -> Reached {
-        let mut dut = None;
-        for record in self.log.records() {
-            match &record.event {
-                JobEvent::Leased { dut: name } => dut = Some(name.clone()),
-                JobEvent::Ended { verdict } => return Reached::Verdict { dut, verdict: verdict.clone() },
-                _ => {}
-            }
-        }
-        dut.map_or(Reached::Queue, Reached::Dut)
-    }
+/// Where the log of a role of the job in `directory` is kept.
+pub(super) fn role_folder(directory: &Path, role: &str) -> PathBuf {
+    directory.join(ROLES).join(role)
+}
 
+/// The roles of the job in `directory` by name, each with its log.
+pub(super) fn roles(directory: &Path) -> BTreeMap<String, Arc<JobLog>> {
+    let entries = fs::read_dir(directory.join(ROLES)).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| Some((entry.file_name().into_string().ok()?, JobLog::open(&entry.path()).ok()?)))
+        .collect()
+}
+
+/// How far a job, or a role of one, came, by its log.
+pub(super) fn reached(log: &JobLog) -> Reached {
+    let mut dut = None;
+    for record in log.records() {
+        match &record.event {
+            JobEvent::Leased { dut: name } => dut = Some(name.clone()),
+            JobEvent::Ended { verdict } => return Reached::Verdict { dut, verdict: verdict.clone() },
+            _ => {}
+        }
+    }
+    dut.map_or(Reached::Queue, Reached::Dut)
+}
+
+impl Kept {
     /// Whether its submitter's connection was what kept it.
     pub(super) fn is_owned(&self) -> bool {
         self.log.records().iter().any(|record| record.event == JobEvent::Owned)
@@ -159,9 +175,9 @@ mod tests {
         assert_eq!((kept.len(), last), (1, 3));
         assert_eq!(kept[0].submission, submission());
         assert_eq!((kept[0].id.as_str(), kept[0].submitted), ("3", now));
-        assert!(kept[0].is_owned() && matches!(kept[0].reached(), Reached::Queue));
+        assert!(kept[0].is_owned() && matches!(reached(&kept[0].log), Reached::Queue));
         log.append(JobEvent::Leased { dut: "box".into() });
-        assert!(matches!(read(state.path()).0[0].reached(), Reached::Dut(dut) if dut == "box"));
+        assert!(matches!(reached(&read(state.path()).0[0].log), Reached::Dut(dut) if dut == "box"));
     }
 
     #[test]

@@ -7,19 +7,20 @@ use bytes::Bytes;
 use gateway::content::Content;
 use gateway::content::cache::Cached;
 use gateway::namespace::{Exposure, Name, Origin, Protocol};
+use job_schema::Roles;
 use job_schema::job::{Artifact, ArtifactSource, Deployment, Job};
 use job_schema::problem::{Problem, Problems};
 use job_schema::template::{Rendered, Variables};
 use serde::Serialize;
 use serde_json::json;
 
-use super::{Farm, Submission, SubmitError, lease_of};
+use super::wants::{self, Asked, Candidate, Wants};
+use super::{Farm, Submission, SubmitError};
 use crate::boot::ipxe::Ipxe;
 use crate::boot::{BootMethod, BootPlan, Place, Planned, Source};
-use crate::config::{DutConfig, FarmConfig};
+use crate::config::{DutConfig, FarmConfig, MachineConfig, SimulatedConfig};
 use crate::job_log::{JobEvent, JobLog};
-use crate::lease::RequestError;
-use crate::lease::rows::{Kind, LeaseRequest, Mode, Owner, Timeouts, Want};
+use crate::lease::rows::Access;
 use crate::render;
 use crate::runner::SetupError;
 use crate::verdict::Cause;
@@ -34,6 +35,8 @@ pub(super) struct Prepared {
 /// What `wharf check --dut` shows: everything a boot would be made of, without booting.
 #[derive(Clone, Debug, Serialize, serde::Deserialize, utoipa::ToSchema)]
 pub struct Preview {
+    /// What the DUT is called in the job, when it has several.
+    pub role: Option<String>,
     /// The DUT it was rendered for.
     pub dut: String,
     /// The DUTs that could ever take the job.
@@ -48,6 +51,9 @@ pub struct Preview {
     pub artifacts: Vec<[String; 4]>,
 }
 
+/// Where DUTs leave messages for each other, below the gateway's own paths.
+pub(super) const MESSAGES: &str = "/_/messages";
+
 /// What a farm file alone is enough for: rendering, checking and planning jobs, with no server running.
 #[derive(Clone, Debug)]
 pub struct Planner {
@@ -57,156 +63,149 @@ pub struct Planner {
     pub place: Place,
 }
 
-/// What a job asks for.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Wants {
-    /// A DUT's id or full name; `None`: any.
-    pub id: Option<String>,
-    /// Tags that the DUT must all have.
-    pub tags: Vec<String>,
-    /// When the job must be over.
-    pub deadline: Option<jiff::Timestamp>,
+/// Who plays what in a job over several DUTs, as its templates see it.
+#[derive(Clone, Debug)]
+pub(super) struct Crew {
+    /// What the DUT that is rendered for is called.
+    pub role: String,
+    /// All of them, by name.
+    pub duts: BTreeMap<String, DutConfig>,
 }
 
-/// How long a DUT's parts may take to come up: three tries of an outlet that takes half a minute.
-const ACTIVATE_MS: u64 = 200_000;
-
-impl Wants {
-    /// The request of a job for its DUT.
-    pub(super) fn request(&self, submission: &Submission, job: &str) -> LeaseRequest {
-        let left = self.deadline.map(|deadline| deadline.duration_since(jiff::Timestamp::now()).as_millis().max(0));
-        LeaseRequest {
-            id: lease_of(job),
-            want: Want { kind: Kind::Dut, name: self.id.clone(), tags: self.tags.clone(), mode: Mode::Hold },
-            also: Vec::new(),
-            gang: None,
-            prefers: Vec::new(),
-            avoid: Vec::new(),
-            sticky: None,
-            priority: submission.priority,
-            owner: Owner::Job(job.to_owned()),
-            authorizer: submission.subject.clone(),
-            timeouts: Timeouts {
-                queue_ms: left.and_then(|left| u64::try_from(left).ok()),
-                activate_ms: Some(ACTIVATE_MS),
-                ..Timeouts::default()
-            },
-        }
-    }
-}
-
-/// A DUT as the farm file has it.
-struct Candidate {
-    id: String,
-    full_name: String,
-    tags: Vec<String>,
-}
-
-impl Candidate {
-    fn is_called(&self, name: &str) -> bool {
-        self.id == name || self.full_name == name
-    }
-
-    /// `Err` says in a sentence why this DUT could never serve `wants`.
-    fn fits(&self, wants: &Wants) -> Result<(), String> {
-        if let Some(id) = wants.id.as_ref().filter(|id| !self.is_called(id)) {
-            return Err(format!("{} is not `{id}`", self.full_name));
-        }
-        let missing: Vec<_> =
-            wants.tags.iter().filter(|tag| !self.tags.contains(tag)).map(|tag| format!("`{tag}`")).collect();
-        let lacks = || format!("{} lacks the tags {}", self.full_name, missing.join(", "));
-        if missing.is_empty() { Ok(()) } else { Err(lacks()) }
+impl Crew {
+    /// For the check before there are DUTs: their addresses are documentation's (RFC 5737), so that URLs with them are URLs.
+    fn of_nobody(names: Vec<String>) -> Option<Crew> {
+        let role = names.first()?.clone();
+        let dut = |(index, name): (usize, String)| {
+            let dut = DutConfig {
+                id: name.clone(),
+                full_name: name.clone(),
+                base_name: name.clone(),
+                tags: Vec::new(),
+                mac: format!("02:00:00:00:00:{index:02x}"),
+                address: [192, 0, 2, index as u8 + 1].into(),
+                comment: None,
+                access: Access::Everyone,
+                needs: Vec::new(),
+                machine: MachineConfig::Simulated(SimulatedConfig::default()),
+            };
+            (name, dut)
+        };
+        Some(Crew { role, duts: names.into_iter().enumerate().map(dut).collect() })
     }
 }
 
 impl Planner {
     /// What the submitted text asks for, checked with placeholder values as CI-tron does.
-    pub async fn wants(&self, submission: &Submission) -> Result<Wants, SubmitError> {
-        let variables = self.variables(None, &submission.environ);
-        let job = parse(submission, &variables).await.map_err(SubmitError::Invalid)?;
-        let deadline = job.deadline;
-        Ok(match &submission.target {
-            Some(target) => Wants { id: target.id.clone(), tags: target.tags.clone().unwrap_or_default(), deadline },
-            None => Wants { id: job.target.id.clone(), tags: job.target.tags.clone(), deadline },
-        })
+    pub async fn asked(&self, submission: &Submission) -> Result<Asked, SubmitError> {
+        let roles = self.roles(submission).await.map_err(SubmitError::Invalid)?;
+        let of = |role: job_schema::Role| Wants {
+            role: role.name,
+            id: role.job.target.id,
+            tags: role.job.target.tags,
+            gear: role.job.target.gear,
+            deadline: role.job.deadline,
+        };
+        let mut asked = Asked { start: roles.start, duts: roles.list.into_iter().map(of).collect() };
+        match (&submission.target, asked.duts.as_mut_slice()) {
+            (None, _) => {}
+            (Some(target), [only]) if only.role.is_none() => {
+                only.id.clone_from(&target.id);
+                only.tags = target.tags.clone().unwrap_or_default();
+            }
+            (Some(_), _) => {
+                let problem = Problem::new("the job has roles, so it cannot be sent to one machine".to_owned())
+                    .about("target")
+                    .hint("leave the machine and the tags of the command line out; each role has its own");
+                let problems = Problems::one(&submission.source_name, submission.text.as_str(), problem);
+                return Err(SubmitError::Invalid(problems));
+            }
+        }
+        Ok(asked)
     }
 
-    /// The job as it is for this DUT.
-    pub(super) async fn prepare(&self, submission: &Submission, dut: &DutConfig) -> Result<Prepared, Problems> {
-        let variables = self.variables(Some(dut), &submission.environ);
-        let job = parse(submission, &variables).await?;
+    /// The DUTs of a job with placeholder values. Their names come first: the templates tell the DUTs of each other.
+    async fn roles(&self, submission: &Submission) -> Result<Roles, Problems> {
+        let rendered = self.render(submission, None, None).await?;
+        let rendered = match Crew::of_nobody(Roles::names_in(&rendered)) {
+            Some(crew) => self.render(submission, None, Some(&crew)).await?,
+            None => rendered,
+        };
+        let roles = Job::parse_all(&rendered)?;
+        roles.list.iter().try_for_each(|role| served(&role.job, submission, &rendered))?;
+        Ok(roles)
+    }
+
+    /// The job as it is for this DUT, and as this member of the crew.
+    pub(super) async fn prepare(
+        &self,
+        submission: &Submission,
+        dut: &DutConfig,
+        crew: Option<&Crew>,
+    ) -> Result<Prepared, Problems> {
+        let rendered = self.render(submission, Some(dut), crew).await?;
+        let job = Job::parse_as(&rendered, crew.map(|crew| crew.role.as_str()))?;
+        served(&job, submission, &rendered)?;
         let method = Ipxe::of_the_system();
         let start = method.plan(&job.start, self.place);
         let continue_ = method.plan(&job.continue_, self.place);
         Ok(Prepared { job: Arc::new(job), start, continue_ })
     }
 
-    /// A dry run of `submission` for `dut` (an id or full name; `None`: the first that fits).
-    pub async fn preview(&self, submission: &Submission, dut: Option<&str>) -> Result<Preview, SubmitError> {
-        let wants = self.wants(submission).await?;
-        let candidates = self.candidates();
-        let fitting: Vec<_> = candidates.iter().filter(|dut| dut.fits(&wants).is_ok()).collect();
-        let chosen = match dut {
-            Some(name) => candidates.iter().find(|dut| dut.is_called(name)).ok_or_else(|| {
+    /// In a child: whatever a template does, it does not do it to us.
+    async fn render(
+        &self,
+        submission: &Submission,
+        dut: Option<&DutConfig>,
+        crew: Option<&Crew>,
+    ) -> Result<Rendered, Problems> {
+        let variables = self.variables(dut, &submission.environ, crew);
+        render::in_child(&submission.source_name, &submission.text, &variables).await
+    }
+
+    /// A dry run of `submission` for `dut` (an id or full name; `None`: the first that fits): a preview per DUT of the job.
+    pub async fn preview(&self, submission: &Submission, dut: Option<&str>) -> Result<Vec<Preview>, SubmitError> {
+        let asked = self.asked(submission).await?;
+        let mut chosen = asked.clone();
+        let candidates = Candidate::all_of(&self.config);
+        if let (Some(name), [only]) = (dut, chosen.duts.as_mut_slice()) {
+            if !candidates.iter().any(|dut| dut.is_called(name)) {
                 let known = candidates.iter().map(|dut| dut.full_name.clone()).collect();
-                SubmitError::NoSuchDut { wanted: name.to_owned(), known }
-            })?,
-            None => fitting.first().copied().ok_or_else(|| misfit(&candidates, &wants))?,
-        };
-        let config = self.config.member(&chosen.id).expect("candidates are made from these");
-        let config = &config;
-        let prepared = self.prepare(submission, config).await.map_err(SubmitError::Invalid)?;
-        Ok(Preview {
-            dut: chosen.full_name.clone(),
-            fitting_duts: fitting.iter().map(|dut| dut.full_name.clone()).collect(),
-            start_cmdline: prepared.job.start.cmdline_text(),
-            continue_cmdline: prepared.job.continue_.cmdline_text(),
-            boot_script: prepared.start.artifacts.iter().find_map(|planned| match &planned.source {
-                Source::Text(text) => Some(text.clone()),
-                Source::Firmware(_) | Source::Artifacts(_) => None,
-            }),
-            artifacts: prepared.start.artifacts.iter().map(describe).collect(),
-        })
-    }
-
-    /// Every DUT that there is, or that could be made.
-    fn candidates(&self) -> Vec<Candidate> {
-        let of = |dut: &DutConfig| Candidate {
-            id: dut.id.clone(),
-            full_name: dut.full_name.clone(),
-            tags: self.tags_of(dut),
-        };
-        self.config.duts.iter().map(of).collect()
-    }
-
-    fn tags_of(&self, dut: &DutConfig) -> Vec<String> {
-        dut.tags.iter().cloned().chain([format!("farm:{}", self.config.name)]).collect()
-    }
-
-    /// Why the keeper did not take a request, in the submitter's terms.
-    pub(super) fn refusal(&self, wants: &Wants, error: RequestError) -> SubmitError {
-        let candidates = self.candidates();
-        match error {
-            RequestError::NeverFeasible(why) if candidates.iter().any(|dut| dut.fits(wants).is_ok()) => {
-                SubmitError::Never(why)
+                return Err(SubmitError::NoSuchDut { wanted: name.to_owned(), known });
             }
-            RequestError::NeverFeasible(_) => misfit(&candidates, wants),
-            error @ (RequestError::NoSuch(_) | RequestError::Store(_) | RequestError::Stopped) => {
-                SubmitError::Farm(error.to_string())
-            }
+            (only.id, only.tags) = (Some(name.to_owned()), Vec::new());
         }
+        let cast = wants::cast(&self.config, &candidates, &chosen)?;
+        let members: Vec<DutConfig> =
+            cast.iter().filter_map(|place| self.config.member(&candidates[*place].id)).collect();
+        let names = asked.duts.iter().filter_map(|wants| wants.role.clone());
+        let duts: BTreeMap<_, _> = names.zip(members.iter().cloned()).collect();
+        let mut previews = Vec::new();
+        for (wants, member) in asked.duts.iter().zip(&members) {
+            let crew = wants.role.clone().map(|role| Crew { role, duts: duts.clone() });
+            let prepared = self.prepare(submission, member, crew.as_ref()).await.map_err(SubmitError::Invalid)?;
+            let fitting = candidates.iter().filter(|dut| dut.fits(wants).is_ok());
+            previews.push(Preview {
+                role: wants.role.clone(),
+                dut: member.full_name.clone(),
+                fitting_duts: fitting.map(|dut| dut.full_name.clone()).collect(),
+                ..Preview::of(&prepared)
+            });
+        }
+        Ok(previews)
     }
 
     /// Those of `names` that no template value of this farm has.
     pub fn unknown_names(&self, names: Vec<String>) -> Vec<String> {
-        let known = self.variables(None, &BTreeMap::new());
+        let crew = Crew::of_nobody(vec!["role".into()]);
+        let known = self.variables(None, &BTreeMap::new(), crew.as_ref());
         let root = |name: &str| name.split('.').next().unwrap_or_default().to_owned();
         let roots: BTreeSet<_> = names.iter().map(|name| root(name)).collect();
         roots.into_iter().filter(|name| known.get(name).is_none()).collect()
     }
 
     /// What a job's templates may use. Without a DUT the values are CI-tron's placeholders, so that both forms of a job are checked.
-    fn variables(&self, dut: Option<&DutConfig>, environ: &BTreeMap<String, String>) -> Variables {
+    fn variables(&self, dut: Option<&DutConfig>, environ: &BTreeMap<String, String>, crew: Option<&Crew>) -> Variables {
         let mut variables = Variables::new();
         for (name, value) in &self.config.job_variables {
             variables.insert(name, value);
@@ -221,13 +220,17 @@ impl Planner {
         variables.insert("environ", environ);
         let http = self.place.http_url();
         let address = self.place.address.to_string();
-        variables.insert(
-            "job",
-            json!({
-                "http": { "url": http, "host": address, "port": self.place.http_port },
-                "tftp": { "url": format!("tftp://{address}"), "host": address },
-            }),
-        );
+        let mut job = json!({
+            "http": { "url": http, "host": address, "port": self.place.http_port },
+            "tftp": { "url": format!("tftp://{address}"), "host": address },
+        });
+        if let Some(crew) = crew {
+            let duts: BTreeMap<_, _> = crew.duts.iter().map(|(name, dut)| (name, self.machine(dut))).collect();
+            variables.insert("role", &crew.role);
+            variables.insert("roles", &duts);
+            job["messages"] = json!({ "url": format!("{http}{MESSAGES}") });
+        }
+        variables.insert("job", job);
         variables
     }
 
@@ -238,7 +241,7 @@ impl Planner {
             "base_name": dut.base_name,
             "full_name": dut.full_name,
             "hostname": dut.full_name,
-            "tags": self.tags_of(dut),
+            "tags": wants::tags_of(&self.config, dut),
             "manual_tags": [],
             "mac_address": dut.mac,
             "ip_address": dut.address.to_string(),
@@ -249,30 +252,31 @@ impl Planner {
     }
 }
 
-/// Why no DUT of the farm could ever take the job.
-fn misfit(candidates: &[Candidate], wants: &Wants) -> SubmitError {
-    match &wants.id {
-        Some(id) if !candidates.iter().any(|dut| dut.id == *id || dut.full_name == *id) => {
-            let known = candidates.iter().map(|dut| dut.full_name.clone()).collect();
-            SubmitError::NoSuchDut { wanted: id.clone(), known }
-        }
-        _ => {
-            let reasons = candidates.iter().filter_map(|dut| dut.fits(wants).err()).collect();
-            SubmitError::NoDutMatches { tags: wants.tags.clone(), reasons }
+impl Preview {
+    fn of(prepared: &Prepared) -> Preview {
+        Preview {
+            role: None,
+            dut: String::new(),
+            fitting_duts: Vec::new(),
+            start_cmdline: prepared.job.start.cmdline_text(),
+            continue_cmdline: prepared.job.continue_.cmdline_text(),
+            boot_script: prepared.start.artifacts.iter().find_map(|planned| match &planned.source {
+                Source::Text(text) => Some(text.clone()),
+                Source::Firmware(_) | Source::Artifacts(_) => None,
+            }),
+            artifacts: prepared.start.artifacts.iter().map(describe).collect(),
         }
     }
 }
 
-/// Text to job: the rendering in a child, the rest here.
-async fn parse(submission: &Submission, variables: &Variables) -> Result<Job, Problems> {
-    let rendered: Rendered = render::in_child(&submission.source_name, &submission.text, variables).await?;
-    let job = Job::parse(&rendered)?;
+/// Refuses what a job may say and this version does not do yet: a job that silently lacks its disk fails late and oddly.
+fn served(job: &Job, submission: &Submission, rendered: &Rendered) -> Result<(), Problems> {
     let mut unserved: BTreeSet<_> = unserved(&job.start).into_iter().chain(unserved(&job.continue_)).collect();
     if !job.proxy.is_empty() {
         unserved.insert("`proxy.allowed_endpoints`");
     }
     if unserved.is_empty() {
-        return Ok(job);
+        return Ok(());
     }
     let problem = |what: &str| {
         Problem::new(format!("{what} is checked, but not served by this version"))
@@ -282,8 +286,7 @@ async fn parse(submission: &Submission, variables: &Variables) -> Result<Job, Pr
     Err(Problems::new(&submission.source_name, &rendered.text, unserved.into_iter().map(problem).collect()))
 }
 
-/// What a job may say and this version does not do yet. Refused at once: a job that silently lacks its disk fails late and oddly.
-/// `fastboot` is not among them: it only speaks to machines that boot so.
+/// What is not served yet. `fastboot` is not among them: it only speaks to machines that boot so.
 fn unserved(deployment: &Deployment) -> Vec<&'static str> {
     let storage = &deployment.storage;
     let files = || storage.http.iter().chain(&storage.tftp);

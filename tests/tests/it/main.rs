@@ -33,6 +33,7 @@ mod http_clients;
 mod licences;
 mod loopback;
 mod restart;
+mod roles;
 mod simulated;
 mod tftp_clients;
 mod tidy;
