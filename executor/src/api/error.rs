@@ -8,6 +8,7 @@
 //! | no such DUT, no such job | 404 | " | " |
 //! | no DUT has the tags | 406 | " | " |
 //! | every fitting DUT is busy, the job has ended | 409 | " | " (the only one it tries again) |
+//! | the lease is over | 410 | `{"error"}` | – |
 //! | more than the server takes | 413 | " | " |
 //! | the tarball is none | 420 | – | plain text `Invalid tarball file` |
 //! | no room for one more upload | 503 | " | " |
@@ -36,6 +37,8 @@ pub(super) enum ApiError {
     NotAcceptable(String),
     /// Not in this state; later perhaps.
     Conflict(String),
+    /// It was there, and is over.
+    Gone(String),
     /// It is larger than the server takes.
     TooLarge(String),
     /// CI-tron's own status for a job bucket that is not a tar file.
@@ -63,6 +66,7 @@ impl ApiError {
             ApiError::NotFound(_) => StatusCode::NOT_FOUND,
             ApiError::NotAcceptable(_) => StatusCode::NOT_ACCEPTABLE,
             ApiError::Conflict(_) => StatusCode::CONFLICT,
+            ApiError::Gone(_) => StatusCode::GONE,
             ApiError::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             ApiError::InvalidTarball => StatusCode::from_u16(420).expect("420 is within 100 to 999"),
             ApiError::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
@@ -79,6 +83,7 @@ impl ApiError {
             | ApiError::NotFound(text)
             | ApiError::NotAcceptable(text)
             | ApiError::Conflict(text)
+            | ApiError::Gone(text)
             | ApiError::TooLarge(text)
             | ApiError::Unavailable(text)
             | ApiError::Internal(text) => text.clone(),

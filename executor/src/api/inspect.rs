@@ -21,7 +21,7 @@ use super::wire::{ErrorWire, EventWire, JobWire, JobsWire, console_of};
 use crate::job_log::{Follower, JobEvent, JobLog};
 
 /// An event stream without events gets an empty line this often: a reader that is gone is noticed by it, and a proxy between stays open.
-const HEARTBEAT: Duration = Duration::from_secs(10);
+pub(super) const HEARTBEAT: Duration = Duration::from_secs(10);
 
 /// GET `/api/v1/jobs`
 #[utoipa::path(get, tag = "inspect", path = "/api/v1/jobs", responses((status = 200, description = "The newest first", body = JobsWire)))]
@@ -43,9 +43,9 @@ pub(super) async fn job(State(api): State<Api>, Path(id): Path<String>) -> Resul
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct LogQuery {
     #[serde(default)]
-    since: u64,
+    pub(super) since: u64,
     #[serde(default)]
-    follow: Option<u8>,
+    pub(super) follow: Option<u8>,
 }
 
 /// GET `/api/v1/jobs/{id}/log`: the console's bytes, as the DUT sent them.
@@ -155,6 +155,25 @@ pub(super) async fn job_schema() -> Json<Value> {
         log,
         events,
         job_schema,
+        super::leases::leases,
+        super::leases::take,
+        super::leases::lease,
+        super::leases::change,
+        super::leases::release,
+        super::leases::beat,
+        super::leases::abandon,
+        super::leases::events_of_lease,
+        super::leases::power,
+        super::leases::switch,
+        super::leases::boot,
+        super::leases::console,
+        super::leases::type_on_console,
+        super::leases::resources,
+        super::leases::resource,
+        super::leases::tell_resource,
+        super::leases::events,
+        super::leases::authorizations,
+        super::leases::authorize,
         super::submit::submit,
         super::submit::cancel,
         super::submit::type_on_console,
@@ -216,10 +235,12 @@ mod tests {
         let mut paths: Vec<_> = document["paths"].as_object().unwrap().keys().cloned().collect();
         paths.sort();
         let expected = [
+            "/api/v1/authorizations",
             "/api/v1/dut/{name}",
             "/api/v1/dut/{name}/cancel_job",
             "/api/v1/dut/{name}/quick_check",
             "/api/v1/duts",
+            "/api/v1/events",
             "/api/v1/full-state",
             "/api/v1/jobs",
             "/api/v1/jobs/{id}",
@@ -227,7 +248,18 @@ mod tests {
             "/api/v1/jobs/{id}/console",
             "/api/v1/jobs/{id}/events",
             "/api/v1/jobs/{id}/log",
+            "/api/v1/leases",
+            "/api/v1/leases/{id}",
+            "/api/v1/leases/{id}/abandon",
+            "/api/v1/leases/{id}/beat",
+            "/api/v1/leases/{id}/boot",
+            "/api/v1/leases/{id}/console",
+            "/api/v1/leases/{id}/events",
+            "/api/v1/leases/{id}/power",
             "/api/v1/pdus",
+            "/api/v1/resources",
+            "/api/v1/resources/{name}",
+            "/api/v1/resources/{name}/{verb}",
             "/api/v1/schema/job",
         ];
         assert_eq!(paths, expected);

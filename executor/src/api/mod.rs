@@ -3,6 +3,7 @@
 //! ```text
 //!  serve.rs (listeners) ─► mod.rs (routes) ─┬─► submit.rs   hand in, type, cancel ──┐
 //!                                           ├─► inspect.rs  jobs, logs, documents ──┼─► Farm
+//!                                           ├─► leases.rs   leases, power, events ──┤
 //!                                           └─► ci_tron.rs  the compatible surface ─┘
 //!                                                └─► ci_tron_session.rs (one console) ─► ci_tron_console.rs (its bytes)
 //! ```
@@ -14,6 +15,7 @@ mod ci_tron_session;
 mod error;
 mod images;
 mod inspect;
+mod leases;
 mod owner;
 pub(crate) mod sentence;
 mod serve;
@@ -30,7 +32,7 @@ use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::{HeaderMap, Method, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 
 use crate::farm::{Farm, JobRecord};
 use error::ApiError;
@@ -62,6 +64,20 @@ pub fn router(farm: Arc<Farm>) -> Router {
         .route("/images/{name}", get(images::image))
         .route("/api/v1/openapi.json", get(inspect::openapi))
         .route("/api/v1/schema/job", get(inspect::job_schema))
+        // Leases.
+        .route("/api/v1/leases", get(leases::leases).post(leases::take))
+        .route("/api/v1/leases/{id}", get(leases::lease).patch(leases::change).delete(leases::release))
+        .route("/api/v1/leases/{id}/events", get(leases::events_of_lease))
+        .route("/api/v1/leases/{id}/beat", post(leases::beat))
+        .route("/api/v1/leases/{id}/abandon", post(leases::abandon))
+        .route("/api/v1/leases/{id}/power", get(leases::power).post(leases::switch))
+        .route("/api/v1/leases/{id}/boot", put(leases::boot))
+        .route("/api/v1/leases/{id}/console", get(leases::console).post(leases::type_on_console))
+        .route("/api/v1/resources", get(leases::resources))
+        .route("/api/v1/resources/{name}", get(leases::resource))
+        .route("/api/v1/resources/{name}/{verb}", post(leases::tell_resource))
+        .route("/api/v1/events", get(leases::events))
+        .route("/api/v1/authorizations", get(leases::authorizations).post(leases::authorize))
         // For the farm's own jobs.
         // CI-tron's; `machine` is its older word for `dut`.
         .route("/api/v1/duts", get(ci_tron::duts))

@@ -1,5 +1,6 @@
 //! The HTTP client of the command line: one connection per request, over TCP or over the server's local socket.
 
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -9,6 +10,7 @@ use hyper::body::Incoming;
 use hyper::header::{CONTENT_TYPE, HOST};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
@@ -86,6 +88,23 @@ impl Server {
         read_json(refuse(response).await?).await
     }
 
+    /// Asks for something to be done, reads JSON.
+    pub(super) async fn ask<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: &impl Serialize,
+    ) -> anyhow::Result<T> {
+        let body = serde_json::to_vec(body)?;
+        let response = self.send(method, path, Some("application/json"), body.into()).await?;
+        read_json(refuse(response).await?).await
+    }
+
+    /// Sends a body; the answer has none.
+    pub(super) async fn put(&self, method: Method, path: &str, content_type: &str, body: Bytes) -> anyhow::Result<()> {
+        refuse(self.send(method, path, Some(content_type), body).await?).await.map(drop)
+    }
+
     /// Opens a stream of bytes.
     pub(super) async fn stream(&self, path: &str) -> anyhow::Result<Incoming> {
         let response = self.send(Method::GET, path, None, Bytes::new()).await?;
@@ -94,7 +113,12 @@ impl Server {
 
     /// Opens a stream of events.
     pub(super) async fn events(&self, path: &str) -> anyhow::Result<Events> {
-        Ok(Events { body: self.stream(path).await?, buffer: BytesMut::new() })
+        self.lines(path).await
+    }
+
+    /// Opens a stream of JSON, one value per line.
+    pub(super) async fn lines<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<Lines<T>> {
+        Ok(Lines { body: self.stream(path).await?, buffer: BytesMut::new(), values: PhantomData })
     }
 
     async fn send(
@@ -186,15 +210,19 @@ async fn read_whole(response: Response<Incoming>) -> anyhow::Result<Bytes> {
     Ok(body.to_bytes())
 }
 
-/// An event stream, line by line.
-pub(super) struct Events {
+/// A job's event stream, line by line.
+pub(super) type Events = Lines<EventWire>;
+
+/// A stream of JSON, line by line.
+pub(super) struct Lines<T> {
     body: Incoming,
     buffer: BytesMut,
+    values: PhantomData<T>,
 }
 
-impl Events {
-    /// The next event; `None` when the job is over. Safe to give up between two calls.
-    pub(super) async fn next(&mut self) -> anyhow::Result<Option<EventWire>> {
+impl<T: DeserializeOwned> Lines<T> {
+    /// The next value; `None` when there are no more. Safe to give up between two calls.
+    pub(super) async fn next(&mut self) -> anyhow::Result<Option<T>> {
         loop {
             while let Some(line) = take_line(&mut self.buffer) {
                 if !line.is_empty() {

@@ -36,7 +36,7 @@ fn drawn(jobs: &[JobWire]) -> String {
             state(job).to_owned(),
             job.verdict.as_ref().map(|verdict| verdict.status.to_string()).unwrap_or_default(),
             job.dut.clone().unwrap_or_default(),
-            job.submitted.strftime("%F %T").to_string(),
+            time(job.submitted),
             job.name.clone(),
             job.submitter.clone(),
         ]);
@@ -52,6 +52,11 @@ pub(super) fn state(job: &JobWire) -> &'static str {
         JobState::Running => "running",
         JobState::Ended => "ended",
     }
+}
+
+/// A time of the day in a table, in UTC.
+pub(super) fn time(at: jiff::Timestamp) -> String {
+    at.strftime("%F %T").to_string()
 }
 
 /// A table without lines: it can be cut and grepped.

@@ -5,13 +5,20 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod authorize;
 mod check;
 mod client;
 mod completions;
+mod console;
 mod demo;
+mod dut;
 mod duts;
+mod events;
 mod job;
 mod jobs;
+mod lease;
+mod leases;
+mod power;
 mod run;
 mod schema;
 mod serve;
@@ -51,6 +58,22 @@ enum Command {
     Job(job::Arguments),
     /// List the machines of a server
     Duts(duts::Arguments),
+    /// Hold a machine back, or let it go
+    Dut(dut::Arguments),
+    /// List who holds what, and who waits for what
+    Leases(leases::Arguments),
+    /// Take a machine for yourself, and give it back
+    Lease(lease::Arguments),
+    /// Show a machine's console; type to it with its lease
+    Console(console::Arguments),
+    /// Switch a machine that you hold
+    Power(power::Arguments),
+    /// Tell what happened to leases and machines, and why
+    Events(events::Arguments),
+    /// List who may lease what, and who waits for an answer
+    Authorizations(authorize::ListArguments),
+    /// Answer whether somebody may lease something
+    Authorize(authorize::Arguments),
     /// Print the JSON Schema of job or farm files
     Schema(schema::Arguments),
     /// Virtual machines: what they need, what is there
@@ -80,6 +103,14 @@ pub fn main() -> ExitCode {
         Command::Jobs(arguments) => on_runtime(jobs::run(arguments, server)),
         Command::Job(arguments) => on_runtime(job::run(arguments, server)),
         Command::Duts(arguments) => on_runtime(duts::run(arguments, server)),
+        Command::Dut(arguments) => on_runtime(dut::run(arguments, server)),
+        Command::Leases(arguments) => on_runtime(leases::run(arguments, server)),
+        Command::Lease(arguments) => on_runtime(lease::run(arguments, server)),
+        Command::Console(arguments) => on_runtime(console::run(arguments, server)),
+        Command::Power(arguments) => on_runtime(power::run(arguments, server)),
+        Command::Events(arguments) => on_runtime(events::run(arguments, server)),
+        Command::Authorizations(arguments) => on_runtime(authorize::list(arguments, server)),
+        Command::Authorize(arguments) => on_runtime(authorize::run(arguments, server)),
         Command::Schema(arguments) => schema::run(arguments),
         Command::Virtual(arguments) => on_runtime(virtual_::run(arguments)),
         Command::Completions(arguments) => completions::run(arguments),
