@@ -660,6 +660,6 @@ impl KeeperThread {
 }
 
 #[cfg(test)]
-mod size;
+mod size_tests;
 #[cfg(test)]
 mod tests;

@@ -39,6 +39,8 @@ use self::resource::ResourceStep;
 use super::rows::*;
 use super::tables::Tables;
 
+#[cfg(test)]
+pub use self::away::AWAY_MS_MAX;
 pub use self::away::credit;
 
 mod away;

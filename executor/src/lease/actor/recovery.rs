@@ -100,13 +100,14 @@ impl KeeperThread {
     fn concerned(&self, found: &Corruption) -> Vec<ResourceId> {
         match found {
             Corruption::SlotWithoutOwner { key, .. } => {
-                // `seat:<resource>:<number>`, or the identity `<kind>:<name>` of what could not be made again.
+                // A seat is `seat:<resource>:<number>`, or `seat:<identity>:0` where the part is made with its lease.
                 let seat = key.strip_prefix("seat:").and_then(|rest| rest.rsplit_once(':'));
-                let whole = seat.map(|(id, _)| ResourceId::from(id)).filter(|id| self.tables.resource(id).is_some());
-                let parts = |resource: &&Resource| {
-                    resource.gang.iter().any(|claim| matches!(&claim.on, ClaimOn::Made { identity } if identity == key))
+                let of = seat.map_or(key.as_str(), |(of, _)| of);
+                let needs = |resource: &&Resource| {
+                    let made = |claim: &Claim| matches!(&claim.on, ClaimOn::Made { identity } if identity == of);
+                    resource.id.as_str() == of || resource.gang.iter().any(made)
                 };
-                whole.into_iter().chain(self.tables.resources().filter(parts).map(|it| it.id.clone())).collect()
+                self.tables.resources().filter(needs).map(|resource| resource.id.clone()).collect()
             }
             Corruption::LeaseWithoutResource { lease, .. } => {
                 self.tables.children(lease).filter_map(|child| child.resource.clone()).collect()

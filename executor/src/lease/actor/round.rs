@@ -134,7 +134,9 @@ impl KeeperThread {
 
     pub(super) fn owner_gone(&mut self, id: &LeaseId, round: &mut Round) {
         self.owners.remove(id);
-        self.lease_event(id, LeaseEvent::OwnerGone, round);
+        if !self.left_alone.contains(&Object::Lease(id.clone())) {
+            self.lease_event(id, LeaseEvent::OwnerGone, round);
+        }
     }
 
     fn settle(&mut self, round: &mut Round) {

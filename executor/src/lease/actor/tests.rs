@@ -352,3 +352,30 @@ async fn a_hold_does_not_expire_while_the_farm_is_away() {
     let last = events.last().unwrap().transition.to_string();
     assert!(last.contains("lease 1: deadlines moved: the farm was away for 7200 s (on a)"), "{last}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_on_what_is_not_there_is_not_touched_and_its_parts_are_held_back() {
+    let (folder, effects) = (tempfile::tempdir().unwrap(), Arc::new(Recorder::default()));
+    let path = folder.path().join("leases.sqlite");
+    let keeper = open(&path, &effects);
+    keeper.request(request("1", &[])).await.unwrap();
+    let held = until(&keeper, "1", LeaseState::Active).await.holds.unwrap();
+    keeper.stop().await;
+    let damage = rusqlite::Connection::open(&path).unwrap();
+    damage.pragma_update(None, "foreign_keys", "OFF").unwrap();
+    damage.execute("DELETE FROM resource WHERE id = ?1", [held.as_str()]).unwrap();
+    drop(damage);
+    let effects = Arc::new(Recorder::default());
+    let recorder: Arc<dyn Effects> = Arc::clone(&effects) as Arc<dyn Effects>;
+    let (keeper, corruption) = Keeper::open(&path, static_dut("a", &[]), recorder).unwrap();
+    let lease = format!("lease 1 is on resource {held}, which is over, or was never there; it is not touched");
+    assert!(corruption.iter().any(|found| found.to_string() == lease), "{corruption:?}");
+    release(&keeper, "1").await;
+    let snapshot = keeper.snapshot().await.unwrap();
+    let state = snapshot.leases.iter().find(|it| it.id().as_str() == "1").unwrap().state;
+    let cordoned = snapshot.resources.iter().filter(|it| matches!(it.admin, Admin::Cordoned { .. }));
+    let cordoned: BTreeSet<_> = cordoned.map(|it| it.name.as_str()).filter(|name| name.starts_with("a-")).collect();
+    assert_eq!(state, LeaseState::Active);
+    assert!(cordoned.is_superset(&["a-outlet", "a-tty"].into()), "{cordoned:?}");
+    assert_eq!(effects.done(), Vec::<String>::new());
+}
