@@ -12,6 +12,7 @@ mod lease;
 mod messages;
 mod render;
 mod runner;
+mod sentence;
 mod session;
 mod verdict;
 mod virtual_dut;

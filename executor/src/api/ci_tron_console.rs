@@ -16,8 +16,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::sentence::{sentence, severity};
 use crate::job_log::{JobEvent, Record, Severity};
+use crate::sentence::{sentence, severity};
 use crate::verdict::Verdict;
 
 /// The name of the protocol in `Upgrade:`; the client compares it letter by letter.

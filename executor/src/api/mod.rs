@@ -7,7 +7,7 @@
 //!                                           └─► ci_tron.rs  the compatible surface ─┘
 //!                                                └─► ci_tron_session.rs (one console) ─► ci_tron_console.rs (its bytes)
 //! ```
-//! `wire.rs` has the shapes, `error.rs` the statuses, `upload.rs` the limits, `sentence.rs` the words, `owner.rs` what a lost connection means.
+//! `wire.rs` has the shapes, `error.rs` the statuses, `upload.rs` the limits, `owner.rs` what a lost connection means.
 
 mod ci_tron;
 mod ci_tron_console;
@@ -17,7 +17,6 @@ mod images;
 mod inspect;
 mod leases;
 mod owner;
-pub(crate) mod sentence;
 mod serve;
 mod submit;
 mod upload;

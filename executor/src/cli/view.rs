@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use crate::api::sentence::{sentence, severity};
 use crate::job_log::{JobEvent, JobLog, Record, Severity};
+use crate::sentence::{sentence, severity};
 use crate::verdict::Verdict;
 
 /// Bars at once; a job with more artifacts shows its further downloads as lines.

@@ -12,9 +12,9 @@ use tokio::sync::{Barrier, watch};
 
 use super::carry::{Cancelled, cancellation};
 use super::{CancelledBy, JobRecord};
-use crate::api::sentence::sentence;
 use crate::job_log::{Follower, JobEvent, Severity};
 use crate::messages::Board;
+use crate::sentence::sentence;
 use crate::session::Event;
 use crate::verdict::{Cause, Status, Verdict};
 
@@ -146,7 +146,8 @@ fn tell_line(record: &JobRecord, role: &str, line: &mut Vec<u8>) {
     if !told.ends_with(b"\n") {
         told.push(b'\n');
     }
-    record.log.append_console(&told);
+    // A loss is noted in the log itself, and the role's own log has the line.
+    let _ = record.log.append_console(&told);
 }
 
 /// The verdict of a job: of its only DUT, or the worst of its roles', with what each said.
