@@ -24,7 +24,7 @@ use super::prepare::{self, MESSAGES, Prepared};
 use super::{CancelledBy, Farm, JobRecord, Submission, by_restart};
 use crate::job_log::{JobEvent, Severity};
 use crate::lease::rows::{self, LeaseId, LeaseState, Object, Verb};
-use crate::lease::{LeaseView, Pass};
+use crate::lease::{Keeper, LeaseView, Pass, RequestError};
 use crate::runner::{self, Ring, SetupError};
 use crate::session::{Event, Session};
 use crate::verdict::{Cause, Status, Verdict};
@@ -71,6 +71,8 @@ const TEAR_DOWN_DEFAULT: Duration = Duration::from_secs(600);
 /// How long a farm that stops waits for a tear-down: an outlet that obeys is off by then. One that does not keeps its lease, and the
 /// next start goes on with it.
 const TEAR_DOWN_AT_STOP: Duration = Duration::from_secs(10);
+/// Between two attempts to end a lease while the store's disk is full: as often as the store itself tries.
+const RELEASE_AGAIN: Duration = Duration::from_secs(1);
 /// News of the queue in a job's log come at most this often, but for the first and for the last places: a queue of thousands moves
 /// several times a second.
 const QUEUE_NEWS: Duration = Duration::from_secs(10);
@@ -286,8 +288,7 @@ async fn hand_back(farm: &Farm, record: &JobRecord, lease: &LeaseId, views: &mut
     if held {
         record.log.append(JobEvent::TeardownStarted);
     }
-    // A lease that is over already needs no command.
-    let _ = farm.keeper.command(Object::Lease(lease.clone()), release("the job"), "the job").await;
+    tokio::spawn(give_up(farm.keeper.clone(), lease.clone()));
     let mut stopping = farm.stopping.subscribe();
     let at_stop = async {
         let _ = stopping.wait_for(|stopping| *stopping).await;
@@ -304,6 +305,16 @@ async fn hand_back(farm: &Farm, record: &JobRecord, lease: &LeaseId, views: &mut
             Severity::Error,
             format!("the tear-down goes on after {limit:?} (timeouts.infra_teardown), or the farm's stop; the DUT stays occupied"),
         ),
+    }
+}
+
+/// Asks for the lease's end until that is kept: a disk that is full now will have room again. A lease that is over needs no command.
+async fn give_up(keeper: Keeper, lease: LeaseId) {
+    let lease = Object::Lease(lease);
+    while let Err(RequestError::Store(error)) = keeper.command(lease.clone(), release("the job"), "the job").await {
+        // The keeper has said it loudly.
+        tracing::debug!(%lease, error, "the lease's end cannot be kept yet");
+        tokio::time::sleep(RELEASE_AGAIN).await;
     }
 }
 
