@@ -95,6 +95,9 @@ fn an_outlet_that_never_goes_off_calls_a_person_and_its_dut_goes_to_nobody() {
         text.contains("somebody must look at the DUT") && text.contains("reads back on")
     };
     job.wait_for("a call for a person", is_call);
+    let leases = bench.get("/api/v1/leases").json()["leases"].clone();
+    let calls = leases.as_array().unwrap().iter().filter_map(|lease| lease["needs_operator"].as_str());
+    assert!(calls.clone().count() == 1 && calls.clone().all(|call| call.contains("reads back on")), "{leases:#}");
     let dut = bench.dut("odd-stuck-1");
     assert_eq!((&dut["state"], &dut["power"]), (&Value::from("RUNNING"), &Value::from("on")), "{dut}");
     let mut next = bench.submit(&linux_job("stuck", "x=1", TWO_MINUTES, ""), "");
