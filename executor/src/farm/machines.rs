@@ -95,8 +95,12 @@ impl Machines {
     /// The machine that a lease is on, or is a part of.
     fn of(&self, lease: &Lease) -> Option<Arc<Dut>> {
         let name = name_of(lease.resource.as_ref()?);
-        let whole = name.strip_suffix(&format!("-{}", Kind::BootNamespace)).unwrap_or(name);
-        self.get(whole)
+        match lease.request.want.kind {
+            Kind::Dut => self.get(name),
+            // It was made for a lease on the DUT, and is called after it.
+            Kind::BootNamespace => self.get(name.strip_suffix(&format!("-{}", Kind::BootNamespace))?),
+            Kind::Console | Kind::Power | Kind::Gear => None,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Dut>>> {

@@ -170,8 +170,7 @@ impl Planner {
         let candidates = Candidate::all_of(&self.config);
         if let (Some(name), [only]) = (dut, chosen.duts.as_mut_slice()) {
             if !candidates.iter().any(|dut| dut.is_called(name)) {
-                let known = candidates.iter().map(|dut| dut.full_name.clone()).collect();
-                return Err(SubmitError::NoSuchDut { wanted: name.to_owned(), known });
+                return Err(SubmitError::NoSuchDut { wanted: name.to_owned(), known: wants::names(&candidates) });
             }
             (only.id, only.tags) = (Some(name.to_owned()), Vec::new());
         }

@@ -16,6 +16,9 @@ use crate::lease::rows::{Gang, Kind, LeaseRequest, Mode, Owner, Timeouts, Want};
 /// How long a DUT's parts may take to come up: three tries of an outlet that takes half a minute.
 const ACTIVATE_MS: u64 = 200_000;
 
+/// DUTs that a refusal lists: more than a screen of them helps nobody.
+const LISTED_MAX: usize = 30;
+
 /// Everything that a job asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Asked {
@@ -185,14 +188,28 @@ fn enough_gear(config: &FarmConfig, asked: &Asked) -> Result<(), SubmitError> {
 fn misfit(candidates: &[Candidate], wants: &Wants) -> SubmitError {
     match &wants.id {
         Some(id) if !candidates.iter().any(|dut| dut.is_called(id)) => {
-            let known = candidates.iter().map(|dut| dut.full_name.clone()).collect();
-            SubmitError::NoSuchDut { wanted: id.clone(), known }
+            SubmitError::NoSuchDut { wanted: id.clone(), known: names(candidates) }
         }
         _ => {
-            let reasons = candidates.iter().filter_map(|dut| dut.fits(wants).err()).collect();
+            let reasons = candidates.iter().filter_map(|dut| dut.fits(wants).err());
+            let reasons = shortened(reasons.collect());
             SubmitError::NoDutMatches { tags: wants.tags.clone(), reasons }
         }
     }
+}
+
+/// What the DUTs of a farm are called, for somebody who named none of them.
+pub(super) fn names(candidates: &[Candidate]) -> Vec<String> {
+    shortened(candidates.iter().map(|dut| dut.full_name.clone()).collect())
+}
+
+fn shortened(mut list: Vec<String>) -> Vec<String> {
+    if list.len() > LISTED_MAX {
+        let more = list.len() - LISTED_MAX;
+        list.truncate(LISTED_MAX);
+        list.push(format!("and {more} more"));
+    }
+    list
 }
 
 /// Why the keeper did not take a request, in the submitter's terms.

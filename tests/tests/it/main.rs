@@ -10,8 +10,11 @@
 //! | `executorctl` | CI-tron's own client, unmodified, runs jobs on our server |
 //! | `faults` | outlets, consoles, DUTs, disk and clock that go wrong: the right cause, and the DUT free or a person called |
 //! | `http_clients` | curl reads whole, in part and resumed, and is told what it may not |
+//! | `leases` | a person takes, uses, hands over and gives back a DUT; who waits knows why; what happened can be read |
 //! | `licences` | what we build on may be given away, and there is one TLS stack |
+//! | `on_demand` | machines are made when jobs ask, make room for others, and go |
 //! | `restart` | jobs, their places and their verdicts outlive the server, however it ends |
+//! | `roles` | jobs over several DUTs start together, talk, and end together; gear is held by one job at a time |
 //! | `simulated` | jobs on simulated DUTs: every firmware, every fault, many at once |
 //! | `tftp_clients` | curl, tftp-hpa, atftp and busybox read every kind of file over TFTP |
 //! | `tidy` | the house rules that a machine can see |
@@ -30,8 +33,10 @@ mod executorctl;
 mod farms;
 mod faults;
 mod http_clients;
+mod leases;
 mod licences;
 mod loopback;
+mod on_demand;
 mod restart;
 mod roles;
 mod simulated;
