@@ -272,7 +272,8 @@ impl Bench {
         self.end(Signal::SIGKILL);
     }
 
-    fn ask(&self, method: &str, path: &str, headers: &str, body: &[u8]) -> Answer {
+    /// Any method; `headers` are whole lines.
+    pub fn ask(&self, method: &str, path: &str, headers: &str, body: &[u8]) -> Answer {
         let mut stream = self.connect();
         let (host, length) = (self.api, body.len());
         // HTTP/1.0: the answer ends with the connection, whatever the server thinks of chunks.

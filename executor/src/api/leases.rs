@@ -26,8 +26,8 @@ use super::error::ApiError;
 use super::inspect::{HEARTBEAT, LogQuery};
 use super::submit::{ANYBODY, peer_of};
 use super::upload::read_job;
-use super::wire::ErrorWire;
 use super::wire::leases::*;
+use super::wire::{ErrorWire, EventWire, console_of};
 use crate::blueprint::power::PowerState;
 use crate::farm::{Farm, Keeps, LeaseAsk, LeaseError, Link, Until};
 use crate::job_log::{Follower, JobEvent, JobLog};
@@ -406,19 +406,45 @@ pub(super) async fn console(
     Path(id): Path<String>,
     Query(query): Query<LogQuery>,
 ) -> Result<Response, ApiError> {
-    let (log, over) = match api.farm.hold(&id) {
-        Some(hold) if query.follow.is_some_and(|follow| follow != 0) => (Arc::clone(&hold.log), Some(hold.over())),
-        Some(hold) => (Arc::clone(&hold.log), None),
-        None => {
-            api.farm.lease(&id).await?;
-            let log = api.farm.log_of_lease(&id);
-            let nothing =
-                || ApiError::NotFound(format!("lease {id} has no console of its own; that of a job is the job's log"));
-            (log.ok_or_else(nothing)?, None)
-        }
-    };
+    let follows = query.follow.is_some_and(|follow| follow != 0);
+    let over = api.farm.hold(&id).filter(|_| follows).map(|hold| hold.over());
+    let log = log_of(&api.farm, &id).await?;
     let headers = [(header::CONTENT_TYPE, "application/octet-stream")];
     Ok((headers, Body::from_stream(bytes_of(&log, query.since, over))).into_response())
+}
+
+/// Which records of a log.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct RecordsQuery {
+    #[serde(default)]
+    from: usize,
+}
+
+/// GET `/api/v1/leases/{id}/log`
+#[utoipa::path(
+    get, tag = "leases", path = "/api/v1/leases/{id}/log",
+    params(("id" = String, Path, description = "The lease's id; a person's"), ("from" = Option<u64>, Query, description = "Number of the first record")),
+    responses((status = 200, description = "What was done and seen so far, as a job's events", content_type = "application/x-ndjson", body = EventWire), (status = 404, body = ErrorWire))
+)]
+pub(super) async fn log(
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    Query(query): Query<RecordsQuery>,
+) -> Result<Response, ApiError> {
+    let log = log_of(&api.farm, &id).await?;
+    let records = log.records().into_iter().skip(query.from);
+    let records: Vec<_> = records.map(|record| line_of(&EventWire::of(&record, &console_of(&log, &record)))).collect();
+    Ok(lines(stream::iter(records.into_iter().map(Ok::<_, std::convert::Infallible>))))
+}
+
+async fn log_of(farm: &Farm, id: &str) -> Result<Arc<JobLog>, ApiError> {
+    if let Some(hold) = farm.hold(id) {
+        return Ok(Arc::clone(&hold.log));
+    }
+    farm.lease(id).await?;
+    let nothing =
+        || ApiError::NotFound(format!("lease {id} has no console of its own; that of a job is the job's log"));
+    farm.log_of_lease(id).ok_or_else(nothing)
 }
 
 /// The console from byte `since` on, as far as it goes; with `over` until the lease is.

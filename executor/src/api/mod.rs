@@ -67,6 +67,7 @@ pub fn router(farm: Arc<Farm>) -> Router {
         .route("/api/v1/leases", get(leases::leases).post(leases::take))
         .route("/api/v1/leases/{id}", get(leases::lease).patch(leases::change).delete(leases::release))
         .route("/api/v1/leases/{id}/events", get(leases::events_of_lease))
+        .route("/api/v1/leases/{id}/log", get(leases::log))
         .route("/api/v1/leases/{id}/beat", post(leases::beat))
         .route("/api/v1/leases/{id}/abandon", post(leases::abandon))
         .route("/api/v1/leases/{id}/power", get(leases::power).post(leases::switch))

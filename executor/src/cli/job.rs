@@ -115,6 +115,7 @@ mod tests {
     #[test]
     fn a_job_is_described_with_its_verdict_and_evidence() {
         let job = JobWire {
+            roles: Vec::new(),
             id: "7".into(),
             name: "hello.yml".into(),
             submitter: "me".into(),

@@ -74,6 +74,7 @@ mod tests {
     #[test]
     fn a_running_job_is_one_line() {
         let job = JobWire {
+            roles: Vec::new(),
             id: "7".into(),
             name: "hello.yml".into(),
             submitter: "me".into(),

@@ -261,7 +261,8 @@ fn tell(lease: &LeaseWire, told: &mut Option<String>) {
             let until = lease.expires.map(|at| format!(" until {}", time(at))).unwrap_or_default();
             format!("lease {}: you have {}{until}", lease.id, lease.resource.as_deref().unwrap_or("it"))
         }
-        LeaseStateWire::Acquired | LeaseStateWire::Releasing | LeaseStateWire::Destroyed => {
+        LeaseStateWire::Acquired => format!("lease {} is being brought up", lease.id),
+        LeaseStateWire::Releasing | LeaseStateWire::Destroyed => {
             format!("lease {} is {}: {}", lease.id, in_a_word(&lease.state), lease.cause)
         }
     };

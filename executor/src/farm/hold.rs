@@ -329,15 +329,16 @@ impl Farm {
         self.tell(resource.object(), verb, by).await
     }
 
-    /// Answers whether a subject may lease from a blueprint.
+    /// Answers whether a subject may lease from a blueprint, which is known by either of its names.
     pub async fn authorize(&self, authorization: Authorization) -> Result<(), LeaseError> {
-        let known = crate::blueprint::dut::rows(&self.planner.config);
-        if !known.iter().any(|it| it.name == authorization.blueprint) {
-            let leasable =
-                known.iter().filter(|it| matches!(it.kind, Kind::Dut | Kind::Gear)).map(|it| it.name.as_str());
-            let names = leasable.collect::<Vec<_>>().join(", ");
-            return Err(LeaseError::NoSuch(format!("no blueprint `{}`; there are {names}", authorization.blueprint)));
-        }
+        let rows = crate::blueprint::dut::rows(&self.planner.config);
+        let leasable = || rows.iter().filter(|row| matches!(row.kind, Kind::Dut | Kind::Gear));
+        let wanted = &authorization.blueprint;
+        let Some(found) = leasable().find(|row| row.name == *wanted || row.full_name == *wanted) else {
+            let known: Vec<_> = leasable().map(|row| row.full_name.as_str()).collect();
+            return Err(LeaseError::NoSuch(format!("no blueprint `{wanted}`; there are {}", known.join(", "))));
+        };
+        let authorization = Authorization { blueprint: found.name.clone(), ..authorization };
         self.keeper.authorize(authorization).await.map_err(|error| LeaseError::Failed(error.to_string()))
     }
 
@@ -560,12 +561,15 @@ impl Hold {
         })
     }
 
-    /// Whoever asked has some time to connect.
+    /// Whoever asked has some time to connect. The connection takes the place of this attachment.
     fn wait_for_its_connection(&self, farm: &Arc<Farm>) {
-        let link = self.link(farm);
+        if self.lock_link().strong_count() > 0 {
+            return;
+        }
+        let meanwhile = Link { farm: Arc::downgrade(farm), attachment: Some(farm.keeper.attach(self.id.clone())) };
         tokio::spawn(async move {
             tokio::time::sleep(CONNECT_TIME).await;
-            drop(link);
+            drop(meanwhile);
         });
     }
 
