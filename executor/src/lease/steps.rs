@@ -33,6 +33,8 @@
 //! | R11 | Releasing (no leases) | `TornDown`, `TearDownFailed`, abandon, `ReleaseChildren` | Releasing | back-off; release to children |
 //! | R12 | Releasing, TornDown | `Finish` (no children) | Destroyed | **keys freed** |
 //! | R13 | Pending, Active, Draining | cordon, uncordon, judge, failed, expires, renew | the same | – |
+//!
+//! Beside the tables: a command is posted, an effect is about to be done, and [`credit`] moves deadlines when the farm was away.
 
 use self::lease::LeaseStep;
 use self::resource::ResourceStep;
