@@ -122,14 +122,14 @@ pub struct Record {
 /// The log of one job.
 pub struct JobLog {
     state: Mutex<State>,
-    console: File,
-    events: File,
     path: PathBuf,
     grown: watch::Sender<usize>,
     this: Weak<JobLog>,
 }
 
 struct State {
+    /// Closed once an ended job is whole on disk: a farm remembers a thousand of them, and a process may have as many files open.
+    files: Option<Files>,
     records: Vec<Arc<Record>>,
     ended: bool,
     console_length: u64,
@@ -143,6 +143,11 @@ struct State {
     refused: Option<String>,
     lost_bytes: u64,
     told: Told,
+}
+
+struct Files {
+    console: File,
+    events: File,
 }
 
 /// What is said once, not at every byte.
@@ -178,6 +183,11 @@ impl JobLog {
         Self::open(directory)
     }
 
+    /// The log in `directory`, gone on with if there is one.
+    pub fn at(directory: &Path) -> io::Result<Arc<Self>> {
+        if directory.join(EVENTS).exists() { Self::open(directory) } else { Self::create(directory) }
+    }
+
     /// The log that an earlier run of the farm left in `directory`, to be read or gone on with. A last line that was cut short is dropped.
     pub fn open(directory: &Path) -> io::Result<Arc<Self>> {
         let path = directory.join(CONSOLE);
@@ -187,8 +197,10 @@ impl JobLog {
         events.set_len(events_length)?;
         let console_length = console.metadata()?.len();
         let is_piece = |record: &&Arc<Record>| matches!(record.event, JobEvent::Console { .. });
+        let ended = records.last().is_some_and(|record| matches!(record.event, JobEvent::Ended { .. }));
         let state = State {
-            ended: records.last().is_some_and(|record| matches!(record.event, JobEvent::Ended { .. })),
+            files: (!ended).then_some(Files { console, events }),
+            ended,
             console_length,
             console_pieces: records.iter().filter(is_piece).count(),
             waiting: Vec::new(),
@@ -201,7 +213,12 @@ impl JobLog {
         };
         let grown = watch::channel(state.records.len()).0;
         let state = Mutex::new(state);
-        Ok(Arc::new_cyclic(|this| JobLog { state, console, events, path, grown, this: Weak::clone(this) }))
+        Ok(Arc::new_cyclic(|this| JobLog { state, path, grown, this: Weak::clone(this) }))
+    }
+
+    /// Where it is kept.
+    pub fn folder(&self) -> &Path {
+        self.path.parent().unwrap_or(&self.path)
     }
 
     /// Appends one event. After [`JobEvent::Ended`] nothing more is taken.
@@ -213,8 +230,13 @@ impl JobLog {
     /// Appends bytes of the console. The error: the disk has been full for so long that some are lost.
     pub fn append_console(&self, bytes: &[u8]) -> Result<(), Incomplete> {
         let mut state = self.lock();
+        if state.ended {
+            return Ok(());
+        }
         let length = bytes.len() as u64;
-        if state.console_length + length > CONSOLE_BYTES_MAX || state.console_pieces == CONSOLE_PIECES_MAX {
+        let is_too_much =
+            state.console_length + length > CONSOLE_BYTES_MAX || state.console_pieces == CONSOLE_PIECES_MAX;
+        if is_too_much || state.told.too_much {
             self.tell_too_much(&mut state);
             return Ok(());
         }
@@ -241,18 +263,20 @@ impl JobLog {
 
     /// The bytes of a [`JobEvent::Console`] record.
     pub fn console_bytes(&self, offset: u64, length: usize) -> io::Result<Bytes> {
+        let state = self.lock();
+        let on_disk = state.console_length - state.waiting.len() as u64;
+        if let Some(start) = offset.checked_sub(on_disk).and_then(|start| usize::try_from(start).ok())
+            && let Some(bytes) = state.waiting.get(start..start.saturating_add(length))
         {
-            let state = self.lock();
-            let on_disk = state.console_length - state.waiting.len() as u64;
-            if let Some(start) = offset.checked_sub(on_disk).and_then(|start| usize::try_from(start).ok())
-                && let Some(bytes) = state.waiting.get(start..start.saturating_add(length))
-            {
-                return Ok(Bytes::copy_from_slice(bytes));
-            }
+            return Ok(Bytes::copy_from_slice(bytes));
         }
+        // Read without the lock: a slow disk must not hold up who writes.
+        let opened = state.files.as_ref().map(|files| files.console.try_clone());
+        drop(state);
+        let console = opened.unwrap_or_else(|| File::open(&self.path))?;
         // From the page cache as a rule: the bytes were written moments ago, or the operator asked for an old log.
         let mut buffer = vec![0; length];
-        self.console.read_exact_at(&mut buffer, offset)?;
+        console.read_exact_at(&mut buffer, offset)?;
         Ok(buffer.into())
     }
 
@@ -297,44 +321,20 @@ impl JobLog {
 
     /// Writes what waits, the console first: a record whose bytes are not there would lie.
     fn write(&self, state: &mut State) {
-        let written = self.write_console(state).and_then(|()| self.write_records(state));
-        match written {
-            Ok(()) => state.refused = None,
+        let Some(files) = state.files.take() else { return };
+        match state.write_console(&files.console).and_then(|()| state.write_records(&files.events)) {
+            Ok(()) => {
+                state.refused = None;
+                state.files = (!state.ended).then_some(files);
+            }
             Err(error) => {
                 if state.refused.is_none() {
                     tracing::error!(path = %self.path.display(), %error, "a job's log cannot be written; it waits for room");
                 }
                 state.refused = Some(error.to_string());
+                state.files = Some(files);
             }
         }
-    }
-
-    /// At its place, not at the end: what was written in part is written over.
-    fn write_console(&self, state: &mut State) -> io::Result<()> {
-        if state.waiting.is_empty() {
-            return Ok(());
-        }
-        self.console.write_all_at(&state.waiting, state.console_length - state.waiting.len() as u64)?;
-        state.waiting.clear();
-        Ok(())
-    }
-
-    /// A line each; the last one of an ended job is on the disk before it is told.
-    fn write_records(&self, state: &mut State) -> io::Result<()> {
-        let mut lines = Vec::new();
-        for record in &state.records[state.written..] {
-            serde_json::to_writer(&mut lines, &**record)?;
-            lines.push(b'\n');
-        }
-        if !lines.is_empty() {
-            self.events.write_all_at(&lines, state.events_length)?;
-            if state.ended {
-                self.events.sync_all()?;
-            }
-        }
-        state.events_length += lines.len() as u64;
-        state.written = state.records.len();
-        Ok(())
     }
 
     /// No more events come that would try again: somebody else has to.
@@ -345,7 +345,9 @@ impl JobLog {
             loop {
                 tokio::time::sleep(WRITE_AGAIN).await;
                 let Some(log) = this.upgrade() else { return };
-                if log.settle().is_ok() {
+                let mut state = log.lock();
+                log.write(&mut state);
+                if state.refused.is_none() {
                     return;
                 }
             }
@@ -365,6 +367,35 @@ impl JobLog {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// At its place, not at the end: what was written in part is written over.
+    fn write_console(&mut self, console: &File) -> io::Result<()> {
+        if !self.waiting.is_empty() {
+            console.write_all_at(&self.waiting, self.console_length - self.waiting.len() as u64)?;
+            self.waiting.clear();
+        }
+        Ok(())
+    }
+
+    /// A line each; the last one of an ended job is on the disk before it is told.
+    fn write_records(&mut self, events: &File) -> io::Result<()> {
+        let mut lines = Vec::new();
+        for record in &self.records[self.written..] {
+            serde_json::to_writer(&mut lines, &**record)?;
+            lines.push(b'\n');
+        }
+        if !lines.is_empty() {
+            events.write_all_at(&lines, self.events_length)?;
+            if self.ended {
+                events.sync_all()?;
+            }
+        }
+        self.events_length += lines.len() as u64;
+        self.written = self.records.len();
+        Ok(())
     }
 }
 
@@ -435,6 +466,7 @@ mod tests {
         }
         assert_eq!(seen, [note("one"), JobEvent::Console { offset: 0, length: 7 }, ended()]);
         assert_eq!(log.console_bytes(0, 7).unwrap(), "hello\r\n");
+        assert!(log.lock().files.is_none(), "an ended job keeps no file open");
     }
 
     #[test]
@@ -473,7 +505,9 @@ mod tests {
     /// Lets the log's two files be a disk without room; what is given back makes room again.
     fn fill_disk(log: &JobLog) -> [std::os::fd::OwnedFd; 2] {
         let full = File::options().write(true).open("/dev/full").unwrap();
-        [&log.console, &log.events].map(|file| {
+        let state = log.lock();
+        let files = state.files.as_ref().unwrap();
+        [&files.console, &files.events].map(|file| {
             let kept = nix::unistd::dup(file).unwrap();
             put_in_place(&full, file);
             kept
@@ -481,8 +515,10 @@ mod tests {
     }
 
     fn make_room(log: &JobLog, kept: &[std::os::fd::OwnedFd; 2]) {
-        put_in_place(&kept[0], &log.console);
-        put_in_place(&kept[1], &log.events);
+        let state = log.lock();
+        let files = state.files.as_ref().unwrap();
+        put_in_place(&kept[0], &files.console);
+        put_in_place(&kept[1], &files.events);
     }
 
     fn put_in_place(of: &impl std::os::fd::AsFd, at: &File) {
