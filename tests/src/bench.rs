@@ -478,8 +478,8 @@ impl Job<'_> {
             id: self.id,
             events: self.events,
         };
-        if let Some(dut) = ended.dut() {
-            let dut = self.bench.dut(&dut);
+        // A machine that was made on demand may be gone by now.
+        if let Some(dut) = ended.dut().and_then(|dut| self.bench.duts().into_iter().find(|it| it["full_name"] == dut)) {
             assert_ne!(dut["job"], Value::from(ended.id.as_str()), "the DUT was not given back: {dut}");
             assert!(dut["state"] != "IDLE" || dut["power"] == "off", "the DUT is free and its power is on: {dut}");
         }
