@@ -58,17 +58,18 @@ pub enum Decision {
 
 /// Plans everything that can be decided now. Only resources with a free seat are looked at, and of each line of the queue only as many
 /// requests as may get something.
-pub fn plan(tables: &Tables, now: Moment) -> Plan {
-    plan_with(tables, now, Look::Everything)
-}
-
-/// The same, where who waits is known to be servable one day, or not.
 pub fn plan_with(tables: &Tables, now: Moment, look: Look) -> Plan {
     let mut round = Round::new(tables, now, Purpose::Decide);
     round.look = look;
     round.walk_the_queue(None);
     round.keep_house();
     round.plan
+}
+
+/// The same, over everything.
+#[cfg(test)]
+pub fn plan(tables: &Tables, now: Moment) -> Plan {
+    plan_with(tables, now, Look::Everything)
 }
 
 /// What everybody who waits is told: the same walk, to the end of the queue and over all candidates.

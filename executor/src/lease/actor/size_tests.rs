@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 
 use super::*;
-use crate::lease::samples::{blueprint, request, static_dut};
+use crate::lease::samples::{request, static_dut};
 
 /// Nothing outside takes any time.
 struct Nothing;
