@@ -12,6 +12,7 @@
 //! | `http_clients` | curl reads whole, in part and resumed, and is told what it may not |
 //! | `leases` | a person takes, uses, hands over and gives back a DUT; who waits knows why; what happened can be read |
 //! | `licences` | what we build on may be given away, and there is one TLS stack |
+//! | `messages` | DUTs of one job tell each other, over reboots, and never from job to job |
 //! | `on_demand` | machines are made when jobs ask, make room for others, and go |
 //! | `restart` | jobs, their places and their verdicts outlive the server, however it ends |
 //! | `roles` | jobs over several DUTs start together, talk, and end together; gear is held by one job at a time |
@@ -36,6 +37,7 @@ mod http_clients;
 mod leases;
 mod licences;
 mod loopback;
+mod messages;
 mod on_demand;
 mod restart;
 mod roles;

@@ -58,6 +58,7 @@ const NO_DOOR: &[(&str, &[&str])] = &[
         "executor/src/lease/",
         &["crate::api", "crate::blueprint", "crate::cli", "crate::farm", "crate::session", "gateway"],
     ),
+    ("executor/src/messages", &["crate::api", "crate::cli", "crate::farm", "crate::lease", "crate::session"]),
     (
         "executor/src/runner.rs",
         &["crate::api", "crate::cli", "crate::farm", "crate::lease::desk", "crate::virtual_dut"],
