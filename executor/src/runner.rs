@@ -31,10 +31,11 @@ use crate::verdict::{Cause, Status, Verdict};
 
 /// Console bytes read at once: a serial line fills a fraction of it; a virtual one that floods gives few large records, not many small.
 const CONSOLE_READ_BYTES: usize = 64 * 1024;
-/// After a piece of the console the next one gathers for this long, so that a DUT that says a byte at a time costs a hundred records a second
-/// and not ten thousand. Nobody notices 10 ms.
+/// A console that said this many pieces within a second gathers the next ones for a while, so that a DUT that says a byte at a time costs
+/// some two hundred records a second and not ten thousand. One that says its lines is heard at once, in order with what the servers saw.
+const PIECES_AT_ONCE: u32 = 100;
 const GATHER: Duration = Duration::from_millis(10);
-/// The same once a console has said this many pieces, a quarter of an hour without a pause: a day of talk stays below what a log keeps.
+/// The same once a console has said this many pieces, some ten minutes without a pause: a day of talk stays below what a log keeps.
 const GATHER_OF_A_TALKER: Duration = Duration::from_millis(100);
 const PIECES_OF_A_TALKER: usize = 100_000;
 /// Pieces read at once when the power has gone: 1 MiB, more than lies between us and any console.
@@ -212,6 +213,8 @@ struct Line {
     pause: Duration,
     buffer: Vec<u8>,
     pieces: usize,
+    /// The second that began then, and its pieces.
+    second: (Instant, u32),
     next_piece: Option<tokio::time::Instant>,
 }
 
@@ -220,7 +223,8 @@ impl Line {
         let (reader, typed, writer) = (None, None, None);
         let buffer = vec![0; CONSOLE_READ_BYTES];
         let (opened_at, pause) = (Instant::now(), OPEN_AGAIN);
-        Line { open, reader, typed, writer, opened_at, pause, buffer, pieces: 0, next_piece: None }
+        let second = (opened_at, 0);
+        Line { open, reader, typed, writer, opened_at, pause, buffer, pieces: 0, second, next_piece: None }
     }
 
     fn opened(&mut self, console: Console, tasks: &mut Tasks) {
@@ -241,11 +245,24 @@ impl Line {
             Ok(length) => length,
             Err(error) => return Err(format!("the console failed: {error}")),
         };
-        self.pieces += 1;
-        let gather = if self.pieces < PIECES_OF_A_TALKER { GATHER } else { GATHER_OF_A_TALKER };
         // A full buffer has gathered enough: a flood is read as fast as it comes.
-        self.next_piece = (length < self.buffer.len()).then(|| tokio::time::Instant::now() + gather);
+        let gather = self.gather().filter(|_| length < self.buffer.len());
+        self.next_piece = gather.map(|gather| tokio::time::Instant::now() + gather);
         Ok(Bytes::copy_from_slice(&self.buffer[..length]))
+    }
+
+    /// How long the piece after this one gathers.
+    fn gather(&mut self) -> Option<Duration> {
+        self.pieces += 1;
+        if self.second.0.elapsed() >= Duration::from_secs(1) {
+            self.second = (Instant::now(), 0);
+        }
+        self.second.1 += 1;
+        if self.pieces > PIECES_OF_A_TALKER {
+            Some(GATHER_OF_A_TALKER)
+        } else {
+            (self.second.1 > PIECES_AT_ONCE).then_some(GATHER)
+        }
     }
 
     /// What was said before the power went and is not read yet: it must not be taken for the next boot's.
@@ -456,12 +473,12 @@ mod tests {
             dut.write_all(b"x").await.unwrap();
             tokio::task::yield_now().await;
         }
-        let pieces = started.elapsed().as_millis() / GATHER.as_millis() + 1;
+        let pieces = u128::from(PIECES_AT_ONCE) + started.elapsed().as_millis() / GATHER.as_millis() + 1;
         dut.write_all(b"\nthe end\n").await.unwrap();
         assert_eq!(running.await.unwrap().status, Status::Complete);
         let console =
             |record: &&Arc<crate::job_log::Record>| matches!(record.event, crate::job_log::JobEvent::Console { .. });
         let records = log.records().iter().filter(console).count() as u128;
-        assert!(records <= pieces + 2, "{records} records in {pieces} times 10 ms");
+        assert!(records <= pieces + 2, "{records} records, and {pieces} would do");
     }
 }
