@@ -72,7 +72,7 @@ pub async fn run(arguments: Arguments, server: Option<String>) -> anyhow::Result
     if typing.is_some() && std::io::stdin().is_terminal() {
         eprintln!("Ctrl-] leaves; the lease stays");
     }
-    let path = match lease.owner.strip_prefix("job ").filter(|_| lease.kept_by == "job") {
+    let path = match lease.id.strip_prefix("job-").filter(|_| lease.kept_by == "job") {
         Some(job) => format!("/api/v1/jobs/{}/log", in_query(job)),
         None => format!("/api/v1/leases/{}/console", in_query(&lease.id)),
     };

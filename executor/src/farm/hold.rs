@@ -266,7 +266,7 @@ impl Farm {
             Until::For(time) => self.snapshot().await.at.plus_ms(ms(time)),
             Until::At(moment) => moment,
         };
-        self.tell(Object::Lease(id.into()), Verb::Renew { until }, by).await?;
+        self.tell_and_see(Object::Lease(id.into()), Verb::Renew { until }, by).await?;
         self.keeper.beat(id.into());
         self.lease(id).await
     }
@@ -316,7 +316,7 @@ impl Farm {
         if lease.needs_operator.is_none() {
             return Err(LeaseError::NotNow(format!("lease {id} needs nobody: it {}", in_words(lease.state))));
         }
-        self.tell(Object::Lease(id.into()), Verb::Abandon { reason: reason.to_owned() }, by).await?;
+        self.tell_and_see(Object::Lease(id.into()), Verb::Abandon { reason: reason.to_owned() }, by).await?;
         self.lease(id).await
     }
 
@@ -326,7 +326,7 @@ impl Farm {
         let found = snapshot.resources.iter().filter(|row| row.is_called(name)).max_by_key(|row| row.serial);
         let resource =
             found.ok_or_else(|| LeaseError::NoSuch(format!("no resource `{name}`; `wharf duts` lists the DUTs")))?;
-        self.tell(resource.object(), verb, by).await
+        self.tell_and_see(resource.object(), verb, by).await
     }
 
     /// Answers whether a subject may lease from a blueprint, which is known by either of its names.
@@ -345,10 +345,13 @@ impl Farm {
     /// Switches the leased DUT, and says what it reads back.
     pub async fn switch_lease(self: &Arc<Self>, id: &str, action: PowerAction) -> Result<PowerState, LeaseError> {
         let (hold, dut, pass) = self.usable(id).await?;
+        let id = id.to_owned();
         // On its own task: a client that hangs up must not leave an outlet half told.
         let switched = tokio::spawn(async move {
             let _turn = hold.turn.lock().await;
-            hold.switch(&dut, &pass, action).await
+            let switched = hold.switch(&dut, &pass, action).await;
+            // What failed because the lease ended meanwhile is no failure of the outlet.
+            switched.map_err(|error| if pass.check().is_err() { over(&id, "it was released meanwhile") } else { error })
         });
         switched.await.map_err(|error| LeaseError::Failed(format!("an internal error: {error}")))?
     }
@@ -493,6 +496,19 @@ impl Farm {
             RequestError::NoSuch(object) => LeaseError::Over(format!("{object} is over")),
             error => LeaseError::Failed(error.to_string()),
         })
+    }
+
+    /// Says as well whether the command was obeyed: it is read in the same commit.
+    async fn tell_and_see(&self, object: Object, verb: Verb, by: &str) -> Result<(), LeaseError> {
+        let before = self.keeper.newest_event();
+        self.tell(object.clone(), verb, by).await?;
+        let events = self.keeper.events_of(object.clone()).await;
+        let events = events.map_err(|error| LeaseError::Failed(error.to_string()))?;
+        let mut since = events.into_iter().filter(|event| event.seq > before).map(|event| event.transition.cause);
+        match since.find(|cause| matches!(cause, Cause::Refused { .. })) {
+            Some(Cause::Refused { why }) => Err(LeaseError::NotNow(format!("{object} does not do that: {why}"))),
+            _ => Ok(()),
+        }
     }
 
     fn lease_folder(&self, id: &str) -> PathBuf {

@@ -280,7 +280,7 @@ fn the_same_id_twice_is_one_lease_and_wrong_wishes_are_told_what_is_wrong() {
         |wish: Value, status, words: &str| refused(&ask(&bench, "POST", "/api/v1/leases", &wish), status, words);
     wrong(json!({"dut": "odd-none-1"}), 404, "no DUT `odd-none-1`");
     wrong(json!({"tags": ["amdgpu"]}), 406, "no DUT has the tags amdgpu");
-    wrong(json!({"gear": ["scope"], "dut": "odd-twice-1"}), 406, "scope");
+    wrong(json!({"gear": ["scope"], "dut": "odd-twice-1"}), 406, "the farm has no gear");
     wrong(json!({"owner": "term"}), 400, "`for`");
     wrong(json!({"for": "an hour"}), 400, "`for`");
     wrong(json!({"priority": "high"}), 400, "`priority`");

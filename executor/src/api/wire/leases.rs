@@ -350,20 +350,17 @@ pub struct PowerWire {
 }
 
 impl LeaseWire {
-    /// A lease as its row and its news have it.
+    /// A lease as its row has it; what only the allocator knows is from its news, which come a moment later.
     pub fn of(lease: &Lease, view: &LeaseView) -> Self {
-        LeaseWire {
-            state: view.state.into(),
-            cause: view.cause.to_string(),
-            owner: view.owner.to_string(),
-            kept_by: kept_by(&view.owner),
-            resource: view.resource_full_name.clone(),
-            expires: view.expires.map(timestamp),
-            place: view.place,
-            reasons: view.reasons.iter().map(ToString::to_string).collect(),
-            estimate: view.estimate.map(timestamp),
-            needs_operator: view.needs_operator.clone(),
-            ..LeaseWire::of_row(lease)
+        let row = LeaseWire { resource: view.resource_full_name.clone(), ..LeaseWire::of_row(lease) };
+        match lease.state {
+            LeaseState::Pending => LeaseWire {
+                place: view.place,
+                reasons: view.reasons.iter().map(ToString::to_string).collect(),
+                estimate: view.estimate.map(timestamp),
+                ..row
+            },
+            LeaseState::Acquired | LeaseState::Active | LeaseState::Releasing | LeaseState::Destroyed => row,
         }
     }
 
