@@ -1,17 +1,22 @@
 //! Jobs, their places and their verdicts outlive the server, however it ends.
 
+use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tests::bench::{Bench, until};
 
 use crate::farms::{HELLO, SIMULATED_FARM, WHARF, linux_job};
 
-/// Kills of the gate; `WHARF_KILLS=200` makes it a long run of five minutes.
+const TWO_ROLES: &str = include_str!("../../../fixtures/jobs/good/two-roles.yml");
+
+/// Kills of the gate; `WHARF_KILLS=200` makes it a long run of some minutes.
 const KILLS: usize = 10;
 /// Jobs handed in between two kills: more than there are DUTs, so that some wait while some run.
-const JOBS_BETWEEN_KILLS: usize = 6;
+const JOBS_BETWEEN_KILLS: usize = 5;
+/// Every so many kills a job over two machines is handed in, too.
+const KILLS_PER_PAIR: usize = 3;
 /// Ended jobs that a server lists (docs/operations.md, limits); a long run has more.
 const ENDED_JOBS_LISTED: usize = 1000;
 
@@ -34,27 +39,82 @@ fn moment(round: usize) -> Duration {
     Duration::from_millis((round as u64 * 7919) % 600)
 }
 
+fn hand_in(bench: &Bench, name: &str, job: &str) {
+    let answer = bench.post(&format!("/api/v1/jobs?name={name}"), "application/yaml", job.as_bytes());
+    assert_eq!(answer.status, 201, "{answer:?}");
+}
+
+/// A person's lease with no owner to miss: it has to outlive every kill.
+fn take_for_good(bench: &Bench) {
+    let wish = json!({"id": "annas", "owner": "term", "for": "2 hours", "name": "anna"});
+    let headers = "Content-Type: application/json\r\n";
+    let answer = bench.ask("POST", "/api/v1/leases", headers, wish.to_string().as_bytes());
+    assert_eq!(answer.status, 201, "{answer:?}");
+    let is_active = || Some(()).filter(|()| bench.get("/api/v1/leases/annas").json()["state"] == "active");
+    until(Duration::from_secs(20), is_active).expect("the first lease of an idle farm is active soon");
+}
+
+/// Who holds each DUT after every event of the farm's life: never two.
+fn no_dut_was_held_twice(bench: &Bench) -> usize {
+    let mut holders: BTreeMap<String, String> = BTreeMap::new();
+    let mut next = 1;
+    loop {
+        let page = bench.get(&format!("/api/v1/events?from={next}")).text();
+        let events: Vec<Value> = page.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        let Some(last) = events.last() else { return next as usize - 1 };
+        next = last["seq"].as_u64().unwrap() + 1;
+        for event in &events {
+            let text = |key: &str| event[key].as_str().unwrap_or_default().to_owned();
+            let id = text("id");
+            match text("state").as_str() {
+                "acquired" if text("step") == "L2" => {
+                    let before = holders.insert(text("resource"), id.clone());
+                    assert_eq!(before, None, "{event}");
+                }
+                "destroyed" | "pending" => holders.retain(|_, holder| *holder != id),
+                _ => {}
+            }
+        }
+    }
+}
+
 #[test]
-fn a_server_that_is_killed_again_and_again_loses_no_job_and_no_verdict() {
+fn a_server_that_is_killed_again_and_again_loses_no_job_no_lease_and_no_verdict() {
     let kills = std::env::var("WHARF_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(KILLS);
     let mut bench = Bench::start(WHARF, SIMULATED_FARM);
+    take_for_good(&bench);
+    let mut handed_in = 0;
     for round in 0..kills {
         for _ in 0..JOBS_BETWEEN_KILLS {
-            bench.post("/api/v1/jobs?name=hello.yml", "application/yaml", HELLO.as_bytes());
+            hand_in(&bench, "hello.yml", HELLO);
         }
+        let pairs = usize::from(round % KILLS_PER_PAIR == 0);
+        (0..pairs).for_each(|_| hand_in(&bench, "two-roles.yml", TWO_ROLES));
+        handed_in += JOBS_BETWEEN_KILLS + pairs;
         // The kill comes at a moment that no condition names: that is what is tried.
         std::thread::sleep(moment(round));
         bench = bench.killed_and_started_again(WHARF);
     }
     let jobs = ended_jobs(&bench);
-    assert_eq!(jobs.len(), (kills * JOBS_BETWEEN_KILLS).min(ENDED_JOBS_LISTED));
+    assert_eq!(jobs.len(), handed_in.min(ENDED_JOBS_LISTED));
     let (passed, interrupted) = (count(&jobs, "PASS", "test"), count(&jobs, "INCOMPLETE", "farm"));
-    println!("{kills} kills, {} jobs: {passed} passed, {interrupted} ended by a restart", jobs.len());
     assert_eq!(passed + interrupted, jobs.len(), "{jobs:#?}");
     assert!(interrupted <= 4 * kills, "a kill interrupts no more jobs than there are DUTs");
+    let annas = bench.get("/api/v1/leases/annas").json();
+    assert_eq!(annas["state"], "active", "{annas}");
+    let released = bench.ask("DELETE", "/api/v1/leases/annas", "", b"");
+    assert!(matches!(released.status, 200 | 202 | 204), "{released:?}");
+    let leases = || bench.get("/api/v1/leases?all=1").json()["leases"].as_array().unwrap().clone();
+    until(Duration::from_secs(20), || Some(()).filter(|()| leases().is_empty()))
+        .unwrap_or_else(|| panic!("not all are given back: {:#?}", leases()));
     for dut in bench.duts() {
         assert_eq!((&dut["state"], &dut["power"]), (&Value::from("IDLE"), &Value::from("off")), "{dut}");
     }
+    let events = no_dut_was_held_twice(&bench);
+    println!(
+        "{kills} kills, {handed_in} jobs, {} listed: {passed} passed, {interrupted} ended by a restart; {events} events of leases",
+        jobs.len()
+    );
 }
 
 /// Holds every DUT but for one job that runs until it is cancelled.
