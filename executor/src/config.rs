@@ -145,6 +145,51 @@ pub enum MachineConfig {
     Qemu(QemuConfig),
     /// The PXE client of this repository.
     Simulated(SimulatedConfig),
+    /// A machine that is there whether we run or not.
+    Hardware(HardwareConfig),
+}
+
+/// A machine that is not ours: our end is not its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HardwareConfig {
+    /// How its outlet is switched.
+    pub power: PowerConfig,
+    /// Where its console is.
+    pub console: ConsoleConfig,
+}
+
+/// The ways to switch an outlet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PowerConfig {
+    /// Commands of this host.
+    Exec(ExecConfig),
+}
+
+/// Commands that switch an outlet, each a program and its words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExecConfig {
+    /// Switches it on.
+    pub on: Vec<String>,
+    /// Switches it off.
+    pub off: Vec<String>,
+    /// Prints `on` or `off`.
+    pub state: Vec<String>,
+}
+
+/// The ways to reach a console.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ConsoleConfig {
+    /// A TCP port.
+    Tcp(TcpConsoleConfig),
+}
+
+/// A TCP port that is a serial line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TcpConsoleConfig {
+    /// Its name or address.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
 }
 
 /// A virtual machine.

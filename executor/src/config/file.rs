@@ -19,8 +19,10 @@ use crate::blueprint::dut::{console_name, power_name};
 use crate::farm::WhenBusy;
 use crate::lease::rows::{Access, PlacementPolicy};
 
+mod hardware;
 mod on_demand;
 
+use hardware::HardwareKeys;
 use on_demand::{AccessKey, GearKeys, OnDemandKeys, PoolKeys};
 
 /// A farm of machines under test.
@@ -180,12 +182,14 @@ struct DutKeys {
 /// Exactly one of the kinds of machine.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
-#[schemars(extend("x-exactly-one" = ["qemu", "simulated"]))]
+#[schemars(extend("x-exactly-one" = ["qemu", "simulated", "hardware"]))]
 struct MachineKeys {
     /// A QEMU process on the private network.
     qemu: Option<QemuKeys>,
     /// The PXE client of this program.
     simulated: Option<SimulatedKeys>,
+    /// A machine that is there whether this program runs or not.
+    hardware: Option<HardwareKeys>,
 }
 
 /// A virtual machine.
@@ -456,15 +460,15 @@ impl Inventory<'_> {
             let path = at(list, index, "machine").into_iter();
             path.chain(keys.iter().map(|key| key.to_string())).collect::<Vec<_>>()
         };
-        match (&keys.qemu, &keys.simulated) {
-            (Some(qemu), None) => {
+        match (&keys.qemu, &keys.simulated, &keys.hardware) {
+            (Some(qemu), None, None) => {
                 if !matches!(self.network, NetworkConfig::Private { .. }) {
                     let hint = "use `network: {private: {address: 10.77.0.1/24}}`";
                     findings.tell(&at(&["qemu"]), "a QEMU machine needs the private network".to_owned(), hint);
                 }
                 Some(MachineConfig::Qemu(qemu_config(qemu)))
             }
-            (None, Some(simulated)) => {
+            (None, Some(simulated), None) => {
                 if matches!(self.network, NetworkConfig::Interface { .. }) {
                     let hint = "use `network: {private: …}`, or `network: {loopback: {}}`";
                     findings.tell(
@@ -488,7 +492,9 @@ impl Inventory<'_> {
                 }
                 Some(MachineConfig::Simulated(simulated_config(simulated, console)))
             }
-            (Some(_), Some(_)) | (None, None) => None,
+            (None, None, Some(keys)) => hardware::hardware(keys, self.network, &at, findings),
+            // Told already, by the schema.
+            (Some(_), Some(_), _) | (Some(_), _, Some(_)) | (_, Some(_), Some(_)) | (None, None, None) => None,
         }
     }
 }

@@ -12,10 +12,14 @@ use super::start::StartError;
 use crate::blueprint::console::Console;
 use crate::blueprint::console::qemu::QemuConsole;
 use crate::blueprint::console::simulated::SimulatedConsole;
+use crate::blueprint::console::tcp::TcpConsole;
+use crate::blueprint::power::exec::ExecPdu;
 use crate::blueprint::power::qemu::QemuPdu;
 use crate::blueprint::power::simulated::SimulatedPdu;
 use crate::blueprint::power::{Outlet, Pdu};
-use crate::config::{DutConfig, FarmConfig, LOOPBACK_GATEWAY, MachineConfig, NetworkConfig};
+use crate::config::{
+    ConsoleConfig, DutConfig, FarmConfig, HardwareConfig, LOOPBACK_GATEWAY, MachineConfig, NetworkConfig, PowerConfig,
+};
 use crate::session::Event;
 use crate::virtual_dut::network::{NetworkError, PrivateNetwork};
 use crate::virtual_dut::{install, qemu, simulated};
@@ -100,8 +104,20 @@ impl Network {
                 let pdu = Arc::new(SimulatedPdu::new([(outlet.clone(), Arc::clone(&machine))]));
                 Ok(Drivers { pdu, outlet, console: Arc::new(SimulatedConsole::new(machine)) })
             }
+            MachineConfig::Hardware(config) => Ok(hardware(config, outlet)),
         }
     }
+}
+
+/// The drivers of a machine that is not ours: each part says how it is reached.
+fn hardware(config: &HardwareConfig, outlet: Outlet) -> Drivers {
+    let pdu: Arc<dyn Pdu> = match &config.power {
+        PowerConfig::Exec(exec) => Arc::new(ExecPdu::new(outlet.clone(), exec.clone())),
+    };
+    let console: Arc<dyn Console> = match &config.console {
+        ConsoleConfig::Tcp(tcp) => Arc::new(TcpConsole::new(tcp.clone())),
+    };
+    Drivers { pdu, outlet, console }
 }
 
 fn loopback_wire(dut: &DutConfig, gateway: &Gateway) -> Option<simulated::Wire> {

@@ -8,6 +8,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 pub mod lines;
 pub mod qemu;
 pub mod simulated;
+pub mod tcp;
 
 /// Both directions of a console.
 pub trait ConsoleStream: AsyncRead + AsyncWrite + Send + Unpin {}

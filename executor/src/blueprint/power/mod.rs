@@ -5,6 +5,7 @@ use std::fmt;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
+pub mod exec;
 pub mod qemu;
 pub mod simulated;
 

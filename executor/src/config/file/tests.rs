@@ -76,7 +76,7 @@ fn what_is_wrong_in_one_dut_does_not_move_the_mistakes_of_the_next_ones() {
             "4: duts[0].mac: the key `mac` is missing",
             "5: duts[1].machine: the key `machine` is missing",
             "6: duts[2].address: `ten` is not an IPv4 address: invalid IPv4 address syntax",
-            "6: duts[2].machine: one of `qemu` or `simulated` is missing",
+            "6: duts[2].machine: one of `qemu`, `simulated` or `hardware` is missing",
             "7: duts[3].mac: `nonsense` is not a MAC address: it is not six bytes in hexadecimal",
             "8: duts[4].machine.simulated.console: no file `nowhere.yml`",
         ]
@@ -98,7 +98,7 @@ fn a_fault_may_have_a_length_where_that_means_something() {
     };
     let lasts = |fault: &str| match &farm(&one(fault)).unwrap().duts[0].machine {
         MachineConfig::Simulated(simulated) => simulated.misbehave[0].lasts,
-        MachineConfig::Qemu(_) => panic!("it is simulated"),
+        MachineConfig::Qemu(_) | MachineConfig::Hardware(_) => panic!("it is simulated"),
     };
     assert_eq!(lasts("{what: outlet-slow, for: 1m 30s}"), Some(Duration::from_secs(90)));
     assert_eq!(lasts("{what: outlet-slow}"), Some(Duration::from_secs(30)));

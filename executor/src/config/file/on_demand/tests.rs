@@ -124,7 +124,7 @@ fn numbers_that_contradict_each_other_are_told() {
                 "8:74: on_demand[2].idle_min: one is gone after 1 s, before it may make room after 60 s",
                 "make `idle_min` shorter than `idle`"
             ],
-            ["8:120: on_demand[2].machine: one of `qemu` or `simulated` is missing", "add `qemu:`"],
+            ["8:120: on_demand[2].machine: one of `qemu`, `simulated` or `hardware` is missing", "add `qemu:`"],
             ["9:3: on_demand[3].name: the key `name` is missing", "add `name: vm`"],
             ["9:3: on_demand[3].machine: the key `machine` is missing", "add `machine:`"],
             ["9:22: on_demand[3].policy: `pak` is not known here", "did you mean `pack`?"],

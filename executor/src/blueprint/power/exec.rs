@@ -1,0 +1,266 @@
+//! An outlet that a command of the admin's switches: whatever has a command line has a driver.
+//!
+//! ```text
+//!  set on, set off ─► its command, no shell ─► exit status 0: done        anything else, or 30 s: an error with what it said
+//!  state ───────────► its command ─► prints `on` or `off`
+//! ```
+//! A command belongs to the server that started it: it ends with it. What the command itself leaves behind in the background (a
+//! virtual machine, say) is its own affair; it may keep our pipes open.
+
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::process::{Child, Command};
+use tokio::time::timeout;
+
+use super::{Outlet, Pdu, PowerError, PowerState};
+use crate::config::ExecConfig;
+
+/// One command may take this long: the slowest units that must work take 30 s, and setting and reading back are bounded above at 45 s each.
+const COMMAND_TIME: Duration = Duration::from_secs(30);
+/// Kept of what a command says: an error of some lines; the rest of it is read and dropped.
+const OUTPUT_BYTES_MAX: usize = 2048;
+/// What a command said is in its pipe when it has ended. Only what it left in the background can keep the pipe open.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+
+/// A power unit with one outlet.
+pub struct ExecPdu {
+    outlet: Outlet,
+    config: ExecConfig,
+    limit: Duration,
+}
+
+impl ExecPdu {
+    /// The power unit that these commands are.
+    pub fn new(outlet: Outlet, config: ExecConfig) -> Self {
+        ExecPdu { outlet, config, limit: COMMAND_TIME }
+    }
+
+    async fn switch(&self, outlet: &Outlet, state: PowerState) -> Result<(), PowerError> {
+        let arguments = match state {
+            PowerState::On => &self.config.on,
+            PowerState::Off => &self.config.off,
+        };
+        self.run(outlet, arguments).await.map(drop)
+    }
+
+    async fn read(&self, outlet: &Outlet) -> Result<PowerState, PowerError> {
+        let said = self.run(outlet, &self.config.state).await?;
+        match said.trim().to_ascii_lowercase().as_str() {
+            "on" => Ok(PowerState::On),
+            "off" => Ok(PowerState::Off),
+            _ => {
+                let command = shown(&self.config.state);
+                Err(error(outlet, format!("`{command}` must print `on` or `off`; it printed {}", quoted(&said))))
+            }
+        }
+    }
+
+    /// What the command printed on its standard output.
+    async fn run(&self, outlet: &Outlet, arguments: &[String]) -> Result<String, PowerError> {
+        if *outlet != self.outlet {
+            return Err(error(outlet, format!("there is no such outlet; outlets: {}", self.outlet.0)));
+        }
+        let command = shown(arguments);
+        let failed = |what: String| error(outlet, format!("`{command}` {what}"));
+        let mut child = spawn(arguments).map_err(|why| failed(format!("cannot be started: {why}")))?;
+        let Ok(ended) = timeout(self.limit, until_ended(&mut child)).await else {
+            end_with_all_it_started(&mut child).await;
+            return Err(failed(format!("did not end within {} s", self.limit.as_secs_f64())));
+        };
+        let (status, output, errors) = ended.map_err(|why| failed(format!("cannot be waited for: {why}")))?;
+        if status.success() {
+            return Ok(output);
+        }
+        let said = if errors.trim().is_empty() { &output } else { &errors };
+        Err(failed(format!("ended with {status}; it said {}", quoted(said))))
+    }
+}
+
+impl Pdu for ExecPdu {
+    fn set<'a>(&'a self, outlet: &'a Outlet, state: PowerState) -> BoxFuture<'a, Result<(), PowerError>> {
+        self.switch(outlet, state).boxed()
+    }
+
+    fn state<'a>(&'a self, outlet: &'a Outlet) -> BoxFuture<'a, Result<PowerState, PowerError>> {
+        self.read(outlet).boxed()
+    }
+}
+
+fn spawn(arguments: &[String]) -> std::io::Result<Child> {
+    let [program, rest @ ..] = arguments else {
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "the farm file names no command"));
+    };
+    let mut command = Command::new(program);
+    command.args(rest).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // A group of its own, so that what it waits for ends with it; whoever drops the call ends it, too.
+    command.process_group(0).kill_on_drop(true);
+    // SAFETY: between fork and exec only prctl(2) is called. The thread that it is bound to is one of the runtime's, which live as long
+    // as the process.
+    unsafe { command.pre_exec(|| set_pdeathsig(Signal::SIGKILL).map_err(Into::into)) };
+    command.spawn()
+}
+
+async fn until_ended(child: &mut Child) -> std::io::Result<(ExitStatus, String, String)> {
+    let (mut stdout, mut stderr) = (child.stdout.take(), child.stderr.take());
+    let (mut output, mut errors) = (Vec::new(), Vec::new());
+    let status = {
+        let mut reading = std::pin::pin!(async {
+            tokio::join!(collect(stdout.as_mut(), &mut output), collect(stderr.as_mut(), &mut errors));
+        });
+        tokio::select! {
+            status = child.wait() => {
+                let status = status?;
+                // When the time is over, what was read so far is all.
+                let _ = timeout(LAST_WORDS, reading).await;
+                status
+            }
+            () = &mut reading => child.wait().await?,
+        }
+    };
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Ok((status, text(output), text(errors)))
+}
+
+/// Reads to the end, keeps the beginning.
+async fn collect(pipe: Option<&mut (impl AsyncRead + Unpin)>, kept: &mut Vec<u8>) {
+    let Some(pipe) = pipe else { return };
+    let mut buffer = [0; 4096];
+    while let Ok(length @ 1..) = pipe.read(&mut buffer).await {
+        let room = OUTPUT_BYTES_MAX - kept.len();
+        kept.extend_from_slice(&buffer[..length.min(room)]);
+    }
+}
+
+async fn end_with_all_it_started(child: &mut Child) {
+    if let Some(id) = child.id().and_then(|id| i32::try_from(id).ok()) {
+        // An error means that nothing of the group is left.
+        let _ = killpg(Pid::from_raw(id), Signal::SIGKILL);
+    }
+    // Killed, it ends at once; the error would be that it has been waited for already.
+    let _ = child.wait().await;
+}
+
+fn shown(arguments: &[String]) -> String {
+    arguments.join(" ")
+}
+
+/// What a command said, on one line.
+fn quoted(said: &str) -> String {
+    let said = said.trim();
+    if said.is_empty() { "nothing".to_owned() } else { format!("`{}`", said.replace('\n', " | ")) }
+}
+
+fn error(outlet: &Outlet, reason: String) -> PowerError {
+    PowerError { outlet: outlet.0.clone(), reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(words: &[&str]) -> Vec<String> {
+        words.iter().map(|word| word.to_string()).collect()
+    }
+
+    fn shell(script: &str) -> Vec<String> {
+        words(&["sh", "-c", script])
+    }
+
+    fn pdu(on: &str, off: &str, state: &str) -> (ExecPdu, Outlet) {
+        let outlet = Outlet("rack-1".into());
+        let config = ExecConfig { on: shell(on), off: shell(off), state: shell(state) };
+        (ExecPdu::new(outlet.clone(), config), outlet)
+    }
+
+    #[tokio::test]
+    async fn its_commands_switch_and_read_the_outlet() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("outlet");
+        let set = |state: &str| format!("echo {state} > {}", path.display());
+        let (pdu, outlet) = pdu(&set("ON"), &set("off"), &format!("cat {}", path.display()));
+        for state in [PowerState::On, PowerState::On, PowerState::Off] {
+            pdu.set(&outlet, state).await.unwrap();
+            assert_eq!(pdu.state(&outlet).await.unwrap(), state);
+        }
+    }
+
+    #[tokio::test]
+    async fn its_words_reach_the_program_as_they_are_with_no_shell_between() {
+        let outlet = Outlet("1".into());
+        let state = words(&["echo", "$HOME;", "*", "two words"]);
+        let pdu = ExecPdu::new(outlet.clone(), ExecConfig { on: state.clone(), off: state.clone(), state });
+        let told = pdu.state(&outlet).await.unwrap_err().to_string();
+        assert_eq!(
+            told,
+            "outlet `1`: `echo $HOME; * two words` must print `on` or `off`; it printed `$HOME; * two words`"
+        );
+    }
+
+    #[tokio::test]
+    async fn what_a_command_that_fails_said_is_in_the_error() {
+        let (pdu, outlet) = pdu("echo the fuse; echo has blown >&2; exit 3", "nothing", "exit 1");
+        let told = pdu.set(&outlet, PowerState::On).await.unwrap_err().to_string();
+        assert_eq!(
+            told,
+            "outlet `rack-1`: `sh -c echo the fuse; echo has blown >&2; exit 3` ended with exit status: 3; it said `has blown`"
+        );
+        let told = pdu.state(&outlet).await.unwrap_err().to_string();
+        assert_eq!(told, "outlet `rack-1`: `sh -c exit 1` ended with exit status: 1; it said nothing");
+        let told = pdu.state(&Outlet("7".into())).await.unwrap_err().to_string();
+        assert_eq!(told, "outlet `7`: there is no such outlet; outlets: rack-1");
+        let gone = words(&["/no/such/program"]);
+        let pdu = ExecPdu::new(outlet.clone(), ExecConfig { on: gone.clone(), off: gone.clone(), state: gone });
+        let told = pdu.set(&outlet, PowerState::Off).await.unwrap_err().to_string();
+        assert_eq!(
+            told,
+            "outlet `rack-1`: `/no/such/program` cannot be started: No such file or directory (os error 2)"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_command_that_does_not_end_is_ended_with_what_it_waits_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("id");
+        let (mut pdu, outlet) = pdu(&format!("sleep 600 & echo $! > {}; wait", path.display()), "true", "true");
+        pdu.limit = Duration::from_millis(300);
+        let told = pdu.set(&outlet, PowerState::On).await.unwrap_err().to_string();
+        assert!(told.ends_with("did not end within 0.3 s"), "{told}");
+        let sleeper: i32 = std::fs::read_to_string(path).unwrap().trim().parse().unwrap();
+        let is_dead = || {
+            let stat = std::fs::read_to_string(format!("/proc/{sleeper}/stat"));
+            stat.map_or(true, |stat| stat.contains(") Z "))
+        };
+        let dead = async {
+            while !is_dead() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(Duration::from_secs(10), dead).await.expect("the process that it waits for is ended, too");
+    }
+
+    #[tokio::test]
+    async fn a_command_that_leaves_something_in_the_background_has_ended() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("id");
+        let (pdu, outlet) = pdu("true", "true", &format!("sleep 600 & echo $! > {}; echo on", path.display()));
+        let begun = std::time::Instant::now();
+        assert_eq!(pdu.state(&outlet).await.unwrap(), PowerState::On);
+        assert!(begun.elapsed() < Duration::from_secs(20));
+        let left: i32 = std::fs::read_to_string(path).unwrap().trim().parse().unwrap();
+        nix::sys::signal::kill(Pid::from_raw(left), Signal::SIGKILL).expect("what it left is still there");
+    }
+
+    #[tokio::test]
+    async fn a_command_that_says_much_is_not_held_up_by_it_and_little_of_it_is_kept() {
+        let (pdu, outlet) = pdu("head -c 1000000 /dev/zero | tr '\\0' x >&2; exit 1", "true", "true");
+        let told = pdu.set(&outlet, PowerState::On).await.unwrap_err().to_string();
+        assert!(told.len() < OUTPUT_BYTES_MAX + 200, "{} bytes", told.len());
+    }
+}
