@@ -68,10 +68,19 @@ impl Scene {
 
     /// Returns when `count` requests wait on the board.
     async fn waiting(&self, count: usize) {
-        while self.board.lock().waiting.len() != count {
+        waiting_on(&self.board, count).await;
+    }
+}
+
+async fn waiting_on(board: &Board, count: usize) {
+    let all_are_there = async {
+        while board.lock().waiting.len() != count {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-    }
+    };
+    // 10 s: on a loaded machine; it takes milliseconds.
+    let limit = Duration::from_secs(10);
+    tokio::time::timeout(limit, all_are_there).await.unwrap_or_else(|_| panic!("not {count} requests wait"));
 }
 
 /// Status and body of the answer that comes on `stream`.
@@ -106,9 +115,7 @@ async fn two_jobs_with_the_same_ids_never_meet() {
     let _publication = publish(&scene.gateway, &other, "client", "127.0.0.13");
     scene.ask(SERVER, "send/ready").await;
     let waiting = scene.asking("127.0.0.13", "wait/ready").await;
-    while other.lock().waiting.is_empty() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    waiting_on(&other, 1).await;
     other.close("the other job is over");
     assert_eq!(answer(waiting).await, (409, "the other job is over\n".to_owned()));
     assert_eq!(scene.ask(CLIENT, "wait/ready").await, (200, "server\n".to_owned()));

@@ -1,4 +1,5 @@
-//! A request for a name that is answered live: read whole, put to its [`Answer`](crate::live::Answer), and waited for as long as somebody waits.
+//! A request for a name that is answered live: read whole, put to its [`Answer`](crate::live::Answer), and waited for as long as
+//! somebody waits.
 //!
 //! ```text
 //!  GET, POST ── form (query, body ≤ BODY_BYTES_MAX) ──► Question ──► Answer::answer ──► Reply ──► status, text
