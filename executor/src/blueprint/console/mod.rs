@@ -17,6 +17,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> ConsoleStream for T {}
 /// A way to reach a DUT's console.
 pub trait Console: Send + Sync {
     /// Opens it, before power is applied so that no early byte is lost. One stream lasts over any number of power cycles; its end
-    /// (a read of 0 bytes) means that the console is lost for good. One writer: a second open while the first stream lives is refused.
+    /// (a read of 0 bytes) means that the console went away, and it is opened again. One writer: a second open while the first stream
+    /// lives is refused.
     fn open(&self) -> BoxFuture<'_, io::Result<Box<dyn ConsoleStream>>>;
 }
