@@ -17,10 +17,12 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use job_schema::problem::Problems;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
 
+pub use self::ask::{Keeps, LeaseAsk};
+use self::ask::{checked_id, ms, owner_of, request_of};
+pub(super) use self::listen::Listener;
+use self::listen::listen;
 use super::boot_namespace::{Open, observer};
 use super::machines::Dut;
 use super::wants::{self, Wants};
@@ -28,82 +30,21 @@ use super::{Farm, Submission, SubmitError};
 use crate::blueprint::power::PowerState;
 use crate::job_log::{JobEvent, JobLog, Severity};
 use crate::lease::actor::Attachment;
-use crate::lease::rows::{
-    Authorization, Cause, Kind, Lease, LeaseId, LeaseRequest, LeaseState, Mode, Moment, Object, Owner, Timeouts, Verb,
-    Want,
-};
+use crate::lease::rows::{Authorization, Cause, Kind, Lease, LeaseId, LeaseState, Moment, Object, Owner, Verb};
 use crate::lease::{LeaseView, Pass, RequestError, Snapshot};
 use crate::session::Which;
 
+mod ask;
+mod listen;
+
 /// How long a lease that lives by a connection waits for that connection to be made: its client has just been answered.
 const CONNECT_TIME: Duration = Duration::from_secs(30);
-/// The heartbeat of a lease that only its time ends. A year: the longest lease that anybody has asked for is a week.
-const BEAT_OF_NOBODY_MS: u64 = 365 * 24 * 3_600_000;
-/// How long a DUT's parts may take to come up: three tries of an outlet that takes half a minute.
-const ACTIVATE_MS: u64 = 200_000;
 /// A power cycle is this long without power: what is left in the capacitors of a board keeps it alive for a second.
 const OFF_TIME: Duration = Duration::from_secs(2);
 /// Typed chunks that wait for a console that does not take them; more are refused.
 const TYPED_CHUNKS_MAX: usize = 64;
-/// A chunk that the console does not take within this time is lost. The lease's end waits for it, so it is short.
-const TYPING_TIME: Duration = Duration::from_secs(2);
-/// Console bytes read at once, as for jobs.
-const CONSOLE_READ_BYTES: usize = 64 * 1024;
-/// Between two attempts to open a console that went away; doubled up to the second number, so that one which is away all night costs
-/// nothing, and one that is back is noticed while its reader still looks.
-const REOPEN_PAUSE: Duration = Duration::from_millis(250);
-const REOPEN_PAUSE_MAX: Duration = Duration::from_secs(10);
-/// The longest id of a lease: it names a folder, and has to fit into a line.
-const ID_LENGTH_MAX: usize = 64;
-/// Leases that jobs ask for.
-const JOBS_PREFIX: &str = "job-";
 /// The job description whose boot is published, in the lease's folder.
 const BOOT: &str = "boot.yml";
-
-/// What a person asks for.
-#[derive(Clone, Debug, Default)]
-pub struct LeaseAsk {
-    /// Made by the requester, so that asking twice is asking once; made here when absent.
-    pub id: Option<String>,
-    /// A DUT's id or full name; `None`: any.
-    pub dut: Option<String>,
-    /// Tags that it must all have.
-    pub tags: Vec<String>,
-    /// Gear by name, claimed together with it.
-    pub gear: Vec<String>,
-    /// Tags that are liked.
-    pub prefers: Vec<String>,
-    /// DUTs that are taken last.
-    pub avoid: Vec<String>,
-    /// The DUT that is taken first.
-    pub sticky: Option<String>,
-    /// Higher goes first.
-    pub priority: i32,
-    /// Who asks: the name of the owner.
-    pub name: String,
-    /// The project, user or token in whose name DUTs are authorized.
-    pub subject: String,
-    /// What keeps it.
-    pub keeps: Keeps,
-    /// How long it may wait.
-    pub queue_time: Option<Duration>,
-    /// How long it is held, until renewed.
-    pub hold_time: Option<Duration>,
-    /// How long it is held, however often renewed.
-    pub hold_time_max: Option<Duration>,
-}
-
-/// What keeps a lease, besides its time.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Keeps {
-    /// An open connection; see [`Link`].
-    #[default]
-    Connection,
-    /// A word of its owner every so often.
-    Heartbeat(Duration),
-    /// Nothing: its time alone ends it.
-    Term,
-}
 
 /// A wish about power.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
@@ -180,10 +121,6 @@ pub struct Link {
     farm: Weak<Farm>,
     attachment: Option<Attachment>,
 }
-
-/// What listens to a DUT's console for a person. The lease's tear-down ends it.
-#[derive(Default)]
-pub(super) struct Listener(Mutex<Option<JoinHandle<()>>>);
 
 /// How the console comes to be opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -608,35 +545,17 @@ impl Drop for Link {
     }
 }
 
-impl Listener {
-    fn start(&self, task: JoinHandle<()>) {
-        if let Some(before) = self.lock().replace(task) {
-            before.abort();
-        }
-    }
-
-    /// Returns when nobody holds the console any more.
-    pub(super) async fn close(&self) {
-        let task = self.lock().take();
-        if let Some(task) = task {
-            task.abort();
-            // That it was cancelled is no error.
-            let _ = task.await;
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<JoinHandle<()>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// The whole life of a person's lease, on our side.
 async fn until_it_is_over(farm: Arc<Farm>, hold: Arc<Hold>, typed: mpsc::Receiver<Bytes>, opened: Opened) {
     let mut views = hold.views.clone();
     let mut typed = Some(typed);
-    let mut told = None;
+    let (mut told, mut owner) = (None, views.borrow().owner.clone());
     loop {
         let view = views.borrow_and_update().clone();
+        if view.owner != owner {
+            owner = view.owner.clone();
+            hold.note(Severity::Info, format!("The lease is {owner}'s from now on"));
+        }
         if view.state == LeaseState::Destroyed {
             hold.note(Severity::Info, format!("The lease is over: {}", view.cause));
             break;
@@ -677,130 +596,13 @@ async fn use_it(
     }
     // The tear-down waits for us, or comes first and the pass refuses.
     if let Ok(_in_flight) = pass.enter().await {
-        dut.listener.start(tokio::spawn(listen(Arc::clone(hold), Arc::clone(dut), pass.clone(), typed)));
+        dut.listener.start(tokio::spawn(listen(Arc::clone(&hold.log), Arc::clone(dut), pass.clone(), typed)));
     }
     let Ok(text) = std::fs::read_to_string(hold.folder.join(BOOT)) else { return };
     let _turn = hold.turn.lock().await;
     if let Err(error) = farm.publish(hold, dut, &pass, BOOT, &text).await {
         hold.note(Severity::Error, format!("What it boots cannot be published again: {error}"));
     }
-}
-
-/// Keeps the console open for as long as the lease lasts, whatever becomes of it in between.
-async fn listen(hold: Arc<Hold>, dut: Arc<Dut>, pass: Pass, mut typed: mpsc::Receiver<Bytes>) {
-    let mut away: Option<Instant> = None;
-    let mut pause = REOPEN_PAUSE;
-    loop {
-        let reason = match dut.console.open().await {
-            Ok(console) => {
-                if let Some(since) = away.take() {
-                    hold.log.append(JobEvent::ConsoleBack { seconds: since.elapsed().as_secs_f64() });
-                }
-                let (mut reader, mut writer) = tokio::io::split(console);
-                let opened = Instant::now();
-                let reason = tokio::select! {
-                    reason = log_what_it_says(&mut reader, &hold.log) => reason,
-                    reason = type_on_it(&mut writer, &mut typed, &pass) => reason,
-                };
-                if opened.elapsed() > REOPEN_PAUSE_MAX {
-                    pause = REOPEN_PAUSE;
-                }
-                reason
-            }
-            Err(error) => error.to_string(),
-        };
-        if away.is_none() {
-            away = Some(Instant::now());
-            hold.log.append(JobEvent::ConsoleAway { reason });
-        }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(REOPEN_PAUSE_MAX);
-    }
-}
-
-async fn log_what_it_says(console: &mut (impl AsyncRead + Unpin), log: &JobLog) -> String {
-    let mut buffer = vec![0; CONSOLE_READ_BYTES];
-    loop {
-        match console.read(&mut buffer).await {
-            Ok(0) => return "the console closed".into(),
-            // What the disk does not take is noted in the log, and costs a person's lease nothing else.
-            Ok(length) => drop(log.append_console(&buffer[..length])),
-            Err(error) => return format!("the console failed: {error}"),
-        }
-    }
-}
-
-/// Ends only when the console cannot be written.
-async fn type_on_it(console: &mut (impl AsyncWrite + Unpin), typed: &mut mpsc::Receiver<Bytes>, pass: &Pass) -> String {
-    while let Some(bytes) = typed.recv().await {
-        // After the lease what was typed too late is dropped.
-        let Ok(_in_flight) = pass.enter().await else { continue };
-        match tokio::time::timeout(TYPING_TIME, console.write_all(&bytes)).await {
-            Ok(Err(error)) => return format!("the console takes no input: {error}"),
-            Ok(Ok(())) | Err(_) => {}
-        }
-    }
-    std::future::pending().await
-}
-
-fn request_of(ask: &LeaseAsk) -> Result<LeaseRequest, LeaseError> {
-    let id = match &ask.id {
-        Some(id) => checked_id(id)?.to_owned(),
-        None => format!("lease-{:08x}", rand::random::<u32>()),
-    };
-    if ask.keeps == Keeps::Term && ask.hold_time.is_none() && ask.hold_time_max.is_none() {
-        return Err(LeaseError::Wrong { field: "for", what: "a lease that only its time ends needs a time".into() });
-    }
-    let gear = |name: &String| Want { kind: Kind::Gear, name: Some(name.clone()), tags: Vec::new(), mode: Mode::Hold };
-    Ok(LeaseRequest {
-        id: id.into(),
-        want: Want { kind: Kind::Dut, name: ask.dut.clone(), tags: ask.tags.clone(), mode: Mode::Hold },
-        also: ask.gear.iter().map(gear).collect(),
-        gang: None,
-        prefers: ask.prefers.clone(),
-        avoid: ask.avoid.clone(),
-        sticky: ask.sticky.clone(),
-        priority: ask.priority,
-        owner: owner_of(&ask.name, ask.keeps)?,
-        authorizer: ask.subject.clone(),
-        timeouts: Timeouts {
-            queue_ms: ask.queue_time.map(ms),
-            activate_ms: Some(ACTIVATE_MS),
-            hold_ms: ask.hold_time.map(ms),
-            hold_ms_max: ask.hold_time_max.map(ms),
-        },
-    })
-}
-
-fn owner_of(name: &str, keeps: Keeps) -> Result<Owner, LeaseError> {
-    let name = name.to_owned();
-    Ok(match keeps {
-        Keeps::Connection => Owner::Connection(name),
-        Keeps::Heartbeat(every) if every.is_zero() => {
-            return Err(LeaseError::Wrong { field: "owner", what: "a heartbeat needs a time above zero".into() });
-        }
-        Keeps::Heartbeat(every) => Owner::Heartbeat { name, every_ms: ms(every) },
-        Keeps::Term => Owner::Heartbeat { name, every_ms: BEAT_OF_NOBODY_MS },
-    })
-}
-
-/// Ids name folders, and those of jobs are the jobs'.
-fn checked_id(id: &str) -> Result<&str, LeaseError> {
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-    let begins_well = id.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric);
-    if !begins_well || id.len() > ID_LENGTH_MAX || !id.bytes().all(is_plain) {
-        let what = format!(
-            "`{id}` is no id; write up to {ID_LENGTH_MAX} letters, digits, `-`, `_`, `.`, a letter or digit first"
-        );
-        return Err(LeaseError::Wrong { field: "id", what });
-    }
-    if id.starts_with(JOBS_PREFIX) {
-        return Err(LeaseError::Wrong {
-            field: "id",
-            what: format!("ids with `{JOBS_PREFIX}` are those of jobs; choose another"),
-        });
-    }
-    Ok(id)
 }
 
 fn no_lease(id: &str) -> LeaseError {
@@ -818,62 +620,5 @@ fn in_words(state: LeaseState) -> &'static str {
         LeaseState::Active => "is active",
         LeaseState::Releasing => "is being released",
         LeaseState::Destroyed => "is over",
-    }
-}
-
-fn ms(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_id_that_could_leave_its_folder_or_be_a_jobs_is_refused() {
-        for id in ["", "..", ".hidden", "a/b", "a b", "-x", "é", &"x".repeat(65)] {
-            assert!(checked_id(id).unwrap_err().to_string().contains("is no id"), "{id}");
-        }
-        assert!(checked_id("job-3").unwrap_err().to_string().contains("choose another"));
-        assert_eq!(checked_id("anna.1_b-2").unwrap(), "anna.1_b-2");
-    }
-
-    #[test]
-    fn a_lease_that_only_its_time_ends_needs_a_time() {
-        let ask = LeaseAsk { keeps: Keeps::Term, name: "anna".into(), ..LeaseAsk::default() };
-        assert_eq!(request_of(&ask).unwrap_err().to_string(), "`for`: a lease that only its time ends needs a time");
-        let request = request_of(&LeaseAsk { hold_time: Some(Duration::from_secs(60)), ..ask }).unwrap();
-        assert_eq!(request.timeouts.hold_ms, Some(60_000));
-        assert!(matches!(request.owner, Owner::Heartbeat { every_ms, .. } if every_ms == 31_536_000_000));
-    }
-
-    #[test]
-    fn gear_is_claimed_with_the_dut() {
-        let request = request_of(&LeaseAsk { gear: vec!["scope".into()], ..LeaseAsk::default() }).unwrap();
-        assert_eq!((request.want.kind, request.also[0].kind), (Kind::Dut, Kind::Gear));
-        assert_eq!(request.also[0].name.as_deref(), Some("scope"));
-        assert!(request.id.as_str().starts_with("lease-"));
-    }
-
-    #[tokio::test]
-    async fn what_is_typed_after_the_lease_does_not_reach_the_console() {
-        let pass = Pass::of(&Arc::default(), 1);
-        let (mut console, mut dut) = tokio::io::duplex(64);
-        let (typed, mut inbox) = mpsc::channel(4);
-        typed.send(Bytes::from("in time")).await.unwrap();
-        let mut heard = [0; 7];
-        tokio::select! {
-            _ = type_on_it(&mut console, &mut inbox, &pass) => unreachable!("the console can be written"),
-            read = dut.read_exact(&mut heard) => assert_eq!(read.unwrap(), 7),
-        }
-        pass.revoke();
-        typed.send(Bytes::from("too late")).await.unwrap();
-        drop(typed);
-        let typing = type_on_it(&mut console, &mut inbox, &pass);
-        assert!(futures_util::FutureExt::now_or_never(typing).is_none(), "it goes on");
-        drop(console);
-        let mut rest = Vec::new();
-        dut.read_to_end(&mut rest).await.unwrap();
-        assert_eq!((&heard, rest.len()), (b"in time", 0));
     }
 }
