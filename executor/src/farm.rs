@@ -5,7 +5,7 @@
 //!                                                                    └────────── release: revoke, off, unpublish, free ◄────────┘
 //! ```
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -20,7 +20,9 @@ use tracing::Instrument;
 
 use crate::blueprint::power::PowerState;
 use crate::job_log::{JobEvent, JobLog, Severity};
-use crate::lease::rows::{Admin, Health, Kind, Lease, LeaseId, LeaseRequest, Owner, Resource, ResourceState, Verb};
+use crate::lease::rows::{
+    Admin, Health, Kind, Lease, LeaseId, LeaseRequest, Owner, Resource, ResourceId, ResourceState, Verb,
+};
 use crate::lease::{Keeper, Snapshot};
 use crate::runner::{EVENTS_MAX, INPUT_CHUNKS_MAX};
 use crate::session::Event;
@@ -46,6 +48,9 @@ use wants::{Asked, Candidate};
 
 /// Ended jobs that are kept for `wharf jobs`; their consoles stay on disk. A record with its log takes some 100 KiB.
 const ENDED_JOBS_MAX: usize = 1000;
+
+/// Jobs that come between two counts of those that have ended: so many more may be kept.
+const JOBS_PER_COUNT: usize = 100;
 
 /// What a quick check runs.
 const QUICK_CHECK: &str = include_str!("../../fixtures/jobs/good/quick-check.yml");
@@ -77,6 +82,7 @@ struct Listeners(Mutex<BTreeMap<String, mpsc::Sender<Event>>>);
 #[derive(Default)]
 struct Jobs {
     records: VecDeque<Arc<JobRecord>>,
+    records_until_count: usize,
     last_number: u64,
 }
 
@@ -398,7 +404,12 @@ impl Farm {
     /// All DUTs that exist, by id.
     pub async fn duts(&self) -> Vec<DutView> {
         let rows = self.snapshot().await;
-        let mut duts: Vec<_> = self.machines.all().iter().map(|dut| dut.view(&rows)).collect();
+        let (of_duts, holders) = (rows_of_duts(&rows), holders(&rows));
+        let view = |dut: &Arc<Dut>| {
+            let row = of_duts.get(dut.config.id.as_str()).copied();
+            dut.view(row, row.and_then(|row| holders.get(&row.id).copied()))
+        };
+        let mut duts: Vec<_> = self.machines.all().iter().map(view).collect();
         duts.sort_by(|one, other| one.id.cmp(&other.id));
         duts
     }
@@ -408,7 +419,10 @@ impl Farm {
         let rows = self.snapshot().await;
         let all = self.machines.all();
         let found = all.iter().find(|dut| dut.config.id == id_or_full_name || dut.config.full_name == id_or_full_name);
-        found.map(|dut| dut.view(&rows))
+        found.map(|dut| {
+            let row = row_of(&rows, &dut.config.id);
+            dut.view(row, row.and_then(|row| holder_of(&rows, row)))
+        })
     }
 
     /// Ends a job: its DUT is switched off and given back.
@@ -500,6 +514,11 @@ impl Farm {
     /// The rows of the leases; none any more once the farm has stopped.
     async fn snapshot(&self) -> Snapshot {
         self.keeper.snapshot().await.unwrap_or_default()
+    }
+
+    /// Lets go of what has ended long ago.
+    fn forget_old_jobs(&self) {
+        self.lock_jobs().forget_old();
     }
 
     /// Takes up the jobs of an earlier run. Their leases and their places in the queue are there.
@@ -628,23 +647,38 @@ async fn hold_back_unless_passed(farm: Weak<Farm>, dut: String, job: Arc<JobReco
 
 /// The row of a DUT, by its id.
 fn row_of<'a>(rows: &'a Snapshot, dut: &str) -> Option<&'a Resource> {
-    let is_there = |state| !matches!(state, ResourceState::Releasing | ResourceState::Destroyed);
-    rows.resources.iter().find(|row| row.kind == Kind::Dut && row.name == dut && is_there(row.state)).map(Arc::as_ref)
+    rows.resources.iter().find(|row| is_a_dut(row) && row.name == dut).map(Arc::as_ref)
+}
+
+/// The same for all of them, by id: looking for each among all rows takes seconds on a farm of a thousand.
+fn rows_of_duts(rows: &Snapshot) -> HashMap<&str, &Resource> {
+    rows.resources.iter().rev().filter(|row| is_a_dut(row)).map(|row| (row.name.as_str(), row.as_ref())).collect()
+}
+
+fn is_a_dut(row: &Resource) -> bool {
+    row.kind == Kind::Dut && !matches!(row.state, ResourceState::Releasing | ResourceState::Destroyed)
 }
 
 impl Jobs {
+    /// Those that wait or run are never forgotten, however many they are. Counting looks at every record, so it is not done for each job.
     fn forget_old(&mut self) {
-        while self.records.len() > ENDED_JOBS_MAX {
-            let Some(index) = self.records.iter().position(|job| job.state() == JobState::Ended) else { return };
-            self.records.remove(index);
+        self.records_until_count = self.records_until_count.saturating_sub(1);
+        if self.records.len() <= ENDED_JOBS_MAX || self.records_until_count > 0 {
+            return;
         }
+        self.records_until_count = JOBS_PER_COUNT;
+        let ended = self.records.iter().filter(|job| job.state() == JobState::Ended).count();
+        let mut too_many = ended.saturating_sub(ENDED_JOBS_MAX);
+        self.records.retain(|job| {
+            let forgotten = too_many > 0 && job.state() == JobState::Ended;
+            too_many -= usize::from(forgotten);
+            !forgotten
+        });
     }
 }
 
 impl Dut {
-    fn view(&self, rows: &Snapshot) -> DutView {
-        let row = row_of(rows, &self.config.id);
-        let holder = row.and_then(|row| holder_of(rows, row));
+    fn view(&self, row: Option<&Resource>, holder: Option<&Lease>) -> DutView {
         let held_back = row.map_or_else(|| Some("it is being made ready".to_owned()), held_back);
         let state = match (holder, &held_back) {
             (Some(_), _) => DutState::Running,
@@ -667,6 +701,12 @@ impl Dut {
             power: self.power_seen(),
         }
     }
+}
+
+/// Who holds what.
+fn holders(rows: &Snapshot) -> HashMap<&ResourceId, &Lease> {
+    let held = rows.leases.iter().rev().filter(|lease| lease.is_held());
+    held.filter_map(|lease| Some((lease.resource.as_ref()?, lease.as_ref()))).collect()
 }
 
 fn holder_of<'a>(rows: &'a Snapshot, row: &Resource) -> Option<&'a Lease> {

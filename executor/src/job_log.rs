@@ -128,8 +128,11 @@ pub struct JobLog {
 }
 
 struct State {
-    /// Closed once an ended job is whole on disk: a farm remembers a thousand of them, and a process may have as many files open.
+    /// Open while the job is at work, and while something could not be written. A farm has thousands of jobs that wait, and remembers a
+    /// thousand that have ended; a process may have as many files open.
     files: Option<Files>,
+    /// Whether the job has its DUT, or has said something: from then on it is written often.
+    at_work: bool,
     records: Vec<Arc<Record>>,
     ended: bool,
     console_length: u64,
@@ -191,15 +194,15 @@ impl JobLog {
     /// The log that an earlier run of the farm left in `directory`, to be read or gone on with. A last line that was cut short is dropped.
     pub fn open(directory: &Path) -> io::Result<Arc<Self>> {
         let path = directory.join(CONSOLE);
-        let for_both = |path: &Path| File::options().read(true).write(true).open(path);
-        let (console, events) = (for_both(&path)?, for_both(&directory.join(EVENTS))?);
+        let Files { console, events } = Files::open(&path)?;
         let (records, events_length) = read_records(&std::fs::read(directory.join(EVENTS))?);
         events.set_len(events_length)?;
         let console_length = console.metadata()?.len();
         let is_piece = |record: &&Arc<Record>| matches!(record.event, JobEvent::Console { .. });
         let ended = records.last().is_some_and(|record| matches!(record.event, JobEvent::Ended { .. }));
         let state = State {
-            files: (!ended).then_some(Files { console, events }),
+            files: None,
+            at_work: records.iter().any(|record| record.event.is_work()),
             ended,
             console_length,
             console_pieces: records.iter().filter(is_piece).count(),
@@ -261,6 +264,11 @@ impl JobLog {
         self.incomplete(&state).map_or(Ok(()), Err)
     }
 
+    /// How many bytes of the console it has.
+    pub fn console_length(&self) -> u64 {
+        self.lock().console_length
+    }
+
     /// The bytes of a [`JobEvent::Console`] record.
     pub fn console_bytes(&self, offset: u64, length: usize) -> io::Result<Bytes> {
         let state = self.lock();
@@ -295,6 +303,7 @@ impl JobLog {
             return;
         }
         state.ended = matches!(event, JobEvent::Ended { .. });
+        state.at_work |= event.is_work();
         let number = state.records.len();
         state.records.push(Arc::new(Record { number, at: jiff::Timestamp::now(), event }));
         self.write(state);
@@ -321,20 +330,28 @@ impl JobLog {
 
     /// Writes what waits, the console first: a record whose bytes are not there would lie.
     fn write(&self, state: &mut State) {
-        let Some(files) = state.files.take() else { return };
-        match state.write_console(&files.console).and_then(|()| state.write_records(&files.events)) {
-            Ok(()) => {
-                state.refused = None;
-                state.files = (!state.ended).then_some(files);
-            }
+        if state.is_on_disk() {
+            return;
+        }
+        let written = self.files(state).and_then(|files| {
+            let written = state.write_console(&files.console).and_then(|()| state.write_records(&files.events));
+            let done = state.ended || !state.at_work;
+            state.files = (written.is_err() || !done).then_some(files);
+            written
+        });
+        match written {
+            Ok(()) => state.refused = None,
             Err(error) => {
                 if state.refused.is_none() {
                     tracing::error!(path = %self.path.display(), %error, "a job's log cannot be written; it waits for room");
                 }
                 state.refused = Some(error.to_string());
-                state.files = Some(files);
             }
         }
+    }
+
+    fn files(&self, state: &mut State) -> io::Result<Files> {
+        state.files.take().map_or_else(|| Files::open(&self.path), Ok)
     }
 
     /// No more events come that would try again: somebody else has to.
@@ -370,7 +387,24 @@ impl JobLog {
     }
 }
 
+impl Files {
+    fn open(console: &Path) -> io::Result<Files> {
+        let open = |path: &Path| File::options().read(true).write(true).open(path);
+        Ok(Files { console: open(console)?, events: open(&console.with_file_name(EVENTS))? })
+    }
+}
+
+impl JobEvent {
+    fn is_work(&self) -> bool {
+        matches!(self, JobEvent::Leased { .. } | JobEvent::Console { .. })
+    }
+}
+
 impl State {
+    fn is_on_disk(&self) -> bool {
+        self.waiting.is_empty() && self.written == self.records.len()
+    }
+
     /// At its place, not at the end: what was written in part is written over.
     fn write_console(&mut self, console: &File) -> io::Result<()> {
         if !self.waiting.is_empty() {
@@ -492,6 +526,20 @@ mod tests {
         assert_eq!(again.records().len(), 4);
     }
 
+    #[test]
+    fn a_job_that_waits_keeps_no_file_open_and_one_at_work_does() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = JobLog::create(directory.path()).unwrap();
+        log.append(note("it waits"));
+        assert!(log.lock().files.is_none());
+        log.append(JobEvent::Leased { dut: "box".into() });
+        assert!(log.lock().files.is_some());
+        let again = JobLog::open(directory.path()).unwrap();
+        assert_eq!(again.records(), log.records());
+        again.append(note("it goes on"));
+        assert!(again.lock().files.is_some());
+    }
+
     #[tokio::test]
     async fn an_early_reader_is_woken_by_what_comes() {
         let directory = tempfile::tempdir().unwrap();
@@ -505,8 +553,8 @@ mod tests {
     /// Lets the log's two files be a disk without room; what is given back makes room again.
     fn fill_disk(log: &JobLog) -> [std::os::fd::OwnedFd; 2] {
         let full = File::options().write(true).open("/dev/full").unwrap();
-        let state = log.lock();
-        let files = state.files.as_ref().unwrap();
+        let mut state = log.lock();
+        let files = state.files.get_or_insert_with(|| Files::open(&log.path).unwrap());
         [&files.console, &files.events].map(|file| {
             let kept = nix::unistd::dup(file).unwrap();
             put_in_place(&full, file);

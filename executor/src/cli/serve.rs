@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::config::{FarmConfig, MachineConfig, NetworkConfig};
 use crate::farm::Farm;
@@ -28,6 +29,7 @@ pub struct Arguments {
 /// Runs the farm until it is told to stop.
 pub fn main(arguments: Arguments) -> anyhow::Result<ExitCode> {
     super::start_logging("info");
+    allow_many_files();
     let mut config = read_farm(&arguments.farm)?;
     config.api = arguments.api.unwrap_or(config.api);
     config.state = arguments.state.unwrap_or(config.state);
@@ -51,6 +53,15 @@ pub fn main(arguments: Arguments) -> anyhow::Result<ExitCode> {
         local.await?;
         served.map(|()| ExitCode::SUCCESS).map_err(Into::into)
     })
+}
+
+/// As many open files as an ordinary user may have. What a shell allows at first, often 1,024, is what 200 running jobs have open.
+fn allow_many_files() {
+    let raised =
+        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the number of open files stays as it was");
+    }
 }
 
 /// Reads and checks a farm file.

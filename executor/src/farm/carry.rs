@@ -110,6 +110,7 @@ pub(super) async fn carry(farm: Arc<Farm>, carried: Carried) {
         }
     };
     record.ended(verdict);
+    farm.forget_old_jobs();
 }
 
 async fn watch_all(farm: &Farm, seats: &[Seat]) -> Option<Vec<Views>> {

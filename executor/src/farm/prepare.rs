@@ -176,18 +176,18 @@ impl Planner {
         }
         let cast = wants::cast(&self.config, &candidates, &chosen)?;
         let members: Vec<DutConfig> =
-            cast.iter().filter_map(|place| self.config.member(&candidates[*place].id)).collect();
+            cast.iter().filter_map(|place| self.config.member(candidates[*place].id())).collect();
         let names = asked.duts.iter().filter_map(|wants| wants.role.clone());
         let duts: BTreeMap<_, _> = names.zip(members.iter().cloned()).collect();
         let mut previews = Vec::new();
         for (wants, member) in asked.duts.iter().zip(&members) {
             let crew = wants.role.clone().map(|role| Crew { role, duts: duts.clone() });
             let prepared = self.prepare(submission, member, crew.as_ref()).await.map_err(SubmitError::Invalid)?;
-            let fitting = candidates.iter().filter(|dut| dut.fits(wants).is_ok());
+            let fitting = candidates.iter().filter(|dut| dut.fits(wants));
             previews.push(Preview {
                 role: wants.role.clone(),
                 dut: member.full_name.clone(),
-                fitting_duts: fitting.map(|dut| dut.full_name.clone()).collect(),
+                fitting_duts: fitting.map(|dut| dut.full_name().to_owned()).collect(),
                 ..Preview::of(&prepared)
             });
         }

@@ -1,5 +1,6 @@
 //! A farm from its configuration: the network, the gateway on it, the machines, the leases of before, everything else off.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, Weak};
@@ -15,7 +16,7 @@ use super::{Farm, Jobs, Listeners, Planner, ledger};
 use crate::blueprint::dut;
 use crate::boot::Place;
 use crate::config::FarmConfig;
-use crate::lease::rows::{Kind, Lease, LeaseState, ResourceState, Verb};
+use crate::lease::rows::{Kind, LeaseState, ResourceState, Verb};
 use crate::lease::store::StoreError;
 use crate::lease::{Effects, Keeper, Snapshot};
 use crate::virtual_dut::network::NetworkError;
@@ -148,9 +149,7 @@ impl Farm {
 
     /// No outlet is on without a lease, and none is switched under a live one. A DUT that will not go off is held back.
     async fn switch_off_what_nobody_holds(&self, leases: &Snapshot) {
-        let is_held = |dut: &Dut| {
-            leases.leases.iter().any(|lease| lease.state != LeaseState::Destroyed && holds(leases, lease, dut))
-        };
+        let held = held_duts(leases);
         let switch = |dut: Arc<Dut>| async move {
             if let Err(error) = dut.switch_off().await {
                 tracing::error!(dut = dut.config.full_name, %error, "cannot switch the DUT off at the start");
@@ -159,13 +158,19 @@ impl Farm {
             }
         };
         let all = self.machines.all();
-        futures_util::future::join_all(all.into_iter().filter(|dut| !is_held(dut)).map(switch)).await;
+        futures_util::future::join_all(
+            all.into_iter().filter(|dut| !held.contains(dut.config.id.as_str())).map(switch),
+        )
+        .await;
     }
 }
 
-fn holds(leases: &Snapshot, lease: &Lease, dut: &Dut) -> bool {
-    let held = lease.resource.as_ref().and_then(|id| leases.resources.iter().find(|resource| resource.id == *id));
-    held.is_some_and(|resource| resource.kind == Kind::Dut && resource.name == dut.config.id)
+/// The names of the DUTs that somebody holds.
+fn held_duts(leases: &Snapshot) -> BTreeSet<&str> {
+    let alive = leases.leases.iter().filter(|lease| lease.state != LeaseState::Destroyed);
+    let held: BTreeSet<_> = alive.filter_map(|lease| lease.resource.as_ref()).collect();
+    let duts = leases.resources.iter().filter(|resource| resource.kind == Kind::Dut && held.contains(&resource.id));
+    duts.map(|resource| resource.name.as_str()).collect()
 }
 
 /// Once a day, for as long as the farm lives, forgets downloads that no job has used for 60 days (CI-tron's period).

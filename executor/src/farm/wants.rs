@@ -4,6 +4,7 @@
 //!  submission ─► Asked { duts: [Wants, …] } ─► could they all be had at once, ever? ─► a LeaseRequest each, in one gang
 //! ```
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use job_schema::StartBarrier;
@@ -77,38 +78,48 @@ impl Wants {
     }
 }
 
-/// A DUT as the farm file has it: one that is there, or one that could be made.
-#[derive(Clone)]
-pub(super) struct Candidate {
-    pub id: String,
-    pub full_name: String,
-    pub tags: Vec<String>,
+/// A DUT as the farm file has it: one that is there, or one that could be made. Every submission looks at all of them: nothing is copied.
+pub(super) struct Candidate<'a> {
+    dut: Cow<'a, DutConfig>,
+    farm: &'a str,
 }
 
-impl Candidate {
+impl Candidate<'_> {
     /// Every DUT that there is, or that could be made.
-    pub(super) fn all_of(config: &FarmConfig) -> Vec<Candidate> {
-        let on_demand = config.on_demand.iter().flat_map(|kind| kind.members());
-        config.duts.iter().cloned().chain(on_demand).map(|dut| Candidate::of(config, dut)).collect()
+    pub(super) fn all_of(config: &FarmConfig) -> Vec<Candidate<'_>> {
+        let on_demand = config.on_demand.iter().flat_map(|kind| kind.members()).map(Cow::Owned);
+        let duts = config.duts.iter().map(Cow::Borrowed).chain(on_demand);
+        duts.map(|dut| Candidate { dut, farm: &config.name }).collect()
     }
 
-    fn of(config: &FarmConfig, dut: DutConfig) -> Candidate {
-        Candidate { tags: tags_of(config, &dut), id: dut.id, full_name: dut.full_name }
+    pub(super) fn id(&self) -> &str {
+        &self.dut.id
+    }
+
+    pub(super) fn full_name(&self) -> &str {
+        &self.dut.full_name
     }
 
     pub(super) fn is_called(&self, name: &str) -> bool {
-        self.id == name || self.full_name == name
+        self.dut.id == name || self.dut.full_name == name
     }
 
-    /// `Err` says in a sentence why this DUT could never serve `wants`.
-    pub(super) fn fits(&self, wants: &Wants) -> Result<(), String> {
+    /// Whether this DUT could ever serve `wants`.
+    pub(super) fn fits(&self, wants: &Wants) -> bool {
+        wants.id.as_ref().is_none_or(|id| self.is_called(id)) && wants.tags.iter().all(|tag| self.has(tag))
+    }
+
+    /// Why it could not, in a sentence.
+    fn misfit(&self, wants: &Wants) -> Option<String> {
         if let Some(id) = wants.id.as_ref().filter(|id| !self.is_called(id)) {
-            return Err(format!("{} is not `{id}`", self.full_name));
+            return Some(format!("{} is not `{id}`", self.dut.full_name));
         }
-        let missing: Vec<_> =
-            wants.tags.iter().filter(|tag| !self.tags.contains(tag)).map(|tag| format!("`{tag}`")).collect();
-        let lacks = || format!("{} lacks the tags {}", self.full_name, missing.join(", "));
-        if missing.is_empty() { Ok(()) } else { Err(lacks()) }
+        let missing: Vec<_> = wants.tags.iter().filter(|tag| !self.has(tag)).map(|tag| format!("`{tag}`")).collect();
+        (!missing.is_empty()).then(|| format!("{} lacks the tags {}", self.dut.full_name, missing.join(", ")))
+    }
+
+    fn has(&self, tag: &str) -> bool {
+        self.dut.tags.iter().any(|has| has == tag) || tag.strip_prefix("farm:") == Some(self.farm)
     }
 }
 
@@ -118,7 +129,11 @@ pub(super) fn tags_of(config: &FarmConfig, dut: &DutConfig) -> Vec<String> {
 }
 
 /// A DUT for each entry, all different, by their places in `candidates`. `Err`: the farm could never serve the job.
-pub(super) fn cast(config: &FarmConfig, candidates: &[Candidate], asked: &Asked) -> Result<Vec<usize>, SubmitError> {
+pub(super) fn cast(
+    config: &FarmConfig,
+    candidates: &[Candidate<'_>],
+    asked: &Asked,
+) -> Result<Vec<usize>, SubmitError> {
     let fitting: Vec<Vec<usize>> = asked.duts.iter().map(|wants| places_that_fit(candidates, wants)).collect();
     if let Some(wants) =
         asked.duts.iter().zip(&fitting).find_map(|(wants, fitting)| fitting.is_empty().then_some(wants))
@@ -139,8 +154,8 @@ pub(super) fn cast(config: &FarmConfig, candidates: &[Candidate], asked: &Asked)
     Ok(places.into_iter().map(|(_, place)| place).collect())
 }
 
-fn places_that_fit(candidates: &[Candidate], wants: &Wants) -> Vec<usize> {
-    candidates.iter().enumerate().filter(|(_, dut)| dut.fits(wants).is_ok()).map(|(place, _)| place).collect()
+fn places_that_fit(candidates: &[Candidate<'_>], wants: &Wants) -> Vec<usize> {
+    candidates.iter().enumerate().filter(|(_, dut)| dut.fits(wants)).map(|(place, _)| place).collect()
 }
 
 /// An augmenting path: who has a place that this one could use moves on to another that fits.
@@ -185,13 +200,13 @@ fn enough_gear(config: &FarmConfig, asked: &Asked) -> Result<(), SubmitError> {
 }
 
 /// Why no DUT of the farm could ever take an entry.
-fn misfit(candidates: &[Candidate], wants: &Wants) -> SubmitError {
+fn misfit(candidates: &[Candidate<'_>], wants: &Wants) -> SubmitError {
     match &wants.id {
         Some(id) if !candidates.iter().any(|dut| dut.is_called(id)) => {
             SubmitError::NoSuchDut { wanted: id.clone(), known: names(candidates) }
         }
         _ => {
-            let reasons = candidates.iter().filter_map(|dut| dut.fits(wants).err());
+            let reasons = candidates.iter().filter_map(|dut| dut.misfit(wants));
             let reasons = shortened(reasons.collect());
             SubmitError::NoDutMatches { tags: wants.tags.clone(), reasons }
         }
@@ -199,8 +214,8 @@ fn misfit(candidates: &[Candidate], wants: &Wants) -> SubmitError {
 }
 
 /// What the DUTs of a farm are called, for somebody who named none of them.
-pub(super) fn names(candidates: &[Candidate]) -> Vec<String> {
-    shortened(candidates.iter().map(|dut| dut.full_name.clone()).collect())
+pub(super) fn names(candidates: &[Candidate<'_>]) -> Vec<String> {
+    shortened(candidates.iter().map(|dut| dut.full_name().to_owned()).collect())
 }
 
 fn shortened(mut list: Vec<String>) -> Vec<String> {
@@ -216,9 +231,7 @@ fn shortened(mut list: Vec<String>) -> Vec<String> {
 pub(super) fn refusal(config: &FarmConfig, wants: &Wants, error: RequestError) -> SubmitError {
     let candidates = Candidate::all_of(config);
     match error {
-        RequestError::NeverFeasible(why) if candidates.iter().any(|dut| dut.fits(wants).is_ok()) => {
-            SubmitError::Never(why)
-        }
+        RequestError::NeverFeasible(why) if candidates.iter().any(|dut| dut.fits(wants)) => SubmitError::Never(why),
         RequestError::NeverFeasible(_) => misfit(&candidates, wants),
         error @ (RequestError::NoSuch(_) | RequestError::Store(_) | RequestError::Stopped) => {
             SubmitError::Farm(error.to_string())
@@ -253,7 +266,7 @@ mod tests {
     fn cast_in(config: &FarmConfig, asked: &Asked) -> Result<Vec<String>, String> {
         let candidates = Candidate::all_of(config);
         let places = cast(config, &candidates, asked).map_err(|error| error.to_string())?;
-        Ok(places.into_iter().map(|place| candidates[place].id.clone()).collect())
+        Ok(places.into_iter().map(|place| candidates[place].id().to_owned()).collect())
     }
 
     #[test]
