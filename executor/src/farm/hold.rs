@@ -41,6 +41,8 @@ mod listen;
 const CONNECT_TIME: Duration = Duration::from_secs(30);
 /// A power cycle is this long without power: what is left in the capacitors of a board keeps it alive for a second.
 const OFF_TIME: Duration = Duration::from_secs(2);
+/// Power waits this long for the console to be opened: a console server that needs longer has a fault of its own.
+const LISTEN_TIME: Duration = Duration::from_secs(5);
 /// Typed chunks that wait for a console that does not take them; more are refused.
 const TYPED_CHUNKS_MAX: usize = 64;
 /// The job description whose boot is published, in the lease's folder.
@@ -113,6 +115,8 @@ pub struct Hold {
     /// One change of power or boot at a time.
     turn: tokio::sync::Mutex<()>,
     link: Mutex<Weak<Link>>,
+    /// Whether its console has been opened, or could not be.
+    heard: watch::Sender<bool>,
     over: watch::Sender<bool>,
 }
 
@@ -204,7 +208,6 @@ impl Farm {
             Until::At(moment) => moment,
         };
         self.tell_and_see(Object::Lease(id.into()), Verb::Renew { until }, by).await?;
-        self.keeper.beat(id.into());
         self.lease(id).await
     }
 
@@ -232,9 +235,9 @@ impl Farm {
             return Err(LeaseError::NotNow(format!("lease {id} was not handed over: it {}", in_words(lease.state))));
         }
         *hold.lock_link() = Weak::new();
-        self.keeper.beat(id.into());
-        if keeps == Keeps::Connection {
-            hold.wait_for_its_connection(self);
+        match keeps {
+            Keeps::Connection => hold.wait_for_its_connection(self),
+            Keeps::Heartbeat(_) | Keeps::Term => self.keeper.beat(id.into()),
         }
         Ok(lease)
     }
@@ -359,6 +362,7 @@ impl Farm {
             typed,
             turn: tokio::sync::Mutex::default(),
             link: Mutex::default(),
+            heard: watch::channel(false).0,
             over: watch::channel(false).0,
         });
         if self.holds.add(Arc::clone(&hold)) {
@@ -496,6 +500,8 @@ impl Hold {
         if action == PowerAction::Off {
             return Ok(PowerState::Off);
         }
+        // So that no early byte of the boot is lost.
+        let _ = tokio::time::timeout(LISTEN_TIME, self.heard.subscribe().wait_for(|heard| *heard)).await;
         // Limits on artifacts count per boot.
         dut.boot.begin_boot().map_err(LeaseError::Failed)?;
         power.set(PowerState::On).await.map_err(failed)?;
@@ -596,7 +602,8 @@ async fn use_it(
     }
     // The tear-down waits for us, or comes first and the pass refuses.
     if let Ok(_in_flight) = pass.enter().await {
-        dut.listener.start(tokio::spawn(listen(Arc::clone(&hold.log), Arc::clone(dut), pass.clone(), typed)));
+        let (log, heard) = (Arc::clone(&hold.log), hold.heard.clone());
+        dut.listener.start(tokio::spawn(listen(log, Arc::clone(dut), pass.clone(), typed, heard)));
     }
     let Ok(text) = std::fs::read_to_string(hold.folder.join(BOOT)) else { return };
     let _turn = hold.turn.lock().await;

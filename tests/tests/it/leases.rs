@@ -6,7 +6,9 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::pty::openpty;
 use nix::sys::signal::{Signal, kill};
+use nix::sys::termios::{LocalFlags, tcgetattr};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tests::bench::{Answer, Bench, Shared, until};
@@ -111,6 +113,32 @@ fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// `wharf console` on a terminal: keys go to the DUT one by one, Ctrl-] leaves, and the terminal is as it was.
+#[track_caller]
+fn type_on_a_terminal(bench: &Bench, id: &str) {
+    let terminal = openpty(None, None).unwrap();
+    let echoes = || tcgetattr(&terminal.master).unwrap().local_flags.contains(LocalFlags::ECHO);
+    assert!(echoes());
+    let mut command = wharf(bench, "bert", &["console", id]);
+    command.stdin(terminal.slave.try_clone().unwrap()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    let mut console = BufReader::new(child.stdout.take().unwrap());
+    let mut wait_for_line = |text: &str| {
+        let mut line = String::new();
+        while !line.contains(text) {
+            line.clear();
+            assert!(console.read_line(&mut line).unwrap() > 0, "`{text}` did not come");
+        }
+    };
+    wait_for_line("hello anna");
+    assert!(!echoes(), "the DUT echoes, not the terminal");
+    nix::unistd::write(&terminal.master, b"bert\r").unwrap();
+    wait_for_line("hello bert");
+    nix::unistd::write(&terminal.master, b"\x1d").unwrap();
+    assert!(child.wait().unwrap().success());
+    assert!(echoes());
+}
+
 /// Starts `wharf lease take` and waits until the DUT has booted and said so.
 fn take_and_boot(bench: &Bench, name: &str) -> Child {
     let folder = tempfile::tempdir().unwrap();
@@ -164,7 +192,11 @@ fn a_held_dut_boots_what_its_holder_publishes_and_is_off_and_free_afterwards() {
 fn what_is_typed_reaches_the_dut_and_a_wrong_job_is_refused_with_its_problems() {
     let folder = tempfile::tempdir().unwrap();
     let script = folder.path().join("listens.yml");
-    std::fs::write(&script, "- say: 'who is there?'\n- expect: anna\n- say: 'hello anna'\n- hang\n").unwrap();
+    std::fs::write(
+        &script,
+        "- say: 'who is there?'\n- expect: anna\n- say: 'hello anna'\n- expect: bert\n- say: 'hello bert'\n- hang\n",
+    )
+    .unwrap();
     let bench = Bench::start(WHARF, &farm_of(&[("type", &format!("console: '{}'", script.display()))]));
     take(&bench, "type", "odd-type-1", "5m");
     wait_for(&bench, "type", "active", SOON);
@@ -177,6 +209,7 @@ fn what_is_typed_reaches_the_dut_and_a_wrong_job_is_refused_with_its_problems() 
     let typed = bench.post("/api/v1/leases/type/console", "application/octet-stream", b"anna\n");
     assert_eq!(typed.status, 204, "{typed:?}");
     wait_for_console(&bench, "type", "hello anna", 1);
+    type_on_a_terminal(&bench, "type");
     run(&bench, "anna", &["lease", "release", "type"]);
 }
 

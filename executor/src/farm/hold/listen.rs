@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::farm::machines::Dut;
@@ -26,6 +26,7 @@ const CONSOLE_READ_BYTES: usize = 64 * 1024;
 /// nothing, and one that is back is noticed while its reader still looks.
 const REOPEN_PAUSE: Duration = Duration::from_millis(250);
 const REOPEN_PAUSE_MAX: Duration = Duration::from_secs(10);
+
 /// What listens to a DUT's console for a person. The lease's tear-down ends it.
 #[derive(Default)]
 pub(in crate::farm) struct Listener(Mutex<Option<JoinHandle<()>>>);
@@ -52,12 +53,21 @@ impl Listener {
     }
 }
 
-/// Keeps the console open for as long as the lease lasts, whatever becomes of it in between.
-pub(super) async fn listen(log: Arc<JobLog>, dut: Arc<Dut>, pass: Pass, mut typed: mpsc::Receiver<Bytes>) {
+/// Keeps the console open for as long as the lease lasts, whatever becomes of it in between; says in `heard` when it was opened first, or could
+/// not be.
+pub(super) async fn listen(
+    log: Arc<JobLog>,
+    dut: Arc<Dut>,
+    pass: Pass,
+    mut typed: mpsc::Receiver<Bytes>,
+    heard: watch::Sender<bool>,
+) {
     let mut away: Option<Instant> = None;
     let mut pause = REOPEN_PAUSE;
     loop {
-        let reason = match dut.console.open().await {
+        let opening = dut.console.open().await;
+        heard.send_replace(true);
+        let reason = match opening {
             Ok(console) => {
                 if let Some(since) = away.take() {
                     log.append(JobEvent::ConsoleBack { seconds: since.elapsed().as_secs_f64() });
