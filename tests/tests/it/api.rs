@@ -100,6 +100,26 @@ fn the_higher_priority_goes_first_and_then_the_older() {
 }
 
 #[test]
+fn a_job_whose_deadline_passes_while_it_waits_ends_there_and_one_that_runs_ends_at_it() {
+    let bench = Bench::start(WHARF, &farm_of(&[("only", "")]));
+    let deadline = jiff::Timestamp::now() + Duration::from_secs(4);
+    let hang = linux_job("only", "wharf.end=hang", "overall: {minutes: 5}", "");
+    let with_deadline = format!("deadline: '{deadline}'\n{hang}");
+    let mut first = bench.submit(&with_deadline, "");
+    first.wait_for_kind("powered_on");
+    let second = bench.submit(&with_deadline, "");
+    let waited = second.wait();
+    waited.expect("INCOMPLETE", "timeout");
+    waited.expect_summary("its deadline passed while it waited for a DUT");
+    assert_eq!(waited.dut(), None);
+    let ran = first.wait();
+    ran.expect("INCOMPLETE", "timeout");
+    assert!(jiff::Timestamp::now() >= deadline);
+    let late = bench.submit(&with_deadline, "").wait();
+    late.expect("INCOMPLETE", "timeout");
+}
+
+#[test]
 fn who_does_not_wait_is_told_who_holds_the_machine() {
     let farm = OneMachine::new();
     let first = farm.occupied();

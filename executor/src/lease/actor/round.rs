@@ -92,6 +92,7 @@ impl KeeperThread {
             transition.leases.iter().for_each(|lease| self.expect_new_owner(lease));
         }
         self.back_off(&transition);
+        self.learn(&transition);
         if transition.resources.iter().any(|resource| self.goes_for_good(resource)) {
             self.look = Look::Everything;
         }
@@ -121,6 +122,16 @@ impl KeeperThread {
         {
             blueprint.service = until;
         }
+    }
+
+    /// How long leases on a blueprint last, for the estimates of those who wait: a mean in which the last eight weigh most.
+    fn learn(&mut self, transition: &Transition) {
+        let Some(lease) = transition.leases.first().filter(|_| transition.label == Label::L13) else { return };
+        let Some(acquired) = lease.acquired_at else { return };
+        let blueprint = lease.resource.as_ref().and_then(|id| self.tables.resource(id)).map(|it| it.blueprint.clone());
+        let Some(blueprint) = blueprint.and_then(|name| self.tables.blueprints.get_mut(&name)) else { return };
+        let held_ms = transition.at.0.saturating_sub(acquired.0);
+        blueprint.mean_hold_ms = Some(blueprint.mean_hold_ms.map_or(held_ms, |mean| (mean * 7 + held_ms) / 8));
     }
 
     fn wake_the_due(&mut self, round: &mut Round) {

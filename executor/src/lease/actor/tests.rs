@@ -379,3 +379,17 @@ async fn a_lease_on_what_is_not_there_is_not_touched_and_its_parts_are_held_back
     assert!(cordoned.is_superset(&["a-outlet", "a-tty"].into()), "{cordoned:?}");
     assert_eq!(effects.done(), Vec::<String>::new());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_is_told_when_its_turn_comes_once_the_farm_knows_how_long_leases_last() {
+    let (folder, effects) = (tempfile::tempdir().unwrap(), Arc::new(Recorder::default()));
+    let keeper = open(&folder.path().join("leases.sqlite"), &effects);
+    keeper.request(request("1", &[])).await.unwrap();
+    until(&keeper, "1", LeaseState::Active).await;
+    keeper.request(request("2", &[])).await.unwrap();
+    assert_eq!(keeper.watch("2".into()).await.unwrap().borrow().estimate, None, "no lease has ended yet");
+    release(&keeper, "1").await;
+    until(&keeper, "2", LeaseState::Active).await;
+    keeper.request(request("3", &[])).await.unwrap();
+    assert!(keeper.watch("3".into()).await.unwrap().borrow().estimate.is_some());
+}
