@@ -660,7 +660,7 @@ pub struct DhcpEntry {
 }
 
 /// What a machine says of itself; each matcher is a list of words or regular expressions of which one must be the whole.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct DhcpMatch {
     /// Its architecture.

@@ -64,7 +64,7 @@ impl BootMethod for Ipxe {
         let mut artifacts = storage(deployment);
         let Some(kernel) = &deployment.kernel else {
             // Nothing to boot from the network: no boot file, so the firmware goes on to its next boot device.
-            return BootPlan { artifacts, dhcp: BootOffer { rules: Vec::new() } };
+            return BootPlan { artifacts, dhcp: BootOffer::default() };
         };
         artifacts.extend(self.images.iter().map(|image| self.image(image)));
         artifacts.push(generated(Protocol::Http, SCRIPT_NAME, Source::Text(script(deployment, place))));
@@ -72,7 +72,7 @@ impl BootMethod for Ipxe {
         artifacts.push(generated(Protocol::Http, "/_/job/kernel", kernel));
         artifacts.extend(parts("/_/job/initramfs", &deployment.initramfs));
         artifacts.extend(parts("/_/job/dtb", &deployment.dtb));
-        BootPlan { artifacts, dhcp: BootOffer { rules: rules(&self.images, place) } }
+        BootPlan { artifacts, dhcp: BootOffer { rules: rules(&self.images, place), extras: Vec::new() } }
     }
 }
 

@@ -12,6 +12,9 @@
 use core::fmt;
 use core::net::Ipv4Addr;
 
+use job_schema::job::DhcpMatch;
+
+use super::options::{self, Extra};
 use super::request::{ClientKind, Request};
 
 /// Everything one machine may be told to boot, in order of preference.
@@ -19,12 +22,19 @@ use super::request::{ClientKind, Request};
 pub struct BootOffer {
     /// The first rule that matches the request is used.
     pub rules: Vec<BootRule>,
+    /// The job's own options, over what the rule says; the first that matches is used. Operating systems are told them, too.
+    pub extras: Vec<Extra>,
 }
 
 impl BootOffer {
     /// The rule for this request, if any.
     pub fn rule_for(&self, request: &Request) -> Option<&BootRule> {
         self.rules.iter().find(|rule| rule.matches.accepts(request))
+    }
+
+    /// The job's own options for this request, if any.
+    pub fn extra_for(&self, request: &Request) -> Option<&Extra> {
+        self.extras.iter().find(|extra| options::accepts(&extra.matches, request))
     }
 }
 
@@ -56,6 +66,8 @@ pub struct BootMatch {
     pub vendor_class_prefix: Option<String>,
     /// The request comes from this kind of program.
     pub client: Option<ClientKind>,
+    /// It says of itself what a job's or a boots database's matchers want.
+    pub said: DhcpMatch,
 }
 
 /// Whether a rule may set option `code`: not the marks of padding (0) and end (255), not what the exchange itself is made of
@@ -89,7 +101,8 @@ impl BootMatch {
             Some(prefix) => request.vendor_class.as_ref().is_some_and(|is| is.starts_with(prefix.as_str())),
             None => true,
         };
-        architecture && user_class && vendor_class && self.client.is_none_or(|wanted| request.client == wanted)
+        let client = self.client.is_none_or(|wanted| request.client == wanted);
+        architecture && user_class && vendor_class && client && options::accepts(&self.said, request)
     }
 }
 

@@ -22,11 +22,13 @@ use crate::net::Net;
 
 pub mod advertise;
 pub mod boot;
+pub mod options;
 pub mod reply;
 pub mod request;
 pub mod table;
 
 pub use boot::{Architecture, BootMatch, BootOffer, BootRule, Class, is_settable};
+pub use options::Extra;
 pub use reply::{DhcpEvent, Outcome, Silence};
 pub use request::{ClientKind, Mac, MachineUuid, NotAMac};
 pub use table::{AddressProblem, Lease, Machine, Network, Refusal, Reservation};

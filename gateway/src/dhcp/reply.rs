@@ -22,6 +22,7 @@ use dhcproto::v4::{CLIENT_PORT, DhcpOption, Message, MessageType, Opcode, Option
 use dhcproto::{Encodable, Encoder};
 
 use super::boot::{Architecture, BootRule, is_settable};
+use super::options::Extra;
 use super::request::{ClientKind, Mac, MachineUuid, Request, RequestKind};
 use super::table::{LEASE, Machine, Network, Refusal, Table};
 
@@ -161,12 +162,12 @@ impl fmt::Display for Silence {
 /// Answers `request`, and records in `table` what was promised.
 pub fn reply(request: &Request, table: &mut Table, now: Instant) -> Decision {
     let (outcome, address) = decide(request, table, now);
-    let rule = rule_for(request, table, &outcome).cloned();
-    let event = event(request, table, &outcome, address, rule.as_ref());
+    let boot = boot_for(request, table, &outcome);
+    let event = event(request, table, &outcome, address, &boot);
     let message = match outcome {
-        Outcome::Offered => Reply::new(MessageType::Offer, request, table, address, rule.as_ref()),
-        Outcome::Acknowledged => Reply::new(MessageType::Ack, request, table, address, rule.as_ref()),
-        Outcome::Informed => Reply::new(MessageType::Ack, request, table, None, rule.as_ref()),
+        Outcome::Offered => Reply::new(MessageType::Offer, request, table, address, &boot),
+        Outcome::Acknowledged => Reply::new(MessageType::Ack, request, table, address, &boot),
+        Outcome::Informed => Reply::new(MessageType::Ack, request, table, None, &boot),
         Outcome::Refused(ref refusal) => Reply::refusal(request, table.network(), refusal),
         Outcome::Declined | Outcome::Released | Outcome::Unanswered(_) => return Decision { reply: None, event },
     };
@@ -226,22 +227,31 @@ fn request_address(
     }
 }
 
-fn rule_for<'table>(request: &Request, table: &'table Table, outcome: &Outcome) -> Option<&'table BootRule> {
-    match outcome {
-        Outcome::Offered | Outcome::Acknowledged | Outcome::Informed if request.client.boots_from_network() => {
-            table.boot(request.mac)?.rule_for(request)
-        }
-        _ => None,
+/// What of the machine's boot offer goes into this reply.
+#[derive(Default)]
+struct Boot {
+    rule: Option<BootRule>,
+    extra: Option<Extra>,
+}
+
+impl Boot {
+    /// The boot file that the client is told in the end.
+    fn bootfile(&self) -> Option<String> {
+        let own = || self.rule.as_ref().map(|rule| rule.bootfile.clone());
+        self.extra.as_ref().and_then(Extra::bootfile).or_else(own)
     }
 }
 
-fn event(
-    request: &Request,
-    table: &Table,
-    outcome: &Outcome,
-    address: Option<Ipv4Addr>,
-    rule: Option<&BootRule>,
-) -> DhcpEvent {
+fn boot_for(request: &Request, table: &Table, outcome: &Outcome) -> Boot {
+    let offer = match outcome {
+        Outcome::Offered | Outcome::Acknowledged | Outcome::Informed => table.boot(request.mac),
+        Outcome::Refused(_) | Outcome::Declined | Outcome::Released | Outcome::Unanswered(_) => None,
+    };
+    let rule = offer.filter(|_| request.client.boots_from_network()).and_then(|offer| offer.rule_for(request));
+    Boot { rule: rule.cloned(), extra: offer.and_then(|offer| offer.extra_for(request)).cloned() }
+}
+
+fn event(request: &Request, table: &Table, outcome: &Outcome, address: Option<Ipv4Addr>, boot: &Boot) -> DhcpEvent {
     DhcpEvent {
         mac: request.mac,
         outcome: outcome.clone(),
@@ -252,7 +262,7 @@ fn event(
         user_class: (!request.user_classes.is_empty()).then(|| request.user_classes.join(", ")),
         vendor_class: request.vendor_class.clone(),
         uuid: request.uuid,
-        bootfile: rule.map(|rule| rule.bootfile.clone()),
+        bootfile: boot.bootfile(),
     }
 }
 
@@ -276,13 +286,7 @@ pub struct Reply {
 
 impl Reply {
     /// OFFER or ACK; without an address it is the answer to an INFORM (RFC 2131 4.3.5: no `yiaddr`, no lease times).
-    fn new(
-        kind: MessageType,
-        request: &Request,
-        table: &Table,
-        address: Option<Ipv4Addr>,
-        rule: Option<&BootRule>,
-    ) -> Reply {
+    fn new(kind: MessageType, request: &Request, table: &Table, address: Option<Ipv4Addr>, boot: &Boot) -> Reply {
         let mut reply = Reply::start(kind, request, table.network());
         if kind == MessageType::Ack {
             reply.header.set_ciaddr(request.client_address.unwrap_or(Ipv4Addr::UNSPECIFIED));
@@ -292,8 +296,11 @@ impl Reply {
             reply.options.extend(lease_options());
         }
         reply.options.extend(network_options(table, request.mac));
-        if let Some(rule) = rule {
+        if let Some(rule) = &boot.rule {
             reply.boot(request, table.network().server, rule);
+        }
+        if let Some(extra) = &boot.extra {
+            reply.add(extra);
         }
         reply.copy_back(request);
         reply
@@ -329,9 +336,7 @@ impl Reply {
     fn boot(&mut self, request: &Request, server: Ipv4Addr, rule: &BootRule) {
         let next_server = rule.next_server.unwrap_or(server);
         self.header.set_siaddr(next_server);
-        if rule.bootfile.len() < FILE_BYTES {
-            self.header.set_fname(rule.bootfile.as_bytes());
-        }
+        self.set_file(rule.bootfile.as_bytes());
         self.options.extend(vendor_options(request, rule));
         self.options.push(DhcpOption::TFTPServerName(next_server.to_string().into_bytes()));
         self.options.push(DhcpOption::BootfileName(rule.bootfile.as_bytes().to_vec()));
@@ -342,9 +347,33 @@ impl Reply {
             // OFFER in 4 ms instead of 2.2 s.
             self.options.push(raw(175, vec![176, 1, 1]));
         }
-        for (code, value) in rule.options.iter().filter(|(code, _)| is_settable(*code)) {
-            self.options.retain(|option| u8::from(OptionCode::from(option)) != *code);
-            self.options.push(raw(*code, value.clone()));
+        self.set(&rule.options);
+    }
+
+    /// The job's own options go before ours. A boot file or a server of its own stands in the header, too, where old firmware looks.
+    fn add(&mut self, extra: &Extra) {
+        if let Some(server) = extra.next_server {
+            self.header.set_siaddr(server);
+            self.set(&[(66, server.to_string().into_bytes())]);
+        }
+        if let Some(file) = extra.bootfile() {
+            self.set_file(file.as_bytes());
+        }
+        self.set(&extra.options);
+    }
+
+    /// What is too long for the field stands in option 67 alone.
+    fn set_file(&mut self, name: &[u8]) {
+        self.header.set_fname(if name.len() < FILE_BYTES { name } else { b"" });
+    }
+
+    fn set(&mut self, options: &[(u8, Vec<u8>)]) {
+        for (code, value) in options.iter().filter(|(code, _)| is_settable(*code)) {
+            let place = self.options.iter().position(|option| u8::from(OptionCode::from(option)) == *code);
+            match place {
+                Some(place) => self.options[place] = raw(*code, value.clone()),
+                None => self.options.push(raw(*code, value.clone())),
+            }
         }
     }
 

@@ -53,7 +53,7 @@ async fn a_firmware_boots_over_a_real_socket_and_the_executor_hears_of_it() {
     let server = start(config(Arc::new(move |event| events.send(event).unwrap()))).await.unwrap();
     server.reserve(Reservation { mac: DUT, address: DUT_ADDRESS, hostname: None }).unwrap();
     let rule = BootRule { bootfile: "http://10.77.0.1/boot.ipxe".to_owned(), ..BootRule::default() };
-    server.set_boot(DUT, BootOffer { rules: vec![rule] });
+    server.set_boot(DUT, BootOffer { rules: vec![rule], ..BootOffer::default() });
     let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
 
     client.send_to(b"not DHCP", server.address()).await.unwrap();

@@ -132,7 +132,7 @@ impl Bench {
         };
         let rules =
             vec![ipxe, plain(Architecture::X86Bios, "undionly.kpxe"), plain(Architecture::X64Uefi, "snponly.efi")];
-        dhcp.set_boot(mac, BootOffer { rules });
+        dhcp.set_boot(mac, BootOffer { rules, ..BootOffer::default() });
     }
 
     /// A whole boot: script, kernel, initramfs, two firmware programs; `words` go to the end of the command line.

@@ -61,6 +61,7 @@ fn boot_offer() -> BootOffer {
             rule(architecture(&[0x16]), "boot.scr.uimg"),
             rule(architecture(&[0]), "undionly.kpxe"),
         ],
+        extras: Vec::new(),
     }
 }
 
@@ -445,7 +446,7 @@ fn without_a_boot_offer_a_firmware_gets_an_address_and_nothing_to_boot() {
 fn a_system_that_asks_for_a_boot_file_gets_one_and_one_that_does_not_gets_none() {
     let mut scene = scene();
     let any = BootRule { bootfile: "pxelinux.0".to_owned(), ..BootRule::default() };
-    scene.table.set_boot(DUT, BootOffer { rules: vec![any] });
+    scene.table.set_boot(DUT, BootOffer { rules: vec![any], ..BootOffer::default() });
     let asks = scene.decide(&request(DISCOVER, DUT, &[(55, &[1, 3, 67])])).event;
     assert_eq!((asks.client, asks.bootfile.as_deref()), (ClientKind::OtherNetboot, Some("pxelinux.0")));
     let systemd = scene.decide(&request(DISCOVER, DUT, &[(55, &[1, 3, 6, 12, 15, 26, 33, 121])])).event;
@@ -462,7 +463,7 @@ fn a_rule_may_name_another_server_its_own_options_and_the_class_for_firmware_tha
         options: vec![(6, vec![9, 9, 9, 9]), (53, vec![6]), (255, vec![]), (0, vec![1]), (209, b"grub.cfg".to_vec())],
         vendor_class_reply: Some("PXEClient".to_owned()),
     };
-    scene.table.set_boot(DUT, BootOffer { rules: vec![rule] });
+    scene.table.set_boot(DUT, BootOffer { rules: vec![rule], ..BootOffer::default() });
     let expected = r#"352 bytes to 255.255.255.255:68
 op 2 htype 1 hlen 6 hops 0
 xid deadbeef secs 0000 flags 0000
@@ -476,6 +477,7 @@ chaddr 52540077000100000000000000000000 sname "" file "bootcode.bin"
 59 3150 s
 1 255.255.255.0
 3 10.77.0.1
+6 9.9.9.9
 12 "dut-1"
 28 10.77.0.255
 60 "PXEClient"
@@ -483,7 +485,6 @@ chaddr 52540077000100000000000000000000 sname "" file "bootcode.bin"
 66 "10.77.0.9"
 67 "bootcode.bin"
 pad
-6 9.9.9.9
 209 677275622e636667
 "#;
     let answer = scene.answer(&request(DISCOVER, DUT, &[(60, b"PXEClient:Arch:00000:UNDI:002001")]));
@@ -633,6 +634,57 @@ fn a_full_range_leaves_strangers_without_answer_and_reserved_machines_served() {
     assert_eq!(scene.outcome(&late).0, Outcome::Offered, "offers that nobody takes up end");
 }
 
+/// The entries of a job's `dhcp`.
+fn extras(entries: serde_json::Value) -> Vec<Extra> {
+    let entries: Vec<job_schema::job::DhcpEntry> = serde_json::from_value(entries).unwrap();
+    entries.iter().map(|entry| Extra::read(entry).unwrap()).collect()
+}
+
+#[test]
+fn a_job_s_own_options_go_over_the_boot_method_s_and_the_first_entry_that_matches_counts() {
+    let mut scene = scene();
+    let extras = extras(serde_json::json!([
+        { "match": { "vendor_class": ["PXEClient:Arch:0000[0-8]:.*"], "architecture": ["7"] }, "options": { "bootfile": "not.this" } },
+        { "match": { "architecture": ["x86"], "firmware": ["bios"], "protocol": ["tftp"], "mac_address": ["52:54:00:77:00:01"] },
+          "options": { "bootfile_name": "pxelinux.0", "next_server": "10.77.0.9", "210": "/lab/" } },
+        { "options": { "root_path": "10.77.0.1:/srv" } },
+    ]));
+    scene.table.set_boot(DUT, BootOffer { extras, ..boot_offer() });
+    let mut answer = |options: &[(u8, &[u8])]| {
+        let decision = scene.decide(&request(DISCOVER, DUT, options));
+        let (reply, destination) = decision.reply.unwrap();
+        (decision.event.bootfile, describe(&reply.encode(), destination))
+    };
+    let class = b"PXEClient:Arch:00000:UNDI:002001";
+    let (bootfile, text) = answer(&[(93, &[0, 0]), (60, class)]);
+    assert_eq!(bootfile.as_deref(), Some("pxelinux.0"), "instead of undionly.kpxe");
+    let [server, file] = ["siaddr 10.77.0.9 ", "sname \"\" file \"pxelinux.0\""];
+    assert!(
+        text.contains(server) && text.contains(file) && text.contains("\n66 \"10.77.0.9\"\n67 \"pxelinux.0\"\npad\n"),
+        "{text}"
+    );
+    assert!(text.contains("\n210 ") && !text.contains("\n17 "), "{text}");
+    let (bootfile, text) = answer(&[(93, &[0, 7]), (60, b"PXEClient:Arch:00009")]);
+    assert_eq!(bootfile.as_deref(), Some("snponly.efi"), "the method's file stays where the job names none");
+    assert!(text.contains("\n17 "), "{text}");
+    let (bootfile, text) = answer(&[(60, b"udhcp 1.35.0"), (55, &[1, 3])]);
+    assert!(bootfile.is_none() && text.contains("\n17 "), "an operating system is told the job's options: {text}");
+}
+
+#[test]
+fn a_rule_may_want_what_a_matcher_of_a_job_wants() {
+    let mut scene = scene();
+    let said = serde_json::from_value(serde_json::json!({ "firmware": ["uboot"], "uuid": [".*"] })).unwrap();
+    let matches = BootMatch { said, ..BootMatch::default() };
+    let rule = BootRule { matches, bootfile: "boot.scr.uimg".to_owned(), ..BootRule::default() };
+    scene.table.set_boot(DUT, BootOffer { rules: vec![rule], extras: Vec::new() });
+    let uuid: &[u8] = &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16];
+    let mut bootfile = |options: &[(u8, &[u8])]| scene.decide(&request(DISCOVER, DUT, options)).event.bootfile;
+    assert_eq!(bootfile(&[(93, &[0, 0x16]), (97, uuid)]).as_deref(), Some("boot.scr.uimg"));
+    assert_eq!(bootfile(&[(93, &[0, 0x16])]), None, "it has no UUID");
+    assert_eq!(bootfile(&[(93, &[0, 0x0b]), (97, uuid)]), None, "it is UEFI");
+}
+
 #[test]
 fn what_a_small_client_cannot_take_is_left_out_and_the_boot_file_stays() {
     let mut scene = scene();
@@ -642,7 +694,7 @@ fn what_a_small_client_cannot_take_is_left_out_and_the_boot_file_stays() {
         options: vec![(209, vec![b'a'; 200]), (210, vec![b'b'; 20])],
         ..BootRule::default()
     };
-    scene.table.set_boot(DUT, BootOffer { rules: vec![rule] });
+    scene.table.set_boot(DUT, BootOffer { rules: vec![rule], ..BootOffer::default() });
     let mut answer = |options: &[(u8, &[u8])]| {
         let (reply, destination) = scene.decide(&request(DISCOVER, DUT, options)).reply.unwrap();
         describe(&reply.encode(), destination)
