@@ -111,9 +111,8 @@ async fn type_on_it(console: &mut (impl AsyncWrite + Unpin), typed: &mut mpsc::R
     while let Some(bytes) = typed.recv().await {
         // After the lease what was typed too late is dropped.
         let Ok(_in_flight) = pass.enter().await else { continue };
-        match tokio::time::timeout(TYPING_TIME, console.write_all(&bytes)).await {
-            Ok(Err(error)) => return format!("the console takes no input: {error}"),
-            Ok(Ok(())) | Err(_) => {}
+        if let Ok(Err(error)) = tokio::time::timeout(TYPING_TIME, console.write_all(&bytes)).await {
+            return format!("the console takes no input: {error}");
         }
     }
     std::future::pending().await
