@@ -42,7 +42,6 @@ struct Arguments {
 }
 
 #[derive(Subcommand)]
-#[expect(clippy::large_enum_variant, reason = "there is one in a process")]
 enum Command {
     /// Boot a virtual machine over the network and run a job on it
     Demo(demo::Arguments),

@@ -212,8 +212,10 @@ pub enum Rule {
     /// Handles are closed before anything is torn down.
     RevokeFirst,
     /// Handles count as closed only when nothing is in flight.
+    #[cfg(test)]
     Drain,
     /// Who is asked is woken in the same step.
+    #[cfg(test)]
     WakeWithState,
     /// A row that is over stays over.
     GuardedCommands,

@@ -171,6 +171,7 @@ impl Store {
     }
 
     /// Commits numbered transitions together: all of them, or none.
+    #[cfg(test)]
     pub fn commit(&mut self, transitions: &[Transition]) -> Result<(), StoreError> {
         self.commit_with(transitions, &[])
     }

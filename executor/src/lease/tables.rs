@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::rows::{
-    Authorization, Blueprint, Command, CommandId, Effect, EffectId, Event, Gang, Journal, Kind, Lease, LeaseId,
-    LeaseState, Object, Resource, ResourceId, ResourceState, Transition, Want,
+    Authorization, Blueprint, Command, CommandId, Effect, EffectId, Gang, Journal, Kind, Lease, LeaseId, LeaseState,
+    Object, Resource, ResourceId, ResourceState, Transition, Want,
 };
 
 /// Why a transition was not taken: it does not go on from the rows as they are.
@@ -159,7 +159,11 @@ impl Tables {
     }
 
     /// The rows that these events lead to, from the rows before them.
-    pub fn replay<'a>(base: Tables, events: impl IntoIterator<Item = &'a Event>) -> Result<Tables, Conflict> {
+    #[cfg(test)]
+    pub fn replay<'a>(
+        base: Tables,
+        events: impl IntoIterator<Item = &'a super::rows::Event>,
+    ) -> Result<Tables, Conflict> {
         let mut tables = base;
         for event in events {
             tables.apply(&event.transition)?;
@@ -252,13 +256,9 @@ impl Tables {
     }
 
     /// The waiting leases, the next one first.
+    #[cfg(test)]
     pub fn queue(&self) -> impl Iterator<Item = &Lease> {
         self.queue.iter().filter_map(|(_, _, id)| self.lease(id))
-    }
-
-    /// How many wait.
-    pub fn waiting(&self) -> usize {
-        self.queue.len()
     }
 
     /// The lines of the queue, each with its members, the next one first.
@@ -272,6 +272,7 @@ impl Tables {
     }
 
     /// All owned keys.
+    #[cfg(test)]
     pub fn slots(&self) -> impl Iterator<Item = (&str, &Object)> {
         self.slots.iter().map(|(key, owner)| (key.as_str(), owner))
     }
@@ -282,6 +283,7 @@ impl Tables {
     }
 
     /// The objects that have commands to read.
+    #[cfg(test)]
     pub fn asked(&self) -> impl Iterator<Item = &Object> {
         self.commands.keys()
     }

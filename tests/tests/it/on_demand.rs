@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use serde_json::Value;
 use tests::bench::{Bench, until};
 
 use crate::farms::{WHARF, linux_job};
@@ -91,5 +90,5 @@ fn a_machine_that_was_made_is_there_again_after_a_kill_and_runs_the_next_job() {
     let ended = bench.run(&job);
     ended.expect("PASS", "test");
     assert_eq!(ended.dut().as_deref(), Some("on-demand-sim-3"));
-    assert!(bench.duts().iter().all(|dut| dut["state"] == Value::from("IDLE")));
+    assert!(bench.duts().iter().all(|dut| dut["state"] == "IDLE"));
 }

@@ -50,7 +50,7 @@ pub struct LeaseAsk {
 /// What keeps a lease, besides its time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Keeps {
-    /// An open connection; see [`Link`].
+    /// An open connection; see [`Link`](super::Link).
     #[default]
     Connection,
     /// A word of its owner every so often.

@@ -9,8 +9,8 @@ use rusqlite::{OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 
 use super::{Commit, Store, StoreError, database};
-use crate::lease::rows::{Command, Effect, Event, Journal, Lease, Moment, Object, Resource, Transition};
-use crate::lease::tables::{Last, Loaded, Tables};
+use crate::lease::rows::{Event, Journal, Lease, Moment, Object, Resource, Transition};
+use crate::lease::tables::Last;
 
 /// Events that are kept. A job on a DUT writes about forty, of 1 to 2 kB: two and a half thousand jobs, in 200 MB.
 pub(super) const EVENTS_KEPT: u64 = 100_000;
@@ -50,7 +50,11 @@ impl Store {
     }
 
     /// The rows before the first event that is kept.
-    pub fn base(&self) -> Result<Tables, StoreError> {
+    #[cfg(test)]
+    pub fn base(&self) -> Result<crate::lease::tables::Tables, StoreError> {
+        use crate::lease::rows::{Command, Effect};
+        use crate::lease::tables::{Loaded, Tables};
+
         let mut loaded = Loaded { last: self.at_cut()?, ..Loaded::default() };
         for row in self.rows::<BaseRow>("SELECT body FROM base_row")? {
             match row {
