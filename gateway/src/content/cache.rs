@@ -13,6 +13,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -24,8 +25,9 @@ use tokio::task::AbortHandle;
 pub use super::store::Pruned;
 
 use super::ContentError;
+use super::disk::Fill;
 use super::download::{Download, Patience, Phase, Status, Version};
-use super::file::{OpenFile, blocking, read_exactly};
+use super::file::{OpenFile, blocking, fill, read_exactly};
 use super::store::{Store, sha256};
 
 /// Whether `file://` URLs are served.
@@ -354,6 +356,12 @@ impl Body {
             return Err(ContentError::Shrunk { path: PathBuf::from(self.cached.url()), found });
         }
         Ok(bytes)
+    }
+
+    /// What is known about the bytes from `offset` on; while they arrive, a hole may be only what is still missing.
+    pub(super) fn fill(&self, offset: u64, end: u64) -> io::Result<(Fill, u64)> {
+        let is_complete = matches!(self.cached.0.status.borrow().phase, Phase::Complete);
+        if is_complete { fill(&self.version.file, offset, end) } else { Ok((Fill::Data, end)) }
     }
 
     /// Waits until the bytes are there; says how many of them exist.

@@ -15,9 +15,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
+use nix::errno::Errno;
 use nix::libc;
+use nix::unistd::{Whence, lseek};
 
 use super::ContentError;
+use super::disk::Fill;
 
 /// A regular file, opened once; its size is the one at that moment.
 #[derive(Debug)]
@@ -122,6 +125,23 @@ fn read_waiting(file: &File, offset: u64, target: &mut [u8]) -> io::Result<usize
         }
     }
     Ok(filled)
+}
+
+/// Whether `file` has a hole at `offset`, and up to where the answer is the same; at most to `end`. A file system without holes says
+/// that all is data. Nothing here reads by the file's own position, which this moves.
+pub(super) fn fill(file: &File, offset: u64, end: u64) -> io::Result<(Fill, u64)> {
+    let seek = |from: u64, whence| match lseek(file, from.cast_signed(), whence) {
+        Ok(found) => Ok(found.cast_unsigned().min(end)),
+        // Behind the last data there is only a hole.
+        Err(Errno::ENXIO) => Ok(end),
+        Err(errno) => Err(io::Error::from(errno)),
+    };
+    let data = seek(offset, Whence::SeekData)?;
+    if data > offset {
+        return Ok((Fill::Zeros, data));
+    }
+    // A hole punched between the two seeks may begin here; it is data then, which is never wrong.
+    Ok((Fill::Data, seek(offset, Whence::SeekHole)?.max(end.min(offset + 1))))
 }
 
 /// Runs `work` on the blocking pool. A panic there is a bug of ours and goes on here.

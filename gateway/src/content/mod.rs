@@ -6,11 +6,13 @@
 //!    File     preads: no mapping, because a file that shrinks under a mapping kills the process     (file.rs)
 //!    Url      a cached download; read while it is still arriving                                     (cache.rs)
 //!    Joined   one after the other (initramfs archives)
+//!    Disk     a copy-on-write disk, as it is at that moment                                          (disk.rs)
 //! ```
 //! A [`Reader`] is one version of the bytes: a file replaced, or a download that starts again with other bytes, shows in readers
 //! opened afterwards, and ends the older ones with an error rather than with a mixture.
 
 pub mod cache;
+pub mod disk;
 mod download;
 mod file;
 mod revalidation;
@@ -39,6 +41,8 @@ pub enum Content {
     Url(cache::Cached),
     /// Several contents one after the other (initramfs archives).
     Joined(Arc<[Content]>),
+    /// A disk; NBD serves it as a block device, the others as a file.
+    Disk(disk::Disk),
 }
 
 /// One opened version of a content. Cheap to clone; reads may overlap.
@@ -51,6 +55,7 @@ enum Source {
     File(file::OpenFile),
     Url(cache::Body),
     Joined(Vec<Reader>),
+    Disk(disk::View),
 }
 
 /// Why bytes did not come. Cheap to clone: all readers of one download hear the same error.
@@ -144,6 +149,7 @@ impl Content {
             Content::File(path) => Source::File(file::OpenFile::open(path).await?),
             Content::Url(cached) => Source::Url(cached.open().await?),
             Content::Joined(parts) => Source::Joined(open_all(parts).await?),
+            Content::Disk(disk) => Source::Disk(disk.view()),
         };
         Ok(Reader(Arc::new(source)))
     }
@@ -170,6 +176,7 @@ impl Reader {
             Source::File(file) => Some(file.size()),
             Source::Url(body) => body.size(),
             Source::Joined(parts) => parts.iter().map(Reader::size).sum(),
+            Source::Disk(view) => Some(view.size()),
         }
     }
 
@@ -186,6 +193,7 @@ impl Reader {
                 }
                 Ok(total)
             }
+            Source::Disk(view) => Ok(view.size()),
         }
     }
 
@@ -196,6 +204,16 @@ impl Reader {
             Source::File(file) => file.read_at(offset, length).await,
             Source::Url(body) => body.read_at(offset, length).await,
             Source::Joined(parts) => read_joined(parts, offset, length).await,
+            Source::Disk(view) => read_disk(view, offset, length).await,
+        }
+    }
+
+    /// What is known about the bytes from `offset` on without reading them, and up to where; at most to `end`. May wait for a disk.
+    fn fill(&self, offset: u64, end: u64) -> io::Result<(disk::Fill, u64)> {
+        match &*self.0 {
+            Source::File(file) => file::fill(&file.handle(), offset, end),
+            Source::Url(body) => body.fill(offset, end),
+            Source::Inline(_) | Source::Joined(_) | Source::Disk(_) => Ok((disk::Fill::Data, end)),
         }
     }
 
@@ -214,6 +232,7 @@ impl Reader {
             Source::File(file) => Some(file.etag()),
             Source::Url(body) => body.etag(),
             Source::Joined(parts) => joined_etag(parts),
+            Source::Disk(_) => None,
         }
     }
 }
@@ -247,6 +266,24 @@ async fn read_joined(parts: &[Reader], offset: u64, length: usize) -> Result<Byt
         }
     }
     Ok(gathered.map_or(first, BytesMut::freeze))
+}
+
+/// A disk as a file. Boxed, because a disk's own base is a content again.
+fn read_disk(view: &disk::View, offset: u64, length: usize) -> BoxFuture<'_, Result<Bytes, ContentError>> {
+    Box::pin(async move {
+        let pieces = view.read(offset, length as u64).await.map_err(|error| match error {
+            disk::DiskError::Base(error) => error,
+            other => ContentError::File { path: PathBuf::from("disk"), source: Arc::new(io::Error::other(other)) },
+        })?;
+        let mut bytes = BytesMut::new();
+        for piece in pieces {
+            match piece {
+                disk::Piece::Data(data) => bytes.extend_from_slice(&data),
+                disk::Piece::Zeros(length) => bytes.resize(bytes.len() + length as usize, 0),
+            }
+        }
+        Ok(bytes.freeze())
+    })
 }
 
 /// 1 MiB: hashing more at each open would cost milliseconds; what is larger is a file or a download in practice.
@@ -292,6 +329,7 @@ impl fmt::Display for Content {
             Content::File(path) => write!(f, "{}", path.display()),
             Content::Url(cached) => f.write_str(cached.url()),
             Content::Joined(parts) => write!(f, "{} parts joined", parts.len()),
+            Content::Disk(disk) => write!(f, "{disk:?}"),
         }
     }
 }
