@@ -3,6 +3,7 @@
 //! ```text
 //!  bench       a farm in a process of its own, seen through its API
 //!  workspace   the tree of sources and pages, for the rules that it shall keep
+//!  crowd       a thousand DUTs and their queue, read back from events
 //!  lab         network namespaces for benchmarks
 //!  peers       other people's servers in them
 //!  measure     medians and tables
@@ -10,6 +11,7 @@
 //! The tests themselves are in `tests/it/`, one file per promise.
 
 pub mod bench;
+pub mod crowd;
 pub mod lab;
 pub mod measure;
 pub mod peers;

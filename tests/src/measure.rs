@@ -32,6 +32,13 @@ impl Samples {
         }
     }
 
+    /// The figure that this share of all does not exceed: 0.99 is the 99th percentile (the nearest rank). NaN without any.
+    pub fn percentile(&self, share: f64) -> f64 {
+        let sorted = self.sorted();
+        let rank = (sorted.len() as f64 * share).ceil() as usize;
+        sorted.get(rank.saturating_sub(1)).copied().unwrap_or(f64::NAN)
+    }
+
     /// The smallest and the largest figure.
     pub fn range(&self) -> (f64, f64) {
         let sorted = self.sorted();
@@ -118,6 +125,13 @@ mod tests {
         assert_eq!(samples.range(), (1.0, 9.0));
         samples.push(100.0);
         assert_eq!(samples.median(), 4.0);
+    }
+
+    #[test]
+    fn a_percentile_is_a_figure_that_was_measured() {
+        let samples = Samples((1..=200).map(f64::from).collect());
+        assert_eq!([0.5, 0.99, 1.0].map(|share| samples.percentile(share)), [100.0, 198.0, 200.0]);
+        assert_eq!(Samples(vec![7.0]).percentile(0.99), 7.0);
     }
 
     #[test]

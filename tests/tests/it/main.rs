@@ -14,6 +14,7 @@
 //! | `licences` | what we build on may be given away, and there is one TLS stack |
 //! | `messages` | DUTs of one job tell each other, over reboots, and never from job to job |
 //! | `on_demand` | machines are made when jobs ask, make room for others, and go |
+//! | `queue` | hundreds of jobs for fifty machines: in order, and none is forgotten |
 //! | `restart` | jobs, their places and their verdicts outlive the server, however it ends |
 //! | `roles` | jobs over several DUTs start together, talk, and end together; gear is held by one job at a time |
 //! | `simulated` | jobs on simulated DUTs: every firmware, every fault, many at once |
@@ -39,6 +40,7 @@ mod licences;
 mod loopback;
 mod messages;
 mod on_demand;
+mod queue;
 mod restart;
 mod roles;
 mod simulated;
