@@ -36,6 +36,7 @@ mod hold;
 mod ledger;
 mod machines;
 mod network;
+mod pick_up;
 mod prepare;
 mod start;
 mod wants;
@@ -540,7 +541,11 @@ impl Farm {
                 Reached::Dut(dut) => {
                     record.was_leased(self.named(dut));
                     let span = tracing::info_span!("job", job = record.id);
-                    self.carriers().spawn(carry::give_back(Arc::clone(self), record).instrument(span));
+                    if owned {
+                        tokio::spawn(forsake_unless_claimed(Arc::downgrade(self), Arc::clone(&record)));
+                    }
+                    let carried = pick_up::pick_up(Arc::clone(self), record, inbox, submission);
+                    self.carriers().spawn(carried.instrument(span));
                 }
                 Reached::Queue => self.queue_again(record, inbox, submission, owned).await,
             }
@@ -816,6 +821,10 @@ impl JobRecord {
         status.verdict = Some(verdict.clone());
         drop(status);
         self.log.append(JobEvent::Ended { verdict });
+        // While the disk is full, a restart still needs it.
+        if self.log.settle().is_ok() {
+            crate::journal::forget(self.log.folder());
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, JobStatus> {

@@ -8,6 +8,7 @@ mod config;
 mod farm;
 mod interface;
 mod job_log;
+mod journal;
 mod lease;
 mod messages;
 mod render;

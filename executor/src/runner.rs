@@ -26,7 +26,8 @@ use crate::blueprint::console::ConsoleStream;
 use crate::blueprint::power::PowerState;
 use crate::interface::Power;
 use crate::job_log::{Incomplete, JobLog};
-use crate::session::{Action, Event, Session, Which};
+use crate::journal::Recorded;
+use crate::session::{Action, Event, Which};
 use crate::verdict::{Cause, Status, Verdict};
 
 /// Console bytes read at once: a serial line fills a fraction of it; a virtual one that floods gives few large records, not many small.
@@ -68,8 +69,8 @@ pub struct Ring {
     pub log: Arc<JobLog>,
     /// The leased DUT's outlet.
     pub power: Power,
-    /// Opens the console, fetches the artifacts.
-    pub setup: BoxFuture<'static, Result<Console, SetupError>>,
+    /// Opens the console, fetches the artifacts; gives the event that tells the session so.
+    pub setup: BoxFuture<'static, Result<(Console, Event), SetupError>>,
     /// Opens the console once more.
     pub open_console: OpenConsole,
     /// Publishes a deployment.
@@ -95,7 +96,7 @@ pub struct SetupError {
 
 enum Done {
     Event(Event),
-    SetUp(Console),
+    SetUp(Console, Event),
     ConsoleBack(Console),
     Nothing,
 }
@@ -104,7 +105,7 @@ enum Done {
 type Tasks = JoinSet<Done>;
 
 /// Runs `session` to its verdict. Nothing is cleaned up here: that is the tear-down's, which also runs after a crash.
-pub async fn run(mut session: Session, ring: Ring) -> Verdict {
+pub async fn run(mut session: Recorded, ring: Ring) -> Verdict {
     let Ring { log, power, setup, open_console, publish, mut events, mut input, cancelled, declare_unfit } = ring;
     let mut cancelled = cancelled.fuse();
     // One command at a time, in order: an `on` that is still on its way must not overtake the `off` after it.
@@ -112,7 +113,7 @@ pub async fn run(mut session: Session, ring: Ring) -> Verdict {
     let mut tasks = Tasks::new();
     tasks.spawn(async move {
         match setup.await {
-            Ok(console) => Done::SetUp(console),
+            Ok((console, event)) => Done::SetUp(console, event),
             Err(SetupError { cause, reason }) => Done::Event(Event::SetupFailed { cause, reason }),
         }
     });
@@ -145,7 +146,7 @@ pub async fn run(mut session: Session, ring: Ring) -> Verdict {
                     }
                     Some(event)
                 }
-                Ok(Done::SetUp(console)) => { line.opened(console, &mut tasks); Some(Event::SetupDone) }
+                Ok(Done::SetUp(console, event)) => { line.opened(console, &mut tasks); Some(event) }
                 Ok(Done::ConsoleBack(console)) => { line.opened(console, &mut tasks); Some(Event::ConsoleBack) }
                 Ok(Done::Nothing) => None,
                 Err(error) if error.is_cancelled() => None,
@@ -333,6 +334,7 @@ mod tests {
     use super::*;
     use crate::blueprint::power::{Outlet, Pdu, PowerError};
     use crate::lease::Pass;
+    use crate::session::Session;
     use futures_util::future::ready;
     use job_schema::job::Job;
     use job_schema::template::Rendered;
@@ -358,7 +360,7 @@ mod tests {
     }
 
     struct Scene {
-        session: Session,
+        session: Recorded,
         ring: Ring,
         dut: DuplexStream,
         typed: mpsc::Sender<Bytes>,
@@ -377,7 +379,7 @@ mod tests {
         let ring = Ring {
             log: JobLog::create(folder.path()).unwrap(),
             power: Power::new(Arc::new(pdu), Outlet("1".into()), pass, Arc::new(|_| ())),
-            setup: ready(Ok(Box::new(console) as Console)).boxed(),
+            setup: ready(Ok((Box::new(console) as Console, Event::SetupDone))).boxed(),
             open_console: Arc::new(|| ready(Err(io::Error::other("unplugged"))).boxed()),
             publish: Arc::new(|_| Ok(())),
             events,
@@ -385,7 +387,7 @@ mod tests {
             cancelled: std::future::pending().boxed(),
             declare_unfit: Box::new(|_| ()),
         };
-        Scene { session: Session::new(job, None, Instant::now()), ring, dut, typed, _folder: folder }
+        Scene { session: Recorded::unkept(Session::new(job, None, Instant::now())), ring, dut, typed, _folder: folder }
     }
 
     #[tokio::test]
@@ -411,7 +413,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_outlet_that_lies_ends_the_job_with_power_as_cause() {
-        let Scene { session, ring, dut: _dut, .. } =
+        let Scene { session, ring, dut: _dut, _folder, .. } =
             scene(TestPdu { state: std::sync::Mutex::new(PowerState::On), obeys: false });
         let verdict = run(session, ring).await;
         assert_eq!((verdict.status, verdict.cause), (Status::SetupFail, Cause::Power));

@@ -14,6 +14,8 @@
 //!  overall, deadline, infra_setup, firmware_boot               goes on: nothing that the console says stops it
 //!  boot_cycle, boot_progress, first_console_activity,
 //!  console_activity, watchdogs                                 stands still: what would have stopped it may have been said
+//!
+//!  PickedUp: the farm was away. A session that heard all the same again goes on: every clock but the deadline stood still
 //! ```
 //! Semantics are CI-tron's, but where it has a bug the documented intention holds: `infra_setup` and `deadline` are enforced,
 //! `machine_unfit_for_service` ends the session. Every boot cycle but the first uses the `continue` deployment.
@@ -64,6 +66,9 @@ pub enum Event {
     SubmitterGone,
     /// The farm cannot go on.
     FarmFailed { reason: String },
+    /// The farm was away for so long, and is back with a session that has heard again what was heard before. The console is open, what
+    /// was published is published again. What was said meanwhile is lost, and what was being done may be done or not.
+    PickedUp { away: Duration },
 }
 
 /// What the ring has to do. Results come back as events.
@@ -79,6 +84,19 @@ pub enum Action {
     DeclareUnfit { line: String },
     /// The session is over: release the lease.
     End(Verdict),
+}
+
+/// Where a session stands, for whoever picks it up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Nothing was done to the DUT: the setup begins anew.
+    SettingUp,
+    /// Its outlet is being switched, so that it is on or off.
+    Switching,
+    /// Its outlet is off, and stays so until the console is back.
+    Off,
+    /// Its outlet is on, and this deployment is published.
+    Booted(Which),
 }
 
 /// Which of a job's two deployments.
@@ -129,6 +147,8 @@ struct Seen {
     firmware: bool,
     asked: bool,
     deaf: Duration,
+    /// How long the farm was away, if it was.
+    farm_away: Option<Duration>,
 }
 
 /// The console's last absence; several that follow each other at once are one.
@@ -165,12 +185,8 @@ impl Session {
         let mut timers = Timers::default();
         timers.start(TimerName::Overall, job.timeouts.overall, now);
         timers.start(TimerName::InfraSetup, job.timeouts.infra_setup, now);
-        if let Some(deadline) = deadline {
-            let left = deadline.saturating_duration_since(now);
-            timers.start(TimerName::Deadline, Timeout { duration: Some(left), retries: 0 }, now);
-        }
         let actions = VecDeque::from([Action::Say(JobEvent::SetupStarted)]);
-        Session {
+        let mut session = Session {
             job,
             state: State::SettingUp,
             boot: 0,
@@ -182,7 +198,11 @@ impl Session {
             matches_told: 0,
             outage: None,
             actions,
+        };
+        if let Some(deadline) = deadline {
+            session.set_deadline(deadline, now);
         }
+        session
     }
 
     /// Something happened.
@@ -213,6 +233,7 @@ impl Session {
                 self.end(Status::Incomplete, Cause::Submitter, "the submitter went away before the job ended".into());
             }
             Event::FarmFailed { reason } => self.end(Status::Incomplete, Cause::Farm, reason),
+            Event::PickedUp { away } => self.picked_up(away, now),
         }
     }
 
@@ -256,6 +277,42 @@ impl Session {
         self.actions.pop_front()
     }
 
+    /// Whether there is something to do.
+    pub fn has_actions(&self) -> bool {
+        !self.actions.is_empty()
+    }
+
+    /// How many lines of the console meant something to it.
+    pub fn lines_matched(&self) -> usize {
+        self.matches_told
+    }
+
+    /// Where it stands; once ended it is nobody's business any more.
+    pub fn standing(&self) -> Standing {
+        match self.state {
+            State::SettingUp | State::Ended => Standing::SettingUp,
+            State::CuttingPower | State::ApplyingPower => Standing::Switching,
+            State::AwaitingConsole => Standing::Off,
+            State::Booted => Standing::Booted(self.deployment()),
+        }
+    }
+
+    /// From here on the job must be over by then.
+    pub fn set_deadline(&mut self, deadline: Instant, now: Instant) {
+        let left = deadline.saturating_duration_since(now);
+        self.timers.start(TimerName::Deadline, Timeout { duration: Some(left), retries: 0 }, now);
+    }
+
+    /// So much time has passed without it: as if everything so far had happened so much later.
+    pub fn stood_still(&mut self, time: Duration) {
+        self.timers.shift(time);
+        let later = |at: &mut Instant| *at += time;
+        self.booted_at.iter_mut().for_each(later);
+        if let Some(outage) = &mut self.outage {
+            [&mut outage.first_left, &mut outage.left].into_iter().chain(&mut outage.back).for_each(later);
+        }
+    }
+
     fn setup_done(&mut self) {
         if self.state != State::SettingUp {
             return;
@@ -274,6 +331,7 @@ impl Session {
         self.seen.firmware = false;
         self.seen.asked = false;
         self.seen.deaf = Duration::ZERO;
+        self.seen.farm_away = None;
         self.boot += 1;
         self.state = State::CuttingPower;
         self.say(JobEvent::PowerCycling { boot: self.boot });
@@ -294,8 +352,11 @@ impl Session {
 
     fn begin_boot(&mut self) {
         self.state = State::ApplyingPower;
-        let deployment = if self.boot == 1 { Which::Start } else { Which::Continue };
-        self.actions.push_back(Action::BootWith { deployment, boot: self.boot });
+        self.actions.push_back(Action::BootWith { deployment: self.deployment(), boot: self.boot });
+    }
+
+    fn deployment(&self) -> Which {
+        if self.boot <= 1 { Which::Start } else { Which::Continue }
     }
 
     fn power_is_on(&mut self, now: Instant) {
@@ -349,6 +410,34 @@ impl Session {
             let boot = self.boot;
             let length = length.as_secs_f64();
             self.evidence.push(format!("boot {boot}: the console was away for {length:.1} s; what it said is lost"));
+        }
+    }
+
+    /// What was being done is begun again: each of it may be done twice.
+    fn picked_up(&mut self, away: Duration, now: Instant) {
+        self.console_away("the farm was restarted".to_owned(), now);
+        let seconds = away.as_secs_f64();
+        if let Some(outage) = self.outage.as_mut().filter(|outage| outage.back.is_none()) {
+            outage.back = Some(now);
+            // It may have been away before the farm was.
+            let seconds = (now.saturating_duration_since(outage.left) + away).as_secs_f64();
+            self.say(JobEvent::ConsoleBack { seconds });
+        }
+        self.timers.go_on(now);
+        match self.state {
+            State::SettingUp | State::Ended => {}
+            State::CuttingPower => self.actions.push_back(Action::CutPower),
+            State::AwaitingConsole => self.begin_boot(),
+            State::ApplyingPower | State::Booted => {
+                *self.seen.farm_away.get_or_insert_default() += away;
+                let boot = self.boot;
+                self.evidence.push(format!(
+                    "boot {boot}: the farm was restarted and away for {seconds:.1} s; what the DUT said meanwhile is lost"
+                ));
+                if self.state == State::ApplyingPower {
+                    self.begin_boot();
+                }
+            }
         }
     }
 
@@ -506,7 +595,14 @@ impl Session {
             return self.end(Status::SetupFail, Cause::Artifact, summary);
         }
         let deaf = self.deaf_in_this_boot(now).as_secs_f64();
-        let cause = if deaf > 0.0 && hit.name.is_driven_by_console() {
+        let cause = if let Some(away) = self.seen.farm_away {
+            // It may well have done in that time what was waited for.
+            let away = away.as_secs_f64();
+            summary.push_str(&format!(
+                "; the farm was away for {away:.1} s of this boot, and what the DUT did then is not known"
+            ));
+            Cause::Farm
+        } else if deaf > 0.0 && hit.name.is_driven_by_console() {
             // The farm, not the job, is why nobody heard what was waited for.
             summary.push_str(&format!("; the console was away for {deaf:.1} s of this boot, and what it said is lost"));
             Cause::Console
@@ -729,6 +825,10 @@ impl Timers {
             (name, (end.saturating_duration_since(now), timeout))
         };
         self.paused = Some(running.map(left).collect());
+    }
+
+    fn shift(&mut self, time: Duration) {
+        self.running.values_mut().for_each(|(end, _)| *end = end.checked_add(time).unwrap_or(*end));
     }
 
     fn go_on(&mut self, now: Instant) {

@@ -20,13 +20,14 @@ use tokio::sync::{mpsc, watch};
 use super::boot_namespace::{Open, observer};
 use super::crew::{self, Together};
 use super::machines::Dut;
+use super::pick_up::{Beginning, Begun};
 use super::prepare::{self, MESSAGES, Prepared};
-use super::{CancelledBy, Farm, JobRecord, Submission, by_restart};
+use super::{CancelledBy, Farm, JobRecord, Submission};
 use crate::job_log::{JobEvent, Severity};
 use crate::lease::rows::{self, LeaseId, LeaseState, Object, Verb};
 use crate::lease::{Keeper, LeaseView, Pass, RequestError};
 use crate::runner::{self, Ring, SetupError};
-use crate::session::{Event, Session};
+use crate::session::Event;
 use crate::verdict::{Cause, Status, Verdict};
 
 /// What a job's task takes with it.
@@ -64,7 +65,7 @@ pub(super) struct Inbox {
 pub(super) type Cancelled = watch::Receiver<Option<CancelledBy>>;
 
 /// A lease's news.
-type Views = watch::Receiver<LeaseView>;
+pub(super) type Views = watch::Receiver<LeaseView>;
 
 /// How long a verdict waits for the tear-down when the job could not even be read.
 const TEAR_DOWN_DEFAULT: Duration = Duration::from_secs(600);
@@ -160,7 +161,7 @@ async fn run_all(
                 crew,
                 together: Arc::clone(&together),
             };
-            let (verdict, limit) = run.supervised(inbox, submission, views.clone()).await;
+            let (verdict, limit) = run.supervised(Beginning::New, None, inbox, submission, views.clone()).await;
             if let Some(role) = &role {
                 together.has_ended(role, &verdict);
             }
@@ -176,8 +177,8 @@ async fn run_all(
     crew::verdict_of(verdicts)
 }
 
-/// A job whose DUTs ran when the farm was killed: it ends once its leases have been torn down.
-pub(super) async fn give_back(farm: Arc<Farm>, record: Arc<JobRecord>) {
+/// A job whose DUTs ran when the farm was killed: it ends with this verdict once its leases have been torn down.
+pub(super) async fn give_back(farm: Arc<Farm>, record: Arc<JobRecord>, verdict: Verdict) {
     let rows = farm.snapshot().await;
     let owner = rows::Owner::Job(record.id.clone());
     let held = rows.leases.iter().filter(|lease| lease.parent.is_none() && lease.request.owner == owner);
@@ -187,7 +188,6 @@ pub(super) async fn give_back(farm: Arc<Farm>, record: Arc<JobRecord>) {
         }
     }))
     .await;
-    let verdict = by_restart("the farm was restarted while the job ran; its DUT was switched off");
     for role in record.roles().iter().filter(|role| role.verdict().is_none()) {
         role.ended(verdict.clone());
     }
@@ -336,25 +336,49 @@ async fn until_over(record: &JobRecord, views: &mut Views) {
 }
 
 /// A job on its leased DUT.
-struct Run {
-    farm: Arc<Farm>,
-    record: Arc<JobRecord>,
-    dut: Arc<Dut>,
-    pass: Pass,
+pub(super) struct Run {
+    pub farm: Arc<Farm>,
+    pub record: Arc<JobRecord>,
+    pub dut: Arc<Dut>,
+    pub pass: Pass,
     /// What it plays, when it is not alone.
-    crew: Option<prepare::Crew>,
-    together: Arc<Together>,
+    pub crew: Option<prepare::Crew>,
+    pub together: Arc<Together>,
 }
 
 impl Run {
+    /// A job with one DUT, to its end.
+    pub(super) async fn alone(
+        self,
+        beginning: Beginning,
+        prepared: Arc<Prepared>,
+        inbox: Inbox,
+        submission: Submission,
+        lease: LeaseId,
+        mut views: Views,
+    ) {
+        let (farm, record) = (Arc::clone(&self.farm), Arc::clone(&self.record));
+        let (verdict, limit) = self.supervised(beginning, Some(prepared), inbox, submission, views.clone()).await;
+        hand_back(&farm, &record, &lease, &mut views, limit).await;
+        record.ended(verdict);
+    }
+
     /// The job on its DUT, to its verdict; and how long its tear-down may take.
-    async fn supervised(self, inbox: Inbox, submission: Submission, views: Views) -> (Verdict, Duration) {
+    async fn supervised(
+        self,
+        beginning: Beginning,
+        prepared: Option<Arc<Prepared>>,
+        inbox: Inbox,
+        submission: Submission,
+        views: Views,
+    ) -> (Verdict, Duration) {
         let span = tracing::info_span!("lease", dut = self.dut.config.full_name, fence = self.pass.fence());
         let (source, submitter) = (&self.record.source_name, &self.record.submitter);
         tracing::info!(parent: &span, source, submitter, "the job has its DUT");
         let limit = Arc::new(Mutex::new(TEAR_DOWN_DEFAULT));
         let (farm, mac, tear_down_limit) = (Arc::clone(&self.farm), self.dut.config.mac.clone(), Arc::clone(&limit));
-        let verdict = tokio::spawn(self.until_the_verdict(inbox, submission, views, tear_down_limit)).await;
+        let job = self.until_the_verdict(beginning, prepared, inbox, submission, views, tear_down_limit);
+        let verdict = tokio::spawn(job).await;
         let verdict = verdict.unwrap_or_else(|error| verdict_of_panic(&error));
         tracing::info!(parent: &span, status = %verdict.status, cause = %verdict.cause, "the job has its verdict");
         farm.listeners.forget(&mac);
@@ -364,18 +388,23 @@ impl Run {
 
     async fn until_the_verdict(
         self,
+        beginning: Beginning,
+        prepared: Option<Arc<Prepared>>,
         inbox: Inbox,
         submission: Submission,
         views: Views,
         tear_down_limit: Arc<Mutex<Duration>>,
     ) -> Verdict {
-        let Inbox { events, typed, mut cancelled } = inbox;
-        let prepared = match self.farm.planner.prepare(&submission, &self.dut.config, self.crew.as_ref()).await {
-            Ok(prepared) => Arc::new(prepared),
-            Err(problems) => {
-                let summary = format!("the job is wrong for this DUT:\n{problems}");
-                return verdict(Status::SetupFail, Cause::Submitter, summary);
-            }
+        let Inbox { events, typed, cancelled } = inbox;
+        let prepared = match prepared {
+            Some(prepared) => prepared,
+            None => match self.farm.planner.prepare(&submission, &self.dut.config, self.crew.as_ref()).await {
+                Ok(prepared) => Arc::new(prepared),
+                Err(problems) => {
+                    let summary = format!("the job is wrong for this DUT:\n{problems}");
+                    return verdict(Status::SetupFail, Cause::Submitter, summary);
+                }
+            },
         };
         if let Some(limit) = prepared.job.timeouts.infra_teardown.duration {
             *tear_down_limit.lock().unwrap_or_else(PoisonError::into_inner) = limit;
@@ -385,49 +414,57 @@ impl Run {
             let left = deadline.duration_since(jiff::Timestamp::now());
             now + Duration::try_from(left).unwrap_or_default()
         });
-        let session = Session::new(Arc::clone(&prepared.job), deadline, now);
         self.farm.listeners.listen(&self.dut.config.mac, self.record.events.clone());
+        let ended = ended_from_outside(cancelled, views, Arc::clone(&self.together)).shared();
+        let begun = self.begin(beginning, &prepared, submission.attachments, deadline, ended.clone()).await;
+        let Begun { session, setup } = match begun {
+            Ok(begun) => begun,
+            Err(verdict) => return verdict,
+        };
         let unfit = (Arc::clone(&self.farm), self.dut.config.id.clone());
-        let together = Arc::clone(&self.together);
         let ring = Ring {
             log: Arc::clone(&self.record.log),
             power: self.dut.power(self.pass.clone()),
-            setup: self.setup(Arc::clone(&prepared), submission.attachments).boxed(),
+            setup,
             open_console: self.console(),
             publish: self.publisher(),
             events,
             input: typed,
-            cancelled: async move {
-                tokio::select! {
-                    by = cancellation(&mut cancelled) => cancelled_by(by),
-                    event = lease_lost(views) => event,
-                    event = together.ended_by_others() => event,
-                }
-            }
-            .boxed(),
-            declare_unfit: Box::new(move |line| {
-                let (farm, dut) = unfit.clone();
-                let why = format!("its console said it is unfit for service: {line}");
-                tokio::spawn(async move { farm.hold_back(&dut, Some(why)).await });
-            }),
+            cancelled: ended.boxed(),
+            declare_unfit: Box::new(move |line| declare_unfit(&unfit.0, &unfit.1, line)),
         };
         runner::run(session, ring).await
     }
 
     /// Console first, so that no early byte is lost; then the artifacts; then the namespace they are published in.
-    fn setup(
+    pub(super) fn setup(
         &self,
         prepared: Arc<Prepared>,
         attachments: BTreeMap<String, Bytes>,
     ) -> impl Future<Output = Result<runner::Console, SetupError>> + Send + 'static {
-        let (farm, record) = (Arc::clone(&self.farm), Arc::clone(&self.record));
-        let (dut, pass, together) = (Arc::clone(&self.dut), self.pass.clone(), Arc::clone(&self.together));
-        let role = self.crew.as_ref().map(|crew| crew.role.clone());
+        let (dut, together) = (Arc::clone(&self.dut), Arc::clone(&self.together));
+        let served = self.serve(prepared, attachments);
         async move {
             let console = dut.console.open().await.map_err(|error| SetupError {
                 cause: Cause::Console,
                 reason: format!("cannot open the console of {}: {error}", dut.config.full_name),
             })?;
+            served.await?;
+            together.all_are_ready().await;
+            Ok(console)
+        }
+    }
+
+    /// Artifacts and boot namespace; nothing is published in it yet.
+    pub(super) fn serve(
+        &self,
+        prepared: Arc<Prepared>,
+        attachments: BTreeMap<String, Bytes>,
+    ) -> impl Future<Output = Result<(), SetupError>> + Send + 'static {
+        let (farm, record) = (Arc::clone(&self.farm), Arc::clone(&self.record));
+        let (dut, pass, together) = (Arc::clone(&self.dut), self.pass.clone(), Arc::clone(&self.together));
+        let role = self.crew.as_ref().map(|crew| crew.role.clone());
+        async move {
             let contents = farm.fetch(&record.log, &prepared).await?;
             let observer = observer(&record.log, record.events.clone());
             let publication = farm
@@ -448,14 +485,12 @@ impl Run {
                 attachments,
                 since: Instant::now(),
                 published: None,
-            })?;
-            together.all_are_ready().await;
-            Ok(console)
+            })
         }
     }
 
     /// For a console that went away: under the pass, as the first time.
-    fn console(&self) -> runner::OpenConsole {
+    pub(super) fn console(&self) -> runner::OpenConsole {
         let (dut, pass) = (Arc::clone(&self.dut), self.pass.clone());
         Arc::new(move || {
             let (dut, pass) = (Arc::clone(&dut), pass.clone());
@@ -470,6 +505,21 @@ impl Run {
     fn publisher(&self) -> runner::Publish {
         let dut = Arc::clone(&self.dut);
         Arc::new(move |which| dut.boot.publish(which))
+    }
+}
+
+/// The DUT said so itself: it takes no more jobs.
+pub(super) fn declare_unfit(farm: &Arc<Farm>, dut: &str, line: String) {
+    let (farm, dut) = (Arc::clone(farm), dut.to_owned());
+    let why = format!("its console said it is unfit for service: {line}");
+    tokio::spawn(async move { farm.hold_back(&dut, Some(why)).await });
+}
+
+async fn ended_from_outside(mut cancelled: Cancelled, views: Views, together: Arc<Together>) -> Event {
+    tokio::select! {
+        by = cancellation(&mut cancelled) => cancelled_by(by),
+        event = lease_lost(views) => event,
+        event = together.ended_by_others() => event,
     }
 }
 

@@ -5,11 +5,12 @@
 //!  <state>/jobs/<id>/submission.json   as it was handed in (mode 0600: what a client forwards of its environment may be secret)
 //!                    attachments/<n>   the files that came along
 //!                    events.jsonl, console.log   (job_log.rs)
+//!                    session.journal             (journal.rs; of a machine that outlives us)
 //!                    roles/<role>/               the same two for each DUT of a job over several; messages.jsonl between them
 //!
 //!  found at the start          becomes
 //!  Ended in its log            history, with its verdict
-//!  Leased, not ended           ended: INCOMPLETE, cause farm, once its lease has been torn down
+//!  Leased, not ended           picked up where its console stands, or ended with cause farm (pick_up.rs)
 //!  neither                     its lease waits in the old place; a request that came too late for the crash is made now
 //! ```
 //! A folder without `submission.json` was never answered for: its client got no number, and it is no job.

@@ -24,7 +24,7 @@ use super::network::{Drivers, Network};
 use super::start::StartError;
 use crate::blueprint::console::Console;
 use crate::blueprint::power::{Outlet, Pdu, PowerError, PowerState};
-use crate::config::{DutConfig, FarmConfig};
+use crate::config::{DutConfig, FarmConfig, MachineConfig};
 use crate::interface::{self, Power};
 use crate::lease::rows::{Effect, Kind, Lease, Resource, ResourceId};
 use crate::lease::{EffectError, Effects, Pass, Reconciled};
@@ -177,6 +177,14 @@ impl Dut {
     /// The address that it boots with.
     pub(super) fn address(&self) -> IpAddr {
         IpAddr::V4(self.config.address)
+    }
+
+    /// Whether it goes on when this process ends.
+    pub(super) fn outlives_us(&self) -> bool {
+        match self.config.machine {
+            MachineConfig::Qemu(_) | MachineConfig::Simulated(_) => false,
+            MachineConfig::Hardware(_) => true,
+        }
     }
 
     /// Its outlet, for the holder of a lease.

@@ -454,3 +454,69 @@ fn a_pattern_that_matches_every_line_of_a_flood_does_not_fill_the_log() {
     scene.console("end\n");
     assert_eq!(scene.ended_as(), (Status::Pass, Cause::Test));
 }
+
+/// Seconds that the farm was away.
+const FARM_AWAY_S: u64 = 9;
+
+fn picked_up() -> Event {
+    Event::PickedUp { away: Duration::from_secs(FARM_AWAY_S) }
+}
+
+#[test]
+fn what_was_being_done_when_the_farm_went_is_begun_again() {
+    let mut off = scene("{}", PATTERNS);
+    off.event(Event::SetupDone).event(picked_up());
+    assert_eq!(off.session.standing(), Standing::Switching);
+    assert_eq!(off.seen.iter().filter(|action| **action == Action::CutPower).count(), 2);
+    off.event(Event::PowerIsOff).event(picked_up());
+    assert_eq!(off.boots(), [Which::Start, Which::Start], "the same boot, once more");
+    off.event(Event::PowerIsOn).event(picked_up());
+    assert_eq!(off.session.standing(), Standing::Booted(Which::Start));
+    assert_eq!(off.boots().len(), 2, "what is done is not done again");
+    off.console("again\n").cycle();
+    assert_eq!(off.session.standing(), Standing::Booted(Which::Continue));
+}
+
+#[test]
+fn a_job_that_was_picked_up_has_the_gap_in_its_log_and_its_evidence_and_no_line_over_it() {
+    let mut scene = scene("{}", PATTERNS);
+    scene.boot().console("good\nen").event(picked_up()).console("d\n");
+    assert!(scene.is_running());
+    let gap = [
+        Action::Say(JobEvent::ConsoleAway { reason: "the farm was restarted".into() }),
+        Action::Say(JobEvent::ConsoleBack { seconds: 9.0 }),
+    ];
+    assert!(scene.seen.windows(2).any(|actions| actions == gap), "{:#?}", scene.seen);
+    scene.console("end\n");
+    assert_eq!(scene.ended_as(), (Status::Pass, Cause::Test));
+    let expected = "boot 1: the farm was restarted and away for 9.0 s; what the DUT said meanwhile is lost";
+    assert!(scene.verdict().evidence.iter().any(|entry| entry == expected));
+}
+
+#[test]
+fn a_boot_that_was_waiting_for_its_console_goes_on_when_the_farm_is_back() {
+    let mut scene = scene("{}", PATTERNS);
+    scene.boot().console("again\n").console_goes_away().event(Event::PowerIsOff).pass(20);
+    assert_eq!(scene.session.standing(), Standing::Off);
+    scene.event(picked_up());
+    assert_eq!(scene.boots(), [Which::Start, Which::Continue]);
+    let back = Action::Say(JobEvent::ConsoleBack { seconds: 29.0 });
+    assert!(scene.seen.contains(&back), "20 s before the farm went, and 9 without it: {:#?}", scene.seen);
+    scene.pass(600);
+    assert!(scene.is_running(), "the console is not away any more");
+}
+
+#[test]
+fn a_timeout_after_the_farm_was_away_is_the_farms_until_the_next_boot() {
+    let mut first = scene("{console_activity: {seconds: 20}}", PATTERNS);
+    first.boot().event(Event::FirmwareSeen).console("hello\n").event(picked_up()).pass(20);
+    assert_eq!(first.ended_as(), (Status::Incomplete, Cause::Farm));
+    assert_eq!(
+        first.verdict().summary,
+        "timeouts.console_activity of 20 s expired; the farm was away for 9.0 s of this boot, and what the DUT did then is not known"
+    );
+    let mut second = scene("{console_activity: {seconds: 20, retries: 1}}", PATTERNS);
+    second.boot().event(Event::FirmwareSeen).console("hello\n").event(picked_up()).pass(20);
+    second.cycle().event(Event::FirmwareSeen).console("hello\n").pass(20);
+    assert_eq!(second.ended_as(), (Status::Incomplete, Cause::Timeout));
+}

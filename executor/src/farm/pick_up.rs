@@ -1,0 +1,266 @@
+//! A job whose DUT ran on while there was no farm: it is taken up where its console stands.
+//!
+//! ```text
+//!  the log says Leased, and has no verdict ─► what its session heard is heard again (journal.rs)
+//!     ├─ it had come to its verdict ─────────────────────────────────────────► given back, that verdict
+//!     ├─ its DUT ended with us, or its lease is not active, or nothing was kept ─► given back, cause farm
+//!     └─ it goes on: outlet read, console opened, artifacts fetched and published again
+//!           ├─ one of these is not as the session left it ─► cause farm, with the evidence so far
+//!           └─ PickedUp ─► the runner, as if nothing had happened; the clocks stood still until here
+//! ```
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::future::{BoxFuture, FutureExt, ready};
+use job_schema::StartBarrier;
+use job_schema::job::Job;
+use tokio::time::sleep;
+
+use super::carry::{self, Inbox, Run};
+use super::crew::Together;
+use super::machines::Dut;
+use super::prepare::Prepared;
+use super::{Farm, JobRecord, Submission, by_restart, lease_of};
+use crate::blueprint::power::PowerState;
+use crate::job_log::{JobEvent, JobLog, Severity};
+use crate::journal::{Heard, Journal, Recorded, Replayed};
+use crate::lease::rows::LeaseState;
+use crate::runner::{Console, SetupError};
+use crate::session::{Action, Event, Session, Standing};
+use crate::verdict::Verdict;
+
+/// A console server may hold on to the connection of before for some seconds, or be starting itself.
+const CONSOLE_TIME: Duration = Duration::from_secs(10);
+/// Between two attempts meanwhile.
+const CONSOLE_AGAIN: Duration = Duration::from_millis(250);
+
+/// How a job begins on its DUT.
+pub(super) enum Beginning {
+    /// With its setup.
+    New,
+    /// In the middle.
+    Again(Box<Again>),
+}
+
+/// A session that was heard again.
+pub(super) struct Again {
+    heard: Heard,
+    session: Session,
+    /// When it began, had the farm not been away.
+    start: Instant,
+}
+
+/// A session, and what its runner waits for first.
+pub(super) struct Begun {
+    pub session: Recorded,
+    pub setup: Setup,
+}
+
+pub(super) type Setup = BoxFuture<'static, Result<(Console, Event), SetupError>>;
+
+/// A job whose DUT ran when the farm was killed, to its verdict.
+pub(super) async fn pick_up(farm: Arc<Farm>, record: Arc<JobRecord>, inbox: Inbox, submission: Submission) {
+    let lease = lease_of(&record.id, None);
+    // From here on the lease has its owner again.
+    farm.keeper.beat(lease.clone());
+    let (beginning, dut, prepared) = match look(&farm, &record, &submission).await {
+        Ok(Look::GoesOn(beginning, dut, prepared)) => (beginning, dut, prepared),
+        Ok(Look::Ended(verdict)) => return carry::give_back(farm, record, verdict).await,
+        Err(why) => return carry::give_back(farm, record, by_restart(&in_words(&why))).await,
+    };
+    let views = farm.keeper.watch(lease.clone()).await;
+    let active = views.and_then(|views| {
+        let view = views.borrow().clone();
+        (view.state == LeaseState::Active).then_some((view.pass?, views))
+    });
+    let Some((pass, views)) = active else {
+        return carry::give_back(farm, record, by_restart(&in_words("its lease was being released"))).await;
+    };
+    let together = Together::of(&record, StartBarrier::default(), &inbox.cancelled);
+    let run = Run { farm, record, dut, pass, crew: None, together };
+    run.alone(beginning, prepared, inbox, submission, lease, views).await;
+}
+
+fn in_words(why: &str) -> String {
+    format!("the farm was restarted while the job ran, and {why}; its DUT was switched off")
+}
+
+/// What is left of a job.
+enum Look {
+    GoesOn(Beginning, Arc<Dut>, Arc<Prepared>),
+    Ended(Verdict),
+}
+
+/// `Err`: why it cannot go on.
+async fn look(farm: &Arc<Farm>, record: &Arc<JobRecord>, submission: &Submission) -> Result<Look, String> {
+    if !record.roles().is_empty() {
+        return Err("a job over several DUTs is not picked up".into());
+    }
+    let dut = record.dut().and_then(|dut| farm.machines.get(&dut.id));
+    let dut = dut.ok_or("its DUT is not in the farm file any more")?;
+    if !dut.outlives_us() {
+        return Err("its DUT ended with the farm".into());
+    }
+    let prepared = farm.planner.prepare(submission, &dut.config, None).await;
+    let prepared = Arc::new(prepared.map_err(|problems| format!("the job is wrong for its DUT now:\n{problems}"))?);
+    let (log, job) = (Arc::clone(&record.log), Arc::clone(&prepared.job));
+    // Hearing a long console again takes a while.
+    let heard = tokio::task::spawn_blocking(move || hear_again(&log, &job)).await;
+    match heard.map_err(|error| format!("an internal error ended it: {error}"))?? {
+        None => Ok(Look::GoesOn(Beginning::New, dut, prepared)),
+        Some((Replayed::Ended { verdict, unfit }, ..)) => {
+            if let Some(line) = unfit {
+                carry::declare_unfit(farm, &dut.config.id, line);
+            }
+            Ok(Look::Ended(verdict))
+        }
+        Some((Replayed::GoesOn(session), heard, start)) => {
+            let again = Box::new(Again { heard, session: *session, start });
+            Ok(Look::GoesOn(Beginning::Again(again), dut, prepared))
+        }
+    }
+}
+
+/// `None`: its session never began.
+fn hear_again(log: &JobLog, job: &Arc<Job>) -> Result<Option<(Replayed, Heard, Instant)>, String> {
+    let Some(heard) = Heard::read(log.folder())? else {
+        let began = log.records().iter().any(|record| record.event == JobEvent::SetupStarted);
+        return if began { Err("what its session heard could not be kept".into()) } else { Ok(None) };
+    };
+    let start = Instant::now().checked_sub(heard.until()).ok_or("this host is younger than the job")?;
+    Ok(Some((heard.replay(job, log, start)?, heard, start)))
+}
+
+impl Run {
+    /// `Err`: it ends before it begins.
+    pub(super) async fn begin(
+        &self,
+        beginning: Beginning,
+        prepared: &Arc<Prepared>,
+        attachments: BTreeMap<String, Bytes>,
+        deadline: Option<Instant>,
+        ended: impl Future<Output = Event>,
+    ) -> Result<Begun, Verdict> {
+        match beginning {
+            Beginning::New => {
+                let now = Instant::now();
+                let session = Session::new(Arc::clone(&prepared.job), deadline, now);
+                let session = self.recorded(session, &prepared.job, now);
+                Ok(Begun { session, setup: self.from_the_start(prepared, attachments) })
+            }
+            Beginning::Again(again) => {
+                let Again { heard, mut session, start } = *again;
+                let found = tokio::select! {
+                    found = self.find(session.standing(), prepared, attachments) => found,
+                    event = ended => Err(event),
+                };
+                let now = Instant::now();
+                let away = now.saturating_duration_since(start + heard.until());
+                session.stood_still(away);
+                if let Some(deadline) = deadline {
+                    session.set_deadline(deadline, now);
+                }
+                let found = found.and_then(|setup| Ok((setup, self.goes_on(&heard, start + away)?)));
+                match found {
+                    Ok((setup, journal)) => {
+                        Ok(Begun { session: Recorded::kept(session, journal), setup: setup(heard.away()) })
+                    }
+                    Err(event) => Err(verdict_of(session, event, now)),
+                }
+            }
+        }
+    }
+
+    /// Of a machine that outlives us, when it is alone: several that wait for each other are not picked up.
+    fn recorded(&self, session: Session, job: &Job, now: Instant) -> Recorded {
+        if !self.dut.outlives_us() || self.crew.is_some() {
+            return Recorded::unkept(session);
+        }
+        match Journal::create(&self.record.log, job, now) {
+            Ok(journal) => Recorded::kept(session, journal),
+            Err(error) => {
+                tracing::warn!(%error, "a restart will end this job: what it hears cannot be kept");
+                Recorded::unkept(session)
+            }
+        }
+    }
+
+    fn goes_on(&self, heard: &Heard, start: Instant) -> Result<Journal, Event> {
+        Journal::go_on(heard, &self.record.log, start)
+            .map_err(|error| failed(&format!("what it hears cannot be kept any more: {error}")))
+    }
+
+    fn from_the_start(&self, prepared: &Arc<Prepared>, attachments: BTreeMap<String, Bytes>) -> Setup {
+        let setup = self.setup(Arc::clone(prepared), attachments);
+        setup.map(|setup| setup.map(|console| (console, Event::SetupDone))).boxed()
+    }
+
+    /// Whether the DUT is as its session left it. Gives what the runner waits for, once it is known how long the farm was away.
+    async fn find(
+        &self,
+        standing: Standing,
+        prepared: &Arc<Prepared>,
+        attachments: BTreeMap<String, Bytes>,
+    ) -> Result<Box<dyn FnOnce(Duration) -> Setup + Send>, Event> {
+        let expected = match standing {
+            Standing::SettingUp => {
+                self.record.note(Severity::Info, "The farm was restarted: the job is set up anew");
+                let setup = self.from_the_start(prepared, attachments);
+                return Ok(Box::new(|_| setup));
+            }
+            Standing::Switching => None,
+            Standing::Off => Some(PowerState::Off),
+            Standing::Booted(_) => Some(PowerState::On),
+        };
+        self.outlet_is(expected).await.map_err(|why| failed(&why))?;
+        let console = self.open_patiently().await.map_err(|why| failed(&why))?;
+        let served = self.serve(Arc::clone(prepared), attachments).await;
+        served.map_err(|error| failed(&format!("its artifacts cannot be served again: {}", error.reason)))?;
+        if let Standing::Booted(which) = standing {
+            self.dut.boot.publish(which).map_err(|why| failed(&why))?;
+        }
+        self.record.note(Severity::Info, "The farm was restarted: the job goes on where its console stands");
+        Ok(Box::new(|away| ready(Ok((console, Event::PickedUp { away }))).boxed()))
+    }
+
+    async fn outlet_is(&self, expected: Option<PowerState>) -> Result<(), String> {
+        let power = self.dut.power(self.pass.clone());
+        let read = power.state().await.map_err(|error| format!("its outlet cannot be read: {error}"))?;
+        match expected.filter(|expected| *expected != read) {
+            Some(expected) => Err(format!("its outlet reads {read}, and was {expected} before")),
+            None => Ok(()),
+        }
+    }
+
+    async fn open_patiently(&self) -> Result<Console, String> {
+        let until = Instant::now() + CONSOLE_TIME;
+        let open = self.console();
+        loop {
+            match open().await {
+                Ok(console) => return Ok(console),
+                Err(error) if Instant::now() >= until => {
+                    return Err(format!("its console cannot be opened any more: {error}"));
+                }
+                Err(_) => sleep(CONSOLE_AGAIN).await,
+            }
+        }
+    }
+}
+
+fn failed(why: &str) -> Event {
+    Event::FarmFailed { reason: in_words(why) }
+}
+
+/// Of an event that ends every session: with the evidence of what it heard.
+fn verdict_of(mut session: Session, event: Event, now: Instant) -> Verdict {
+    session.handle_event(event, now);
+    loop {
+        match session.poll_action().expect("cancelling and a farm that fails end a session in every state") {
+            Action::End(verdict) => return verdict,
+            Action::Say(_) | Action::CutPower | Action::BootWith { .. } | Action::DeclareUnfit { .. } => {}
+        }
+    }
+}
