@@ -27,8 +27,8 @@ const DUTS: usize = 1_000;
 const JOBS: usize = 5_000;
 /// How long a job of the steady run holds its DUT: 1,000 DUTs then become free 25 times a second, which takes half of one core.
 const HOLD_S: u32 = 40;
-/// How long the first jobs hold their DUTs, so that the others are in the queue by then: 5,000 are taken in half a minute.
-const FILL_S: u32 = 30;
+/// How long the first jobs hold their DUTs, so that the others are in the queue by then: 5,000 are taken in half a minute, or in a whole one where others compile.
+const FILL_S: u32 = 60;
 /// Tags: lines of the queue.
 const CLASSES: usize = 10;
 /// Between two looks at memory.
