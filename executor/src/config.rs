@@ -10,6 +10,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::boot::database::Database;
+use crate::boot::settings::Settings;
 use crate::farm::WhenBusy;
 use crate::lease::rows::Access;
 
@@ -42,6 +44,8 @@ pub struct FarmConfig {
     pub on_demand: Vec<OnDemandConfig>,
     /// What machines and jobs need besides.
     pub gear: Vec<GearConfig>,
+    /// How machines boot that do not say it themselves.
+    pub boots: Option<Database>,
 }
 
 /// How jobs are taken from CI-tron's clients.
@@ -118,6 +122,8 @@ pub struct DutConfig {
     pub needs: Vec<String>,
     /// How its power and console are reached.
     pub machine: MachineConfig,
+    /// How it boots, where the farm file says it; else the boots database does.
+    pub boot: Option<Settings>,
 }
 
 /// A named thing that several machines or jobs may need: a meter, a licence, a room's silence.

@@ -160,6 +160,32 @@ impl Deployment {
     }
 }
 
+/// What a farm lays under the first boot of a job: a deployment in its written form, to be changed category by category.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(transparent)]
+pub struct Defaults(pub(crate) DeploymentDescription);
+
+impl Defaults {
+    /// These with the changes of others, as `continue` changes `start`.
+    pub fn updated(self, update: Defaults) -> Defaults {
+        Defaults(self.0.updated(update.0))
+    }
+}
+
+impl JsonSchema for Defaults {
+    fn inline_schema() -> bool {
+        DeploymentDescription::inline_schema()
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        DeploymentDescription::schema_name()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        DeploymentDescription::json_schema(generator)
+    }
+}
+
 /// A kernel.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Kernel {

@@ -19,7 +19,7 @@ use crate::description::{
     TimeoutsKeys,
 };
 use crate::ids::RoleName;
-use crate::job::{Job, Target, images_of, json_schema, parse_deadline};
+use crate::job::{Defaults, Job, Target, images_of, json_schema, parse_deadline};
 use crate::problem::{Problem, Problems, alternatives, quoted};
 use crate::shape::{self, Loaded, field_of};
 use crate::template::Rendered;
@@ -79,20 +79,30 @@ impl Roles {
 impl Job {
     /// Reads rendered text as a job over one DUT or several, or tells everything that is wrong with it.
     pub fn parse_all(rendered: &Rendered) -> Result<Roles, Problems> {
+        Job::parse_all_over(rendered, &Defaults::default())
+    }
+
+    /// The same over what a farm lays under each first boot.
+    fn parse_all_over(rendered: &Rendered, defaults: &Defaults) -> Result<Roles, Problems> {
         let mut loaded = shape::load_leniently::<JobDescription>(&rendered.text, &SCHEMA);
         let mut problems = std::mem::take(&mut loaded.problems);
         if let Some(description) = &loaded.value {
             Checks { loaded: &loaded, problems: &mut problems }.of_job(description);
         }
         match loaded.value {
-            Some(description) if problems.is_empty() => Ok(roles_of(description)),
+            Some(description) if problems.is_empty() => Ok(roles_of(description.over(defaults))),
             _ => Err(Problems::new(rendered.source_name(), rendered.text.as_str(), problems)),
         }
     }
 
     /// The job of the DUT called `name`, or of the only one; text that was rendered for another DUT may lack it.
     pub fn parse_as(rendered: &Rendered, name: Option<&str>) -> Result<Job, Problems> {
-        let roles = Job::parse_all(rendered)?;
+        Job::parse_over(rendered, name, &Defaults::default())
+    }
+
+    /// The same over what a farm lays under each first boot.
+    pub fn parse_over(rendered: &Rendered, name: Option<&str>, defaults: &Defaults) -> Result<Job, Problems> {
+        let roles = Job::parse_all_over(rendered, defaults)?;
         let names: Vec<String> = roles.names().map(str::to_owned).collect();
         if let Some(role) = roles.list.into_iter().find(|role| role.name.as_deref() == name) {
             return Ok(role.job);
@@ -163,6 +173,19 @@ struct Own {
 }
 
 impl JobDescription {
+    /// The description with `defaults` under every first boot.
+    fn over(mut self, defaults: &Defaults) -> JobDescription {
+        let lay_under = |deployments: &mut DeploymentsKeys| {
+            let start = std::mem::take(&mut deployments.start);
+            deployments.start = defaults.0.clone().updated(start);
+        };
+        lay_under(&mut self.deployment);
+        if let TargetForm::Roles(roles) = &mut self.target {
+            roles.iter_mut().filter_map(|role| role.deployment.as_mut()).for_each(lay_under);
+        }
+        self
+    }
+
     /// The job of a DUT with this target.
     fn job(&self, target: TargetKeys, own: Own) -> Job {
         let deployment = own.deployment.unwrap_or_else(|| self.deployment.clone());

@@ -1,17 +1,76 @@
-//! How a deployment becomes what a DUT asks for: a plan is data, tested as golden text; nothing here opens a socket or a file.
+//! How a deployment becomes what a DUT asks for: a plan is data, tested as golden text; nothing here opens a socket, and a file is
+//! looked for only while a method is built.
 //!
 //! ```text
-//!  Deployment + Place ── BootMethod::plan ──► BootPlan { artifacts by protocol and name, DHCP rules, scripts }
+//!  farm file, boots database ── Settings ─► METHODS ─► BootMethod
+//!  Deployment + Dut ── BootMethod::plan ──► BootPlan { artifacts by protocol and name, DHCP rules, scripts }
 //! ```
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
-use gateway::dhcp::BootOffer;
+use gateway::dhcp::{BootOffer, BootRule, Mac};
 use gateway::namespace::{Exposure, Name, Origin, Protocol};
 use job_schema::job::{Artifact, Deployment, PathMatch, StorageArtifact};
 
+pub mod android;
+pub mod database;
+mod depthcharge;
+mod fastboot;
+mod grub;
 pub mod ipxe;
+mod kexec;
+mod raspberry_pi;
+pub mod settings;
+mod u_boot;
+mod uefi;
+mod uimage;
+
+use settings::Settings;
+
+/// Every way to boot, by the name that a farm file has for it.
+pub const METHODS: &[Method] = &[
+    Method { name: "depthcharge", takes: &["files"], build: depthcharge::build },
+    Method { name: "fastboot", takes: &[], build: fastboot::build },
+    Method { name: "grub", takes: &["loader", "prefix"], build: grub::build },
+    Method { name: "ipxe", takes: &[], build: ipxe::build },
+    Method { name: "kexec", takes: &[], build: kexec::build },
+    Method { name: "raspberry-pi", takes: &["config", "firmware", "serial"], build: raspberry_pi::build },
+    Method { name: "u-boot", takes: &["architecture", "load"], build: u_boot::build },
+    Method { name: "uefi-http", takes: &["bootfile", "loader"], build: uefi::by_http },
+    Method { name: "uefi-pxe", takes: &["bootfile", "loader"], build: uefi::by_tftp },
+];
+
+/// One way to boot.
+pub struct Method {
+    /// What a farm file calls it.
+    pub name: &'static str,
+    /// The settings that mean something to it.
+    pub takes: &'static [&'static str],
+    /// Makes it, with the files that it finds on this host.
+    pub build: fn(&Settings) -> Box<dyn BootMethod>,
+}
+
+/// The method called `name`.
+pub fn method(name: &str) -> Option<&'static Method> {
+    METHODS.iter().find(|method| method.name == name)
+}
+
+/// Who boots, as far as a plan depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dut {
+    /// Where it finds the gateway.
+    pub place: Place,
+    /// The MAC that it boots with.
+    pub mac: Mac,
+}
+
+impl Dut {
+    /// Its MAC as file names have it: `52-54-00-77-00-01`.
+    pub fn mac_with_dashes(&self) -> String {
+        self.mac.to_string().replace(':', "-")
+    }
+}
 
 /// Where the gateway is, as the DUT sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +120,15 @@ pub struct Planned {
 pub enum Source {
     /// Text that the boot method wrote.
     Text(String),
+    /// The same in the wrapping that its reader wants.
+    Wrapped {
+        /// What it says.
+        text: String,
+        /// What is served.
+        bytes: Vec<u8>,
+    },
+    /// An Android boot image, made of the job's artifacts.
+    Android(Box<android::BootImage>),
     /// A firmware image of the system's packages.
     Firmware(PathBuf),
     /// Artifacts of the job, one after the other.
@@ -70,7 +138,69 @@ pub enum Source {
 /// A way to boot.
 pub trait BootMethod: Send + Sync {
     /// What this deployment means for a DUT that boots this way.
-    fn plan(&self, deployment: &Deployment, place: Place) -> BootPlan;
+    fn plan(&self, deployment: &Deployment, dut: &Dut) -> BootPlan;
+}
+
+/// The names under which the job's own files are always there, whatever the method: by HTTP, and by TFTP for firmware that has no
+/// other.
+pub const KERNEL: &str = "/_/job/kernel";
+/// The initial RAM disks joined, and each below it by its index.
+pub const INITRAMFS: &str = "/_/job/initramfs";
+/// The device trees joined, and each below it by its index.
+pub const DTB: &str = "/_/job/dtb";
+
+/// For a deployment without a kernel: no boot file, so that the firmware goes on to its next boot device.
+fn nothing_to_boot(deployment: &Deployment) -> BootPlan {
+    BootPlan { artifacts: storage(deployment), dhcp: BootOffer::default() }
+}
+
+/// A plan of `deployment` that offers its files by `protocols`, with what the method makes itself.
+fn plan_of(deployment: &Deployment, protocols: &[Protocol], own: Vec<Planned>, rules: Vec<BootRule>) -> BootPlan {
+    let mut artifacts = storage(deployment);
+    artifacts.extend(own);
+    artifacts.extend(protocols.iter().flat_map(|protocol| job_files(deployment, *protocol)));
+    BootPlan { artifacts, dhcp: BootOffer { rules, extras: Vec::new() } }
+}
+
+/// Kernel, initial RAM disks and device trees under their lasting names.
+fn job_files(deployment: &Deployment, protocol: Protocol) -> Vec<Planned> {
+    let kernel = deployment.kernel.iter().map(|kernel| generated(protocol, KERNEL, one(&kernel.artifact)));
+    let parts = [(INITRAMFS, &deployment.initramfs), (DTB, &deployment.dtb)];
+    kernel.chain(parts.into_iter().flat_map(|(name, list)| parts_of(protocol, name, list))).collect()
+}
+
+/// The list as a whole under `name` (its parts one after the other), and each part under `name/<index>`.
+fn parts_of(protocol: Protocol, name: &str, list: &[Artifact]) -> Vec<Planned> {
+    if list.is_empty() {
+        return Vec::new();
+    }
+    let whole = generated(protocol, name, Source::Artifacts(list.to_vec()));
+    let part = |(index, artifact): (usize, &Artifact)| generated(protocol, &format!("{name}/{index}"), one(artifact));
+    std::iter::once(whole).chain(list.iter().enumerate().map(part)).collect()
+}
+
+fn one(artifact: &Artifact) -> Source {
+    Source::Artifacts(vec![artifact.clone()])
+}
+
+fn generated(protocol: Protocol, name: &str, source: Source) -> Planned {
+    Planned {
+        protocol,
+        name: Name::Exact(name.to_owned()),
+        source,
+        exposure: Exposure::default(),
+        origin: Origin::Generated,
+    }
+}
+
+/// A rule that answers every client with this boot file.
+fn always(bootfile: &str) -> BootRule {
+    BootRule { bootfile: bootfile.to_owned(), ..BootRule::default() }
+}
+
+/// The command line in one line: what ends a line elsewhere is a space to the kernel.
+fn one_line(deployment: &Deployment) -> String {
+    deployment.cmdline_text().chars().map(|character| if character.is_control() { ' ' } else { character }).collect()
 }
 
 /// The job's own HTTP and TFTP entries, the same for every boot method.
@@ -96,3 +226,6 @@ fn name_of(path: &PathMatch) -> Name {
     let path = path.clone();
     Name::Matching(path.as_str().to_owned(), std::sync::Arc::new(move |name| path.matches(name).is_some()))
 }
+
+#[cfg(test)]
+mod tests;

@@ -165,5 +165,6 @@ fn no_farm() -> FarmConfig {
         duts: Vec::new(),
         on_demand: Vec::new(),
         gear: Vec::new(),
+        boots: None,
     }
 }

@@ -15,6 +15,8 @@ use super::{
     DutConfig, FarmConfig, Fault, Firmware, GearConfig, JobUrls, LOOPBACK_GATEWAY, MachineConfig, Misbehaviour,
     NetworkConfig, OnDemandConfig, QemuConfig, SimulatedConfig, SimulatedFirmware, SubmissionConfig,
 };
+use crate::boot::database::Database;
+use crate::boot::settings::Settings;
 use crate::blueprint::dut::{console_name, power_name};
 use crate::farm::WhenBusy;
 use crate::lease::rows::{Access, PlacementPolicy};
@@ -53,6 +55,8 @@ struct FarmFile {
     pools: BTreeMap<String, PoolKeys>,
     /// Named things that machines and jobs need.
     gear: Vec<GearKeys>,
+    /// The boots database, relative to this file; all machines boot by iPXE when absent.
+    boots: Option<String>,
 }
 
 /// Exactly one of the kinds of network.
@@ -177,6 +181,8 @@ struct DutKeys {
     needs: Vec<String>,
     /// What it is made of.
     machine: MachineKeys,
+    /// How it boots; as the boots database says when absent.
+    boot: Option<Settings>,
 }
 
 /// Exactly one of the kinds of machine.
@@ -322,6 +328,7 @@ fn check(file: FarmFile, findings: &mut Findings, directory: &Path) -> FarmConfi
         api,
         submission: submission(&file.listen),
         job_variables: file.variables,
+        boots: file.boots.and_then(|name| Database::read(&directory.join(name), findings)),
         duts,
         on_demand,
         gear,
@@ -415,7 +422,9 @@ impl Inventory<'_> {
         let machine = self.machine("duts", index, &keys.machine, findings)?;
         let (tags, comment, needs) = (keys.tags.clone(), keys.comment.clone(), keys.needs.clone());
         let access = on_demand::access(keys.access);
-        Some(DutConfig { id, full_name, base_name, tags, mac, address, comment, access, needs, machine })
+        let boot = |settings: &Settings| settings.clone().checked(self.directory, &at("duts", index, "boot"), findings);
+        let boot = keys.boot.as_ref().map(boot);
+        Some(DutConfig { id, full_name, base_name, tags, mac, address, comment, access, needs, machine, boot })
     }
 
     /// A DUT's own names, and those of its parts.

@@ -34,7 +34,7 @@ impl BootOffer {
 
     /// The job's own options for this request, if any.
     pub fn extra_for(&self, request: &Request) -> Option<&Extra> {
-        self.extras.iter().find(|extra| options::accepts(&extra.matches, request))
+        self.extras.iter().find(|extra| extra.matches.iter().all(|wanted| options::accepts(wanted, request)))
     }
 }
 

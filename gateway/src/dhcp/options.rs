@@ -21,8 +21,8 @@ const OPTION_BYTES_MAX: usize = 255;
 /// What a job adds to the replies for some of its DUT's clients.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Extra {
-    /// To whom.
-    pub matches: DhcpMatch,
+    /// To whom: all of these have to accept the request.
+    pub matches: Vec<DhcpMatch>,
     /// Numbers and raw values; they replace what the reply would say under the same number.
     pub options: Vec<(u8, Vec<u8>)>,
     /// The server of the boot file (`siaddr`), when the job names another.
@@ -86,7 +86,7 @@ const NAMES: &[(&str, u8, Form)] = &[
 impl Extra {
     /// Reads one entry of a job, or says what is wrong with each of its options.
     pub fn read(entry: &DhcpEntry) -> Result<Extra, Vec<String>> {
-        let mut extra = Extra { matches: entry.match_.clone(), ..Extra::default() };
+        let mut extra = Extra { matches: vec![entry.match_.clone()], ..Extra::default() };
         let mut wrong = Vec::new();
         for (name, value) in &entry.options {
             if let Err(why) = extra.take(name, value) {

@@ -13,13 +13,14 @@ fn plan(start: &str) -> BootPlan {
     for file in ["undionly.kpxe", "snponly.efi"] {
         std::fs::write(images.path().join(file), "image").unwrap();
     }
-    Ipxe::of(images.path()).plan(&job.start, PLACE)
+    Ipxe::of(images.path())
+        .plan(&job.start, &Dut { place: PLACE, mac: gateway::dhcp::Mac([0x52, 0x54, 0, 0x77, 0, 1]) })
 }
 
 fn script_of(plan: &BootPlan) -> String {
     let text = |planned: &Planned| match &planned.source {
         Source::Text(text) => Some(text.clone()),
-        Source::Firmware(_) | Source::Artifacts(_) => None,
+        Source::Wrapped { .. } | Source::Android(_) | Source::Firmware(_) | Source::Artifacts(_) => None,
     };
     plan.artifacts.iter().find_map(text).unwrap()
 }
