@@ -5,6 +5,7 @@
 //!                              ├─► dhcp::advertise (IPv6, lifetime 0)     with an interface only
 //!                              ├─► tftp  address:69                       ports.tftp     None: not started
 //!                              ├─► http  address:80                       ports.http     None: not started
+//!                              ├─► nbd   address:10809                    ports.nbd      None: not started
 //!                              └─► cache (downloads leave by the host's network)
 //! ```
 //! Dropping it stops every server at once; [`Gateway::drain`] lets running transfers end first.
@@ -21,7 +22,7 @@ use crate::content::{Content, ContentError};
 use crate::dhcp::{self, ReplyTo, advertise};
 use crate::namespace::Namespaces;
 use crate::net::Net;
-use crate::{http, tftp};
+use crate::{http, nbd, tftp};
 
 /// Which ports the servers take: `None` switches a server off, 0 takes a free port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,17 +33,19 @@ pub struct Ports {
     pub tftp: Option<u16>,
     /// HTTP.
     pub http: Option<u16>,
+    /// NBD.
+    pub nbd: Option<u16>,
 }
 
 impl Ports {
-    /// The ports that firmware asks: 67, 69, 80.
+    /// The ports that firmware and kernels ask: 67, 69, 80, 10809.
     pub const fn standard() -> Self {
-        Ports { dhcp: Some(67), tftp: Some(69), http: Some(80) }
+        Ports { dhcp: Some(67), tftp: Some(69), http: Some(80), nbd: Some(nbd::PORT) }
     }
 
     /// Free ports, for farms on loopback: [`Gateway::addresses`] tells them.
     pub const fn ephemeral() -> Self {
-        Ports { dhcp: Some(0), tftp: Some(0), http: Some(0) }
+        Ports { dhcp: Some(0), tftp: Some(0), http: Some(0), nbd: Some(0) }
     }
 }
 
@@ -123,6 +126,14 @@ pub enum GatewayError {
         /// What the system said.
         source: io::Error,
     },
+    /// The NBD server.
+    #[error("cannot serve NBD on {address}: {source}{}", hint(.source, *.address))]
+    Nbd {
+        /// Where it should listen.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The artifact cache.
     #[error(transparent)]
     Cache(#[from] ContentError),
@@ -149,6 +160,8 @@ pub struct Addresses {
     pub tftp: Option<SocketAddr>,
     /// HTTP.
     pub http: Option<SocketAddr>,
+    /// NBD.
+    pub nbd: Option<SocketAddr>,
 }
 
 /// The running servers of one farm.
@@ -157,6 +170,7 @@ pub struct Gateway {
     cache: Cache,
     dhcp: dhcp::Server,
     addresses: Addresses,
+    nbd_connections: Option<nbd::Connections>,
     running: Mutex<Running>,
 }
 
@@ -165,6 +179,7 @@ pub struct Gateway {
 struct Running {
     tftp: Option<tftp::Server>,
     http: Option<http::Server>,
+    nbd: Option<nbd::Server>,
     advertiser: Option<advertise::Advertiser>,
 }
 
@@ -178,14 +193,17 @@ impl Gateway {
         let running = Running {
             tftp: start_tftp(&config, &namespaces).await?,
             http: start_http(&config, &namespaces).await?,
+            nbd: start_nbd(&config, &namespaces).await?,
             advertiser: start_advertiser(&config)?,
         };
         let addresses = Addresses {
             dhcp: config.ports.dhcp.map(|_| dhcp.address()),
             tftp: running.tftp.as_ref().map(tftp::Server::address),
             http: running.http.as_ref().map(http::Server::address),
+            nbd: running.nbd.as_ref().map(nbd::Server::address),
         };
-        Ok(Gateway { namespaces, cache, dhcp, addresses, running: Mutex::new(running) })
+        let nbd_connections = running.nbd.as_ref().map(nbd::Server::connections);
+        Ok(Gateway { namespaces, cache, dhcp, addresses, nbd_connections, running: Mutex::new(running) })
     }
 
     /// Where jobs publish what their DUTs may read.
@@ -208,10 +226,18 @@ impl Gateway {
         self.addresses
     }
 
+    /// The DUT at `address` was switched off: closes its connections to disks, and returns how many there were when they have let go.
+    pub async fn drop_connections(&self, address: IpAddr) -> usize {
+        match &self.nbd_connections {
+            Some(connections) => connections.drop_of(address).await,
+            None => 0,
+        }
+    }
+
     /// Stops the servers, after the transfers that run; for 5 s, because who stops a farm has ended its jobs before.
     pub async fn drain(&self) {
         const LONGEST: Duration = Duration::from_secs(5);
-        let Running { tftp, http, advertiser } =
+        let Running { tftp, http, nbd, advertiser } =
             std::mem::take(&mut *self.running.lock().unwrap_or_else(PoisonError::into_inner));
         drop(advertiser);
         let tftp = async {
@@ -224,7 +250,12 @@ impl Gateway {
                 http.drain().await;
             }
         };
-        let all = async { tokio::join!(tftp, http, self.dhcp.drain()) };
+        let nbd = async {
+            if let Some(nbd) = nbd {
+                nbd.drain().await;
+            }
+        };
+        let all = async { tokio::join!(tftp, http, nbd, self.dhcp.drain()) };
         if tokio::time::timeout(LONGEST, all).await.is_err() {
             tracing::warn!("transfers were still running when the gateway stopped");
         }
@@ -287,6 +318,15 @@ async fn start_http(config: &Config, namespaces: &Namespaces<Content>) -> Result
     server.await.map(Some).map_err(|source| GatewayError::Http { address: listen, source })
 }
 
+async fn start_nbd(config: &Config, namespaces: &Namespaces<Content>) -> Result<Option<nbd::Server>, GatewayError> {
+    let Some(port) = config.ports.nbd else { return Ok(None) };
+    let listen = SocketAddr::new(config.address.into(), port);
+    let interface = config.interface.clone();
+    let server =
+        nbd::start(nbd::Config { interface, ..nbd::Config::new(config.net.clone(), listen) }, namespaces.clone());
+    server.await.map(Some).map_err(|source| GatewayError::Nbd { address: listen, source })
+}
+
 fn start_advertiser(config: &Config) -> Result<Option<advertise::Advertiser>, GatewayError> {
     let Some(interface) = &config.interface else { return Ok(None) };
     advertise::start(&config.net, interface).map(Some).map_err(GatewayError::Advertise)
@@ -332,9 +372,9 @@ mod tests {
     #[tokio::test]
     async fn servers_that_are_off_have_no_address_and_reservations_are_kept_all_the_same() {
         let directory = tempfile::tempdir().unwrap();
-        let none = Ports { dhcp: None, tftp: None, http: None };
+        let none = Ports { dhcp: None, tftp: None, http: None, nbd: None };
         let gateway = Gateway::start(config(&directory, none)).await.unwrap();
-        assert_eq!(gateway.addresses(), Addresses { dhcp: None, tftp: None, http: None });
+        assert_eq!(gateway.addresses(), Addresses { dhcp: None, tftp: None, http: None, nbd: None });
         let mac: dhcp::Mac = "52:54:00:00:00:01".parse().unwrap();
         let address = Ipv4Addr::new(127, 0, 0, 11);
         gateway.dhcp().reserve(dhcp::Reservation { mac, address, hostname: None }).unwrap();

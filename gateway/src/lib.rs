@@ -4,9 +4,9 @@
 //!  Gateway   starts all of it from one Config                             (gateway.rs)
 //!            Namespaces            who may read what, how often, until when   (namespace.rs, sans-io)
 //!          ▲     ▲     ▲
-//!       http    tftp   dhcp …      a ring of sockets each, around a core without sockets
+//!       http    tftp    nbd   dhcp   a ring of sockets each, around a core without sockets
 //!          ╲     │     ╱
-//!           content               where the bytes come from: inline, file, cached URL
+//!           content               where the bytes come from: inline, file, cached URL, copy-on-write disk
 //! ```
 //! The gateway knows no power, no console and no DUT life cycle: the executor publishes a job's artifacts, and takes
 //! them back by dropping the [`Publication`](namespace::Publication).
@@ -17,6 +17,7 @@ pub mod gateway;
 pub mod http;
 pub mod live;
 pub mod namespace;
+pub mod nbd;
 pub mod net;
 pub mod tftp;
 

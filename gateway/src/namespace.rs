@@ -28,6 +28,8 @@ use crate::live::Answer;
 pub enum Protocol {
     /// HTTP/1.1 on the DUT side.
     Http,
+    /// NBD, a network block device.
+    Nbd,
     /// TFTP, RFC 1350.
     Tftp,
 }
@@ -36,6 +38,7 @@ impl fmt::Display for Protocol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Protocol::Http => "HTTP",
+            Protocol::Nbd => "NBD",
             Protocol::Tftp => "TFTP",
         })
     }
@@ -134,6 +137,11 @@ pub enum Refusal {
         /// The entry's `duration`.
         duration: Duration,
     },
+    /// A disk has as many connections as it takes.
+    Busy {
+        /// The disk's `max_connections`.
+        connections_max: u32,
+    },
 }
 
 impl fmt::Display for Refusal {
@@ -148,6 +156,9 @@ impl fmt::Display for Refusal {
                 write!(f, "first read more than {first_read:?} ago (lifetime.first_read)")
             }
             Refusal::Expired { duration } => write!(f, "published more than {duration:?} ago (lifetime.duration)"),
+            Refusal::Busy { connections_max } => {
+                write!(f, "already attached by {connections_max} connections (max_connections)")
+            }
         }
     }
 }
@@ -371,6 +382,43 @@ impl<C: Clone> Namespaces<C> {
         let is_it =
             |entry: &Entry<C>| entry.protocol == protocol && matches!(&entry.name, Name::Exact(other) if other == name);
         table.of(caller).is_ok_and(|namespace| namespace.entries.iter().any(is_it))
+    }
+
+    /// Joins an access that is still running (a further connection to the same disk): counts nothing, but what expired is refused.
+    pub fn join(&self, caller: Caller<'_>, protocol: Protocol, name: &str, now: Instant) -> Result<C, Refusal> {
+        let mut table = lock(&self.table);
+        let namespace = table.of(caller)?;
+        let allowed =
+            namespace.find(protocol, name).and_then(|index| namespace.entries[index].in_time(now).map(|()| index));
+        let index = allowed.inspect_err(|refusal| namespace.report_refusal(protocol, name, caller.peer(), refusal))?;
+        Ok(namespace.entries[index].content.clone())
+    }
+
+    /// Tells the namespace's observer of a refusal that is not for the namespace to decide.
+    pub fn report(&self, caller: Caller<'_>, protocol: Protocol, name: &str, refusal: &Refusal) {
+        if let Ok(namespace) = lock(&self.table).of(caller) {
+            namespace.report_refusal(protocol, name, caller.peer(), refusal);
+        }
+    }
+
+    /// The exact names that `caller` could ask for by `protocol`, whatever their limits.
+    pub fn names(&self, caller: Caller<'_>, protocol: Protocol) -> Vec<String> {
+        let exact = |entry: &Entry<C>| match &entry.name {
+            Name::Exact(name) if entry.protocol == protocol => Some(name.clone()),
+            Name::Exact(_) | Name::Matching(..) => None,
+        };
+        let mut table = lock(&self.table);
+        table.of(caller).map(|namespace| namespace.entries.iter().filter_map(exact).collect()).unwrap_or_default()
+    }
+
+    /// The address of the DUT whose namespace `caller` reaches.
+    pub fn address_of(&self, caller: Caller<'_>) -> Option<IpAddr> {
+        let table = lock(&self.table);
+        let address = match caller {
+            Caller::Address(address) => address,
+            Caller::Key(key, _) => *table.by_key.get(key)?,
+        };
+        table.by_address.contains_key(&address).then_some(address)
     }
 
     /// Goes on with an access that this boot already counted (a byte range of a file whose start was read). A name never opened
@@ -674,6 +722,33 @@ mod tests {
         );
         assert!(scene.namespaces.resume(caller, Protocol::Http, "/a", scene.start).is_ok(), "a second range goes on");
         assert_eq!(scene.open_at(0, "/a"), Err(Refusal::Exhausted { access_count: 1 }));
+    }
+
+    #[test]
+    fn a_running_access_can_be_joined_until_its_name_expires() {
+        let scene = scene();
+        let (access_count, duration) = (Some(1), Some(Duration::from_secs(5)));
+        scene.put("/disk", "d", Exposure { access_count, duration, ..Exposure::default() });
+        assert_eq!(scene.open_at(0, "/disk"), Ok("d"));
+        let join_at = |seconds| {
+            let now = scene.start + Duration::from_secs(seconds);
+            scene.namespaces.join(Caller::Address(DUT), Protocol::Http, "/disk", now)
+        };
+        assert_eq!(join_at(5), Ok("d"), "joining is not another access");
+        assert_eq!(join_at(6), Err(Refusal::Expired { duration: Duration::from_secs(5) }));
+        assert_eq!(scene.seen.lock().unwrap().len(), 3, "opened, ended, and one refusal");
+    }
+
+    #[test]
+    fn a_caller_sees_its_own_names_only() {
+        let scene = scene();
+        scene.put("/a", "a", Exposure::default());
+        let names = |address, protocol| scene.namespaces.names(Caller::Address(address), protocol);
+        assert_eq!(names(DUT, Protocol::Http), ["/a"]);
+        assert!(names(DUT, Protocol::Nbd).is_empty() && names(OTHER, Protocol::Http).is_empty());
+        let key = scene.publication.key().as_str().to_owned();
+        assert_eq!(scene.namespaces.address_of(Caller::Key(&key, OTHER)), Some(DUT));
+        assert_eq!(scene.namespaces.address_of(Caller::Address(OTHER)), None);
     }
 
     #[test]

@@ -185,6 +185,11 @@ impl Disk {
         })))
     }
 
+    /// Whether the two are one disk.
+    pub fn is(&self, other: &Disk) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Its size in bytes.
     pub fn size(&self) -> u64 {
         self.0.size

@@ -265,6 +265,7 @@ impl From<Refusal> for Failure {
         let status = match refusal {
             Refusal::UnknownCaller | Refusal::NoSuchName => StatusCode::NOT_FOUND,
             Refusal::Exhausted { .. } | Refusal::FirstReadOver { .. } | Refusal::Expired { .. } => StatusCode::GONE,
+            Refusal::Busy { .. } => StatusCode::SERVICE_UNAVAILABLE,
         };
         Failure { status, sentence: refusal.to_string() }
     }
