@@ -8,11 +8,12 @@
 
 use std::path::{Path, PathBuf};
 
-use gateway::dhcp::{Architecture, BootMatch, BootOffer, BootRule, Class};
-use gateway::namespace::{Exposure, Name, Origin, Protocol};
+use gateway::dhcp::{Architecture, BootMatch, BootRule, Class};
+use gateway::namespace::Protocol;
 use job_schema::job::Deployment;
 
-use super::{BootMethod, BootPlan, Place, Planned, Source, storage};
+use super::settings::Settings;
+use super::{BootMethod, BootPlan, Dut, Place, Planned, Source, generated, nothing_to_boot, plan_of};
 
 /// Name of the boot script on the DUT side.
 pub const SCRIPT_NAME: &str = "/_/boot/boot.ipxe";
@@ -21,21 +22,33 @@ pub const SCRIPT_NAME: &str = "/_/boot/boot.ipxe";
 struct Image {
     file: &'static str,
     architectures: &'static [Architecture],
-    by: Protocol,
+    by: By,
+}
+
+/// How firmware loads an image.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum By {
+    Tftp,
+    Http,
 }
 
 const IMAGES: &[Image] = &[
-    Image { file: "undionly.kpxe", architectures: &[Architecture::X86Bios], by: Protocol::Tftp },
-    Image { file: "snponly.efi", architectures: &[Architecture::X64Uefi, Architecture::Ebc], by: Protocol::Tftp },
-    Image { file: "snponly.efi", architectures: &[Architecture::X64UefiHttp], by: Protocol::Http },
-    Image { file: "ipxe-arm64.efi", architectures: &[Architecture::Arm64Uefi], by: Protocol::Tftp },
-    Image { file: "ipxe-arm64.efi", architectures: &[Architecture::Arm64UefiHttp], by: Protocol::Http },
+    Image { file: "undionly.kpxe", architectures: &[Architecture::X86Bios], by: By::Tftp },
+    Image { file: "snponly.efi", architectures: &[Architecture::X64Uefi, Architecture::Ebc], by: By::Tftp },
+    Image { file: "snponly.efi", architectures: &[Architecture::X64UefiHttp], by: By::Http },
+    Image { file: "ipxe-arm64.efi", architectures: &[Architecture::Arm64Uefi], by: By::Tftp },
+    Image { file: "ipxe-arm64.efi", architectures: &[Architecture::Arm64UefiHttp], by: By::Http },
 ];
 
 /// The method, with the iPXE images that there are.
 pub struct Ipxe {
     folder: PathBuf,
     images: Vec<&'static Image>,
+}
+
+/// It needs no settings.
+pub fn build(_: &Settings) -> Box<dyn BootMethod> {
+    Box::new(Ipxe::of_the_system())
 }
 
 impl Ipxe {
@@ -51,50 +64,22 @@ impl Ipxe {
     }
 
     fn image(&self, image: &Image) -> Planned {
-        let name = match image.by {
-            Protocol::Nbd | Protocol::Tftp => format!("/{}", image.file),
-            Protocol::Http => format!("/_/boot/{}", image.file),
+        let (protocol, name) = match image.by {
+            By::Tftp => (Protocol::Tftp, format!("/{}", image.file)),
+            By::Http => (Protocol::Http, format!("/_/boot/{}", image.file)),
         };
-        generated(image.by, &name, Source::Firmware(self.folder.join(image.file)))
+        generated(protocol, &name, Source::Firmware(self.folder.join(image.file)))
     }
 }
 
 impl BootMethod for Ipxe {
-    fn plan(&self, deployment: &Deployment, place: Place) -> BootPlan {
-        let mut artifacts = storage(deployment);
-        let Some(kernel) = &deployment.kernel else {
-            // Nothing to boot from the network: no boot file, so the firmware goes on to its next boot device.
-            return BootPlan { artifacts, dhcp: BootOffer::default() };
-        };
-        artifacts.extend(self.images.iter().map(|image| self.image(image)));
-        artifacts.push(generated(Protocol::Http, SCRIPT_NAME, Source::Text(script(deployment, place))));
-        let kernel = Source::Artifacts(vec![kernel.artifact.clone()]);
-        artifacts.push(generated(Protocol::Http, "/_/job/kernel", kernel));
-        artifacts.extend(parts("/_/job/initramfs", &deployment.initramfs));
-        artifacts.extend(parts("/_/job/dtb", &deployment.dtb));
-        BootPlan { artifacts, dhcp: BootOffer { rules: rules(&self.images, place), extras: Vec::new() } }
-    }
-}
-
-/// The list as a whole under `name` (its parts one after the other), and each part under `name/<index>`.
-fn parts(name: &str, list: &[job_schema::job::Artifact]) -> Vec<Planned> {
-    if list.is_empty() {
-        return Vec::new();
-    }
-    let whole = generated(Protocol::Http, name, Source::Artifacts(list.to_vec()));
-    let part = |(index, artifact): (usize, &job_schema::job::Artifact)| {
-        generated(Protocol::Http, &format!("{name}/{index}"), Source::Artifacts(vec![artifact.clone()]))
-    };
-    std::iter::once(whole).chain(list.iter().enumerate().map(part)).collect()
-}
-
-fn generated(protocol: Protocol, name: &str, source: Source) -> Planned {
-    Planned {
-        protocol,
-        name: Name::Exact(name.to_owned()),
-        source,
-        exposure: Exposure::default(),
-        origin: Origin::Generated,
+    fn plan(&self, deployment: &Deployment, dut: &Dut) -> BootPlan {
+        if deployment.kernel.is_none() {
+            return nothing_to_boot(deployment);
+        }
+        let mut own: Vec<Planned> = self.images.iter().map(|image| self.image(image)).collect();
+        own.push(generated(Protocol::Http, SCRIPT_NAME, Source::Text(script(deployment, dut.place))));
+        plan_of(deployment, &[Protocol::Http], own, rules(&self.images, dut.place))
     }
 }
 
@@ -107,10 +92,10 @@ fn rules(images: &[&Image], place: Place) -> Vec<BootRule> {
     let chainload = |image: &Image| BootRule {
         matches: BootMatch { architecture: Some(image.architectures.to_vec()), ..BootMatch::default() },
         bootfile: match image.by {
-            Protocol::Nbd | Protocol::Tftp => image.file.to_owned(),
-            Protocol::Http => format!("{}/_/boot/{}", place.http_url(), image.file),
+            By::Tftp => image.file.to_owned(),
+            By::Http => format!("{}/_/boot/{}", place.http_url(), image.file),
         },
-        vendor_class_reply: (image.by == Protocol::Http).then(|| "HTTPClient".to_owned()),
+        vendor_class_reply: (image.by == By::Http).then(|| "HTTPClient".to_owned()),
         ..BootRule::default()
     };
     std::iter::once(script).chain(images.iter().copied().map(chainload)).collect()

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use gateway::content::Content;
 use gateway::content::cache::Cached;
-use gateway::namespace::{Exposure, Name, Origin, Protocol};
+use gateway::dhcp::Mac;
+use gateway::namespace::{Exposure, Name, Origin};
 use job_schema::Roles;
 use job_schema::job::{Artifact, ArtifactSource, Deployment, Job};
 use job_schema::problem::{Problem, Problems};
@@ -16,8 +17,9 @@ use serde_json::json;
 
 use super::wants::{self, Asked, Candidate, Wants};
 use super::{Farm, Submission, SubmitError};
-use crate::boot::ipxe::Ipxe;
-use crate::boot::{BootMethod, BootPlan, Place, Planned, Source};
+use crate::boot::android::{BootImage, Piece, Sizes};
+use crate::boot::database;
+use crate::boot::{BootPlan, Dut, Place, Planned, Source};
 use crate::config::{DutConfig, FarmConfig, MachineConfig, SimulatedConfig};
 use crate::job_log::{JobEvent, JobLog};
 use crate::lease::rows::Access;
@@ -88,6 +90,7 @@ impl Crew {
                 access: Access::Everyone,
                 needs: Vec::new(),
                 machine: MachineConfig::Simulated(SimulatedConfig::default()),
+                boot: None,
             };
             (name, dut)
         };
@@ -144,12 +147,21 @@ impl Planner {
         crew: Option<&Crew>,
     ) -> Result<Prepared, Problems> {
         let rendered = self.render(submission, Some(dut), crew).await?;
-        let job = Job::parse_as(&rendered, crew.map(|crew| crew.role.as_str()))?;
-        served(&job, submission, &rendered)?;
-        let method = Ipxe::of_the_system();
-        let start = method.plan(&job.start, self.place);
-        let continue_ = method.plan(&job.continue_, self.place);
-        Ok(Prepared { job: Arc::new(job), start, continue_ })
+        let variables = self.variables(Some(dut), &submission.environ, crew);
+        let tags = wants::tags_of(&self.config, dut);
+        let choices = database::choices(dut.boot.as_ref(), self.config.boots.as_ref(), &tags, &variables)?;
+        let boots = Dut { place: self.place, mac: dut.mac.parse().unwrap_or(Mac([0; 6])) };
+        let (mut jobs, mut start, mut continue_) = (Vec::new(), Vec::new(), Vec::new());
+        for choice in choices {
+            let job = Job::parse_over(&rendered, crew.map(|crew| crew.role.as_str()), &choice.defaults)?;
+            served(&job, submission, &rendered)?;
+            let plan = |deployment| choice.plan(deployment, &boots).map_err(|why| refused(why, submission, &rendered));
+            start.push(plan(&job.start)?);
+            continue_.push(plan(&job.continue_)?);
+            jobs.push(job);
+        }
+        let job = jobs.into_iter().next().expect("there is always a way to boot");
+        Ok(Prepared { job: Arc::new(job), start: database::joined(start), continue_: database::joined(continue_) })
     }
 
     /// In a child: whatever a template does, it does not do it to us.
@@ -260,12 +272,18 @@ impl Preview {
             start_cmdline: prepared.job.start.cmdline_text(),
             continue_cmdline: prepared.job.continue_.cmdline_text(),
             boot_script: prepared.start.artifacts.iter().find_map(|planned| match &planned.source {
-                Source::Text(text) => Some(text.clone()),
-                Source::Firmware(_) | Source::Artifacts(_) => None,
+                Source::Text(text) | Source::Wrapped { text, .. } => Some(text.clone()),
+                Source::Android(_) | Source::Firmware(_) | Source::Artifacts(_) => None,
             }),
             artifacts: prepared.start.artifacts.iter().map(describe).collect(),
         }
     }
+}
+
+/// A deployment that cannot be planned.
+fn refused(why: Vec<String>, submission: &Submission, rendered: &Rendered) -> Problems {
+    let problem = |what| Problem::new(what).about("deployment.start.dhcp").hint("mend the entry's `options`");
+    Problems::new(&submission.source_name, &rendered.text, why.into_iter().map(problem).collect())
 }
 
 /// Refuses what a job may say and this version does not do yet: a job that silently lacks its disk fails late and oddly.
@@ -300,7 +318,6 @@ fn unserved(deployment: &Deployment) -> Vec<&'static str> {
         ("`storage.nfs`", !storage.nfs.is_empty()),
         ("`storage.s3`", !storage.s3.is_empty()),
         ("`storage.imagestore`", !storage.imagestore.is_empty()),
-        ("`dhcp`", !deployment.dhcp.is_empty()),
         ("an artifact's `archive`", artifacts().any(is_archive)),
         ("an artifact's `format`", artifacts().any(|artifact| !artifact.format.is_empty())),
         ("an artifact's `s3://` URL", artifacts().any(is_s3)),
@@ -376,14 +393,32 @@ impl Contents {
     pub(super) fn of(&self, planned: &Planned, attachments: &BTreeMap<String, Bytes>) -> Result<Content, String> {
         match &planned.source {
             Source::Text(text) => Ok(Content::Inline(Bytes::from(text.clone()))),
+            Source::Wrapped { bytes, .. } => Ok(Content::Inline(Bytes::from(bytes.clone()))),
             Source::Firmware(path) => Ok(Content::File(path.clone())),
-            Source::Artifacts(artifacts) => {
-                let parts: Result<Vec<_>, _> =
-                    artifacts.iter().map(|artifact| self.artifact(artifact, attachments)).collect();
-                let mut parts = parts?;
-                Ok(if parts.len() == 1 { parts.remove(0) } else { Content::Joined(parts.into()) })
-            }
+            Source::Artifacts(artifacts) => self.joined(artifacts, attachments),
+            Source::Android(image) => self.boot_image(image, attachments),
         }
+    }
+
+    fn joined(&self, artifacts: &[Artifact], attachments: &BTreeMap<String, Bytes>) -> Result<Content, String> {
+        let parts: Result<Vec<_>, _> = artifacts.iter().map(|artifact| self.artifact(artifact, attachments)).collect();
+        let mut parts = parts?;
+        Ok(if parts.len() == 1 { parts.remove(0) } else { Content::Joined(parts.into()) })
+    }
+
+    /// Generated files are there whole before a boot, so that the sizes in the image's header are known.
+    fn boot_image(&self, image: &BootImage, attachments: &BTreeMap<String, Bytes>) -> Result<Content, String> {
+        let kernel = self.artifact(&image.kernel, attachments)?;
+        let ramdisk = self.joined(&image.ramdisk, attachments)?;
+        let dtb = self.joined(&image.dtb, attachments)?;
+        let sizes = Sizes { kernel: size_of(&kernel)?, ramdisk: size_of(&ramdisk)?, dtb: size_of(&dtb)? };
+        let content = |piece| match piece {
+            Piece::Bytes(bytes) => Content::Inline(Bytes::from(bytes)),
+            Piece::Kernel => kernel.clone(),
+            Piece::Ramdisk => ramdisk.clone(),
+            Piece::Dtb => dtb.clone(),
+        };
+        Ok(Content::Joined(image.pieces(sizes)?.into_iter().map(content).collect()))
     }
 
     fn artifact(&self, artifact: &Artifact, attachments: &BTreeMap<String, Bytes>) -> Result<Content, String> {
@@ -401,23 +436,34 @@ impl Contents {
     }
 }
 
+fn size_of(content: &Content) -> Result<u64, String> {
+    match content {
+        Content::Inline(bytes) => Ok(bytes.len() as u64),
+        Content::Url(cached) => Ok(cached.state().bytes),
+        Content::Joined(parts) => parts.iter().map(size_of).sum(),
+        Content::File(path) => std::fs::metadata(path)
+            .map(|metadata| metadata.len())
+            .map_err(|error| format!("cannot tell the size of {}: {error}", path.display())),
+        other => Err(format!("a boot image is made of files and downloads, not of {other:?}")),
+    }
+}
+
 fn urls(source: &Source) -> Vec<String> {
-    let Source::Artifacts(artifacts) = source else { return Vec::new() };
+    let artifacts: Vec<&Artifact> = match source {
+        Source::Artifacts(artifacts) => artifacts.iter().collect(),
+        Source::Android(image) => std::iter::once(&image.kernel).chain(&image.ramdisk).chain(&image.dtb).collect(),
+        Source::Text(_) | Source::Wrapped { .. } | Source::Firmware(_) => Vec::new(),
+    };
     let url = |artifact: &'_ Artifact| match &artifact.source {
         ArtifactSource::Url(url) => Some(url.clone()),
         ArtifactSource::Data(_) | ArtifactSource::Attached(_) | ArtifactSource::Archive(_) => None,
     };
-    artifacts.iter().filter_map(url).collect()
+    artifacts.into_iter().filter_map(url).collect()
 }
 
 fn describe(planned: &Planned) -> [String; 4] {
     let (Name::Exact(name) | Name::Matching(name, _)) = &planned.name;
-    let protocol = match planned.protocol {
-        Protocol::Http => "HTTP",
-        Protocol::Nbd => "NBD",
-        Protocol::Tftp => "TFTP",
-    };
-    [protocol.to_owned(), name.clone(), describe_source(&planned.source), describe_exposure(&planned.exposure)]
+    [planned.protocol.to_string(), name.clone(), describe_source(&planned.source), describe_exposure(&planned.exposure)]
 }
 
 fn describe_source(source: &Source) -> String {
@@ -429,6 +475,8 @@ fn describe_source(source: &Source) -> String {
     };
     match source {
         Source::Text(text) => format!("{} bytes, generated", text.len()),
+        Source::Wrapped { bytes, .. } => format!("{} bytes, generated", bytes.len()),
+        Source::Android(_) => "a boot image, generated".to_owned(),
         Source::Firmware(path) => path.display().to_string(),
         Source::Artifacts(artifacts) => artifacts.iter().map(artifact).collect::<Vec<_>>().join(" + "),
     }
