@@ -6,11 +6,13 @@
 //! ```
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::future::ready;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt;
 use gateway::Gateway;
 use job_schema::problem::Problems;
 use serde::{Deserialize, Serialize};
@@ -21,7 +23,7 @@ use tracing::Instrument;
 use crate::blueprint::power::PowerState;
 use crate::job_log::{JobEvent, JobLog, Severity};
 use crate::lease::rows::{
-    Admin, Health, Kind, Lease, LeaseId, LeaseRequest, Owner, Resource, ResourceId, ResourceState, Verb,
+    Admin, Health, Kind, Lease, LeaseId, LeaseRequest, LeaseState, Owner, Resource, ResourceId, ResourceState, Verb,
 };
 use crate::lease::{Keeper, Snapshot};
 use crate::runner::{EVENTS_MAX, INPUT_CHUNKS_MAX};
@@ -52,6 +54,9 @@ const ENDED_JOBS_MAX: usize = 1000;
 
 /// Jobs that come between two counts of those that have ended: so many more may be kept.
 const JOBS_PER_COUNT: usize = 100;
+
+/// Jobs that are read again at once when the farm starts: each is rendered in a child, which is all that it waits for.
+const RENDERED_AT_ONCE: usize = 4;
 
 /// What a quick check runs.
 const QUICK_CHECK: &str = include_str!("../../fixtures/jobs/good/quick-check.yml");
@@ -524,6 +529,14 @@ impl Farm {
 
     /// Takes up the jobs of an earlier run. Their leases and their places in the queue are there.
     async fn restore(self: &Arc<Self>, kept: Vec<Kept>) {
+        let rows = self.snapshot().await;
+        let mut leases: BTreeMap<&str, Vec<&LeaseId>> = BTreeMap::new();
+        for lease in rows.leases.iter().filter(|lease| lease.parent.is_none() && lease.state != LeaseState::Destroyed) {
+            if let Owner::Job(job) = &lease.request.owner {
+                leases.entry(job).or_default().push(lease.id());
+            }
+        }
+        let mut waiting = Vec::new();
         for kept in kept {
             let (reached, owned) = (ledger::reached(&kept.log), kept.is_owned());
             let Kept { id, submitted, submission, log } = kept;
@@ -536,7 +549,9 @@ impl Farm {
                 Reached::Verdict { dut, verdict } => {
                     record.was(dut.map(|dut| self.named(dut)), verdict);
                     // Nearly always they are over.
-                    self.release_all_of(&record.id).await;
+                    if leases.contains_key(record.id.as_str()) {
+                        self.release_all_of(&record.id).await;
+                    }
                 }
                 Reached::Dut(dut) => {
                     record.was_leased(self.named(dut));
@@ -547,9 +562,26 @@ impl Farm {
                     let carried = pick_up::pick_up(Arc::clone(self), record, inbox, submission);
                     self.carriers().spawn(carried.instrument(span));
                 }
-                Reached::Queue => self.queue_again(record, inbox, submission, owned).await,
+                Reached::Queue => {
+                    // Its job is there, however long it takes until that one's text has been read again.
+                    leases.get(record.id.as_str()).into_iter().flatten().for_each(|id| self.keeper.beat((*id).clone()));
+                    waiting.push((record, inbox, submission, owned));
+                }
             }
         }
+        // Thousands take some seconds, in which the farm serves: their leases are in the queue already.
+        let farm = Arc::clone(self);
+        self.carriers().spawn(async move {
+            let again = waiting.into_iter().map(|(record, inbox, submission, owned)| {
+                let farm = &farm;
+                async move {
+                    if !*farm.stopping.borrow() {
+                        farm.queue_again(record, inbox, submission, owned).await;
+                    }
+                }
+            });
+            futures_util::stream::iter(again).buffer_unordered(RENDERED_AT_ONCE).for_each(|()| ready(())).await;
+        });
     }
 
     fn restore_roles(&self, record: &Arc<JobRecord>, submission: &Submission) {
@@ -582,6 +614,8 @@ impl Farm {
         owned: bool,
     ) {
         match self.ask_again(&record, inbox, &submission).await {
+            // What waits stays in the queue, for the next start.
+            _ if *self.stopping.borrow() => {}
             Ok(crew) => {
                 record.note(Severity::Info, "The farm was restarted: the job is in the queue again");
                 if owned {
