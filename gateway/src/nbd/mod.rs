@@ -295,12 +295,10 @@ fn shape(disk: &Disk) -> Shape {
 }
 
 fn disk(content: Content) -> Result<Disk, Denied> {
-    match content {
-        Content::Disk(disk) => Ok(disk),
-        Content::Inline(_) | Content::File(_) | Content::Url(_) | Content::Joined(_) => {
-            Err(Denied::Policy("what was published by this name is no disk".to_owned()))
-        }
-    }
+    let Content::Disk(disk) = content else {
+        return Err(Denied::Policy("what was published by this name is no disk".to_owned()));
+    };
+    Ok(disk)
 }
 
 fn denied(refusal: Refusal) -> Denied {
