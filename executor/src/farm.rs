@@ -275,6 +275,8 @@ pub struct DutView {
     pub comment: Option<String>,
     /// The job that holds it.
     pub job: Option<String>,
+    /// Who holds it when no job does.
+    pub holder: Option<String>,
     /// The outlet as last read back.
     pub power: Option<PowerState>,
 }
@@ -735,7 +737,11 @@ impl Dut {
             comment: held_back.or_else(|| self.config.comment.clone()),
             job: holder.and_then(|lease| match &lease.request.owner {
                 Owner::Job(id) => Some(id.clone()),
-                Owner::Connection(_) | Owner::Heartbeat { .. } => None,
+                Owner::Connection(_) | Owner::Term(_) | Owner::Heartbeat { .. } => None,
+            }),
+            holder: holder.and_then(|lease| match &lease.request.owner {
+                Owner::Job(_) => None,
+                owner @ (Owner::Connection(_) | Owner::Term(_) | Owner::Heartbeat { .. }) => Some(format!("{owner} ({})", lease.id())),
             }),
             power: self.power_seen(),
         }

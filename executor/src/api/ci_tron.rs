@@ -256,7 +256,7 @@ fn in_full(error: reqwest::Error) -> String {
 }
 
 /// GET `/api/v1/duts`
-#[utoipa::path(get, tag = "ci-tron", path = "/api/v1/duts", responses((status = 200, description = "`{\"duts\": {id: DUT}}`, CI-tron's DUTs with `job` and `power` added", body = Object)))]
+#[utoipa::path(get, tag = "ci-tron", path = "/api/v1/duts", responses((status = 200, description = "`{\"duts\": {id: DUT}}`, CI-tron's DUTs with `job`, `holder` and `power` added", body = Object)))]
 pub(super) async fn duts(State(api): State<Api>) -> Json<Value> {
     Json(json!({"duts": all_duts(&api.farm).await}))
 }
@@ -373,6 +373,7 @@ fn dut_json(dut: &DutView) -> Value {
         "comment": dut.comment,
         "logs_endpoint": null,
         "job": dut.job,
+        "holder": dut.holder,
         "power": dut.power,
     })
 }
@@ -476,6 +477,7 @@ mod tests {
             ip_address: "10.42.0.11".into(),
             comment: None,
             job: None,
+            holder: None,
             power: None,
         };
         let json = dut_json(&dut);

@@ -28,6 +28,8 @@ struct Dut {
     ip_address: Option<String>,
     comment: Option<String>,
     job: Option<String>,
+    #[serde(default)]
+    holder: Option<String>,
     power: Option<String>,
 }
 
@@ -45,14 +47,14 @@ pub async fn run(arguments: Arguments, server: Option<String>) -> anyhow::Result
 
 fn drawn<'a>(duts: impl Iterator<Item = &'a Dut>) -> String {
     let mut table = plain_table();
-    table.set_header(["DUT", "State", "Power", "Job", "MAC", "Address", "Tags", "Comment"]);
+    table.set_header(["DUT", "State", "Power", "Job or holder", "MAC", "Address", "Tags", "Comment"]);
     for dut in duts {
         let or_empty = |text: &Option<String>| text.clone().unwrap_or_default();
         table.add_row([
             dut.full_name.clone(),
             dut.state.to_lowercase(),
             or_empty(&dut.power),
-            or_empty(&dut.job),
+            dut.job.clone().or_else(|| dut.holder.clone()).unwrap_or_default(),
             or_empty(&dut.mac_address),
             or_empty(&dut.ip_address),
             dut.tags.join(" "),

@@ -405,7 +405,14 @@ fn described(lease: &LeaseWire) -> String {
     let mut lines = vec![
         format!("lease      {}", lease.id),
         format!("owner      {} (kept by a {})", lease.owner, lease.kept_by),
-        format!("state      {}: {}", in_a_word(&lease.state), lease.cause),
+        match lease.state {
+            LeaseStateWire::Releasing | LeaseStateWire::Destroyed => {
+                format!("state      {}: {}", in_a_word(&lease.state), lease.cause)
+            }
+            LeaseStateWire::Pending | LeaseStateWire::Acquired | LeaseStateWire::Active => {
+                format!("state      {}", in_a_word(&lease.state))
+            }
+        },
         format!("requested  {}", time(lease.requested)),
     ];
     let mut line = |name: &str, value: Option<String>| {

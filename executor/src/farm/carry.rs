@@ -64,6 +64,9 @@ pub(super) struct Inbox {
 /// Who cancels a job, once somebody does.
 pub(super) type Cancelled = watch::Receiver<Option<CancelledBy>>;
 
+/// A seat, the DUT that it got, and the news of its lease.
+type Held = ((Seat, (Arc<Dut>, Pass)), Views);
+
 /// A lease's news.
 pub(super) type Views = watch::Receiver<LeaseView>;
 
@@ -136,7 +139,7 @@ async fn run_all(
     farm: &Arc<Farm>,
     record: &Arc<JobRecord>,
     together: Arc<Together>,
-    crew: Vec<((Seat, (Arc<Dut>, Pass)), Views)>,
+    crew: Vec<Held>,
     submission: Submission,
 ) -> Verdict {
     let duts: BTreeMap<_, _> =
@@ -466,19 +469,22 @@ impl Run {
         let role = self.crew.as_ref().map(|crew| crew.role.clone());
         async move {
             let contents = farm.fetch(&record.log, &prepared).await?;
+            // Entered for what follows, so that the tear-down comes before it or after it.
+            let farm_failed = |reason: String| SetupError { cause: Cause::Farm, reason };
+            let _in_flight = pass.enter().await.map_err(|revoked| farm_failed(revoked.to_string()))?;
             let observer = observer(&record.log, record.events.clone());
             let publication = farm
                 .gateway
                 .namespaces()
                 .publish(dut.address(), observer)
-                .map_err(|taken| SetupError { cause: Cause::Farm, reason: taken.to_string() })?;
+                .map_err(|taken| farm_failed(taken.to_string()))?;
             if let Some(seat) = role.and_then(|role| together.messages_of(&role)) {
                 publication.answer(MESSAGES, seat);
             }
             dut.boot.open(Open {
                 gateway: Arc::clone(&farm.gateway),
                 mac: dut.mac,
-                pass,
+                pass: pass.clone(),
                 publication,
                 prepared,
                 contents,

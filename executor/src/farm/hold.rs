@@ -187,7 +187,7 @@ impl Farm {
         let lease = self.unfinished(id).await?;
         match lease.request.owner {
             Owner::Heartbeat { .. } => self.keeper.beat(id.into()),
-            Owner::Job(_) | Owner::Connection(_) => {
+            Owner::Job(_) | Owner::Connection(_) | Owner::Term(_) => {
                 return Err(LeaseError::NotNow(format!(
                     "lease {id} has no heartbeat: it is kept by {}",
                     lease.request.owner
@@ -428,7 +428,7 @@ impl Farm {
                 "lease {id} belongs to job {job}, which uses it by itself; `wharf job show {job}` looks at it"
             ))),
             (_, Some(parent)) => Err(LeaseError::NotNow(format!("lease {id} is a part of {parent}; ask that"))),
-            (Owner::Connection(_) | Owner::Heartbeat { .. }, None) => Ok(lease),
+            (Owner::Connection(_) | Owner::Term(_) | Owner::Heartbeat { .. }, None) => Ok(lease),
         }
     }
 

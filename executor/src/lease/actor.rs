@@ -647,7 +647,7 @@ impl KeeperThread {
                 let until = self.now().plus_ms(every_ms.saturating_mul(recovery::BEATS_MISSED));
                 self.owners.insert(id, until);
             }
-            Owner::Job(_) | Owner::Connection(_) => drop(self.owners.remove(&id)),
+            Owner::Job(_) | Owner::Connection(_) | Owner::Term(_) => drop(self.owners.remove(&id)),
         }
     }
 }

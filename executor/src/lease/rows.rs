@@ -142,6 +142,8 @@ pub enum Owner {
     Job(String),
     /// An open connection.
     Connection(String),
+    /// Somebody who is not missed: its time ends it.
+    Term(String),
     /// Somebody who says every so often that he still wants it.
     Heartbeat {
         /// Who.
@@ -155,7 +157,7 @@ impl fmt::Display for Owner {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Owner::Job(id) => write!(formatter, "job {id}"),
-            Owner::Connection(name) | Owner::Heartbeat { name, .. } => formatter.write_str(name),
+            Owner::Connection(name) | Owner::Term(name) | Owner::Heartbeat { name, .. } => formatter.write_str(name),
         }
     }
 }

@@ -24,7 +24,7 @@ pub struct LeaseWire {
     pub cause: String,
     /// Whose it is: `job 7`, or a name.
     pub owner: String,
-    /// What keeps it: `job`, `connection` or `heartbeat`.
+    /// What keeps it: `job`, `connection`, `heartbeat` or `term`, its time alone.
     pub kept_by: String,
     /// In whose name it was asked for.
     pub subject: String,
@@ -538,6 +538,7 @@ fn kept_by(owner: &Owner) -> String {
         Owner::Job(_) => "job",
         Owner::Connection(_) => "connection",
         Owner::Heartbeat { .. } => "heartbeat",
+        Owner::Term(_) => "term",
     }
     .to_owned()
 }

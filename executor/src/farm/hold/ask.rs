@@ -5,8 +5,6 @@ use std::time::Duration;
 use super::LeaseError;
 use crate::lease::rows::{Kind, LeaseRequest, Mode, Owner, Timeouts, Want};
 
-/// The heartbeat of a lease that only its time ends. A year: the longest lease that anybody has asked for is a week.
-const BEAT_OF_NOBODY_MS: u64 = 365 * 24 * 3_600_000;
 /// How long a DUT's parts may take to come up: three tries of an outlet that takes half a minute.
 const ACTIVATE_MS: u64 = 200_000;
 /// The longest id of a lease: it names a folder, and has to fit into a line.
@@ -97,7 +95,7 @@ pub(super) fn owner_of(name: &str, keeps: Keeps) -> Result<Owner, LeaseError> {
             return Err(LeaseError::Wrong { field: "owner", what: "a heartbeat needs a time above zero".into() });
         }
         Keeps::Heartbeat(every) => Owner::Heartbeat { name, every_ms: ms(every) },
-        Keeps::Term => Owner::Heartbeat { name, every_ms: BEAT_OF_NOBODY_MS },
+        Keeps::Term => Owner::Term(name),
     })
 }
 
@@ -144,7 +142,7 @@ mod tests {
         assert_eq!(request_of(&ask).unwrap_err().to_string(), "`for`: a lease that only its time ends needs a time");
         let request = request_of(&LeaseAsk { hold_time: Some(Duration::from_secs(60)), ..ask }).unwrap();
         assert_eq!(request.timeouts.hold_ms, Some(60_000));
-        assert!(matches!(request.owner, Owner::Heartbeat { every_ms, .. } if every_ms == 31_536_000_000));
+        assert_eq!(request.owner, Owner::Term("anna".into()));
     }
 
     #[test]

@@ -50,15 +50,20 @@ impl KeeperThread {
     pub(super) fn expect_owners(&mut self) {
         let now = self.now();
         let owned = self.tables.leases().filter(|it| it.parent.is_none() && it.state != LeaseState::Destroyed);
-        self.owners = owned.map(|lease| (lease.id().clone(), grace(&lease.request.owner, now))).collect();
+        let expected = owned.filter_map(|lease| Some((lease.id().clone(), grace(&lease.request.owner, now)?)));
+        self.owners = expected.collect();
     }
 
     /// Whoever gets a lease from another has the same grace to show himself.
     pub(super) fn expect_new_owner(&mut self, lease: &Lease) {
         self.attached.remove(lease.id());
-        match &lease.request.owner {
-            Owner::Job(_) => drop(self.owners.remove(lease.id())),
-            owner => drop(self.owners.insert(lease.id().clone(), grace(owner, self.now()))),
+        let until = match &lease.request.owner {
+            Owner::Job(_) => None,
+            owner => grace(owner, self.now()),
+        };
+        match until {
+            Some(until) => drop(self.owners.insert(lease.id().clone(), until)),
+            None => drop(self.owners.remove(lease.id())),
         }
     }
 
@@ -175,11 +180,13 @@ impl KeeperThread {
     }
 }
 
-/// Until when an owner has the time to show himself: one with a slow heartbeat is not asked to be faster than he said he is.
-fn grace(owner: &Owner, now: Moment) -> Moment {
+/// Until when an owner has the time to show himself: one with a slow heartbeat is not asked to be faster than he said he is. `None`: he is
+/// not expected.
+fn grace(owner: &Owner, now: Moment) -> Option<Moment> {
     let beats_ms = match owner {
         Owner::Heartbeat { every_ms, .. } => every_ms.saturating_mul(BEATS_MISSED),
         Owner::Job(_) | Owner::Connection(_) => 0,
+        Owner::Term(_) => return None,
     };
-    now.plus_ms(REATTACH_MS.max(beats_ms))
+    Some(now.plus_ms(REATTACH_MS.max(beats_ms)))
 }
