@@ -26,7 +26,7 @@ use crate::description::{
 use crate::forms::duration_of;
 use crate::ids::ExportName;
 use crate::merge::{Collection, HasName, OneOrList};
-use crate::pattern::Pattern;
+use crate::pattern::{MatchError, Pattern};
 use crate::shape;
 
 /// The overall timeout of a job that names none: CI-tron's default.
@@ -451,10 +451,7 @@ impl PathMatch {
         if path == self.text {
             return Some(Groups(vec![Some(path.to_owned())]));
         }
-        let groups = self.pattern.as_ref()?.full_match_groups(path.as_bytes()).ok()??;
-        Some(Groups(
-            groups.into_iter().map(|group| group.and_then(|range| path.get(range)).map(str::to_owned)).collect(),
-        ))
+        Groups::of(self.pattern.as_ref()?, path).ok()?
     }
 
     /// The path as written.
@@ -476,6 +473,23 @@ impl TryFrom<String> for PathMatch {
 pub struct Groups(Vec<Option<String>>);
 
 impl Groups {
+    /// The groups of a pattern that takes the whole of `text`.
+    pub fn of(pattern: &Pattern, text: &str) -> Result<Option<Groups>, MatchError> {
+        let taken = |group: Option<std::ops::Range<usize>>| group.and_then(|range| text.get(range)).map(str::to_owned);
+        let groups = pattern.full_match_groups(text.as_bytes())?;
+        Ok(groups.map(|groups| Groups(groups.into_iter().map(taken).collect())))
+    }
+
+    /// Whether `text` has a reference to a group, beside the whole.
+    pub fn are_used_in(text: &str) -> bool {
+        text.match_indices('\\').any(|(at, _)| reference(&text[at + 1..]).is_some_and(|(number, _)| number > 0))
+    }
+
+    /// Each group as `change` makes it: letters that mean something where the text goes.
+    pub fn map(&self, change: impl Fn(&str) -> String) -> Groups {
+        Groups(self.0.iter().map(|group| group.as_deref().map(&change)).collect())
+    }
+
     /// `text` with `\1` and `\g<1>` replaced by what the groups took; a group that took nothing is empty.
     pub fn expand(&self, text: &str) -> String {
         let mut expanded = String::with_capacity(text.len());

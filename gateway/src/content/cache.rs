@@ -27,6 +27,7 @@ pub use super::store::Pruned;
 use super::ContentError;
 use super::disk::Fill;
 use super::download::{Download, Patience, Phase, Status, Version};
+use super::edit::Editor;
 use super::file::{OpenFile, blocking, fill, read_exactly};
 use super::store::{Store, sha256};
 
@@ -89,6 +90,7 @@ pub struct Cache(Arc<Inner>);
 struct Inner {
     config: Config,
     store: Arc<Store>,
+    editor: Editor,
     client: reqwest::Client,
     running: Mutex<HashMap<String, Weak<Handle>>>,
 }
@@ -127,7 +129,8 @@ impl Cache {
             url: "https:".to_owned(),
             reason: format!("the HTTP client does not start: {error}"),
         })?;
-        Ok(Cache(Arc::new(Inner { config, store, client, running: Mutex::default() })))
+        let editor = Editor::new(&config.directory)?;
+        Ok(Cache(Arc::new(Inner { config, store, editor, client, running: Mutex::default() })))
     }
 
     /// The artifact at `url`: joins the download that runs for it, or begins one, which asks first whether a cached body is still
@@ -144,6 +147,11 @@ impl Cache {
         let handle = Arc::new(self.start(url, &key));
         running.insert(key, Arc::downgrade(&handle));
         Cached(handle)
+    }
+
+    /// What makes artifacts of others, and keeps them in the cache's directory.
+    pub fn editor(&self) -> &Editor {
+        &self.0.editor
     }
 
     /// Removes what no job fetched for `unused_for`.

@@ -23,7 +23,7 @@ use super::ContentError;
 use super::disk::Fill;
 
 /// A regular file, opened once; its size is the one at that moment.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct OpenFile {
     file: Arc<File>,
     path: PathBuf,

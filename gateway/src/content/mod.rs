@@ -6,6 +6,8 @@
 //!    File     preads: no mapping, because a file that shrinks under a mapping kills the process     (file.rs)
 //!    Url      a cached download; read while it is still arriving                                     (cache.rs)
 //!    Joined   one after the other (initramfs archives)
+//!    Edited   what is made of others, once: archives, files out of them, U-Boot images               (edit/)
+//!    ByName   another content for each name that it is asked for by
 //!    Disk     a copy-on-write disk, as it is at that moment                                          (disk.rs)
 //! ```
 //! A [`Reader`] is one version of the bytes: a file replaced, or a download that starts again with other bytes, shows in readers
@@ -14,6 +16,7 @@
 pub mod cache;
 pub mod disk;
 mod download;
+pub mod edit;
 mod file;
 mod revalidation;
 mod store;
@@ -41,8 +44,25 @@ pub enum Content {
     Url(cache::Cached),
     /// Several contents one after the other (initramfs archives).
     Joined(Arc<[Content]>),
+    /// Made of others when it is first asked for.
+    Edited(edit::Edited),
+    /// What it is depends on the name that it is asked for by.
+    ByName(ByName),
     /// A disk; NBD serves it as a block device, the others as a file.
     Disk(disk::Disk),
+}
+
+/// A content that is chosen by the name that it is asked for by: a path with groups, and a URL with `\1`.
+#[derive(Clone)]
+pub struct ByName(pub Arc<Choose>);
+
+/// Says what is meant by a name.
+pub type Choose = dyn Fn(&str) -> Result<Content, ContentError> + Send + Sync;
+
+impl fmt::Debug for ByName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("chosen by its name")
+    }
 }
 
 /// One opened version of a content. Cheap to clone; reads may overlap.
@@ -125,6 +145,14 @@ pub enum ContentError {
         /// The URL.
         url: String,
     },
+    /// An artifact cannot be made of others.
+    #[error("cannot make {what}: {reason}")]
+    Edit {
+        /// What was to be made.
+        what: String,
+        /// Why not.
+        reason: String,
+    },
     /// The cache's own directory fails.
     #[error("artifact cache: cannot use {}: {source}; check its owner and the free space", path.display())]
     Cache {
@@ -149,9 +177,22 @@ impl Content {
             Content::File(path) => Source::File(file::OpenFile::open(path).await?),
             Content::Url(cached) => Source::Url(cached.open().await?),
             Content::Joined(parts) => Source::Joined(open_all(parts).await?),
+            Content::Edited(edited) => Source::File(edited.open().await?),
+            Content::ByName(_) => {
+                let reason = "it is known only by the name that it is asked for by".to_owned();
+                return Err(ContentError::Edit { what: self.to_string(), reason });
+            }
             Content::Disk(disk) => Source::Disk(disk.view()),
         };
         Ok(Reader(Arc::new(source)))
+    }
+
+    /// Opens the bytes that are meant by `name`, the name that was asked for.
+    pub async fn open_as(&self, name: &str) -> Result<Reader, ContentError> {
+        match self {
+            Content::ByName(ByName(choose)) => choose(name)?.open_boxed().await,
+            _ => self.open().await,
+        }
     }
 
     /// Joined contents hold contents: a future that holds itself needs a box.
@@ -329,6 +370,8 @@ impl fmt::Display for Content {
             Content::File(path) => write!(f, "{}", path.display()),
             Content::Url(cached) => f.write_str(cached.url()),
             Content::Joined(parts) => write!(f, "{} parts joined", parts.len()),
+            Content::Edited(edited) => write!(f, "{edited}"),
+            Content::ByName(_) => f.write_str("a content chosen by its name"),
             Content::Disk(disk) => write!(f, "{disk:?}"),
         }
     }

@@ -5,6 +5,7 @@
 //!  bodies/<sha256 of the body>         complete, never written again
 //!  partial/<sha256 of the URL>.part    growing, under flock by the one who writes it
 //!  partial/<sha256 of the URL>.json    whose start the part is
+//!  edited/<sha256 of recipe and sources>   what was made of them (edit/); its mtime is the last use
 //!  partial/<sha256 of the URL>.<n>.part    a second writer's own, when the first holds the lock; never resumed
 //!
 //!  part ── sync, rename ──► body ── write beside, rename ──► index      each step leaves a directory that is right
@@ -98,7 +99,7 @@ fn hexadecimal(bytes: &[u8]) -> String {
 impl Store {
     /// Makes the directories that are missing; readable for our user only, because artifacts may be secret.
     pub(super) fn open(directory: &Path) -> Result<Self, ContentError> {
-        for name in ["index", "bodies", "partial"] {
+        for name in ["index", "bodies", "edited", "partial"] {
             let path = directory.join(name);
             let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&path);
             made.map_err(|source| failed(&path, source))?;
@@ -191,6 +192,9 @@ impl Store {
             let is_needed = path.file_name().and_then(|name| name.to_str()).is_some_and(|name| needed.contains(name));
             // A body is renamed into place before its index is: a young one may still get it.
             pruned.remove_if(&path, |_| !is_needed && is_older(&path, oldest));
+        }
+        for path in self.list("edited")? {
+            pruned.remove_if(&path, |_| is_older(&path, oldest));
         }
         for path in self.list("partial")? {
             pruned.remove_if(&path, |file| is_older(&path, oldest) && file.try_lock().is_ok());

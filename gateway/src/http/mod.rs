@@ -283,6 +283,7 @@ impl From<&ContentError> for Failure {
             ContentError::File { .. }
             | ContentError::NotAFile { .. }
             | ContentError::Shrunk { .. }
+            | ContentError::Edit { .. }
             | ContentError::Cache { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         };
         // The path of a file on our disk is for the job's log, not for the DUT.
@@ -350,7 +351,7 @@ impl Desk {
         match method {
             Method::Head => {
                 let content = self.namespaces.look(caller, Protocol::Http, name, Instant::now())?;
-                let (reader, size) = open(&content).await.map_err(|error| Failure::from(&error))?;
+                let (reader, size) = open(&content, name).await.map_err(|error| Failure::from(&error))?;
                 Ok(respond(name, &reader, answer::answer(asked, size, reader.etag().as_deref()), |_, _| None))
             }
             Method::Get => {
@@ -398,8 +399,8 @@ fn conditions(headers: &HeaderMap) -> Conditions<'_> {
 }
 
 /// Opens `content` and waits for its size: firmware needs a Content-Length.
-async fn open(content: &Content) -> Result<(Reader, u64), ContentError> {
-    let reader = content.open().await?;
+async fn open(content: &Content, name: &str) -> Result<(Reader, u64), ContentError> {
+    let reader = content.open_as(name).await?;
     let size = reader.complete_size().await?;
     Ok((reader, size))
 }
@@ -412,7 +413,7 @@ async fn send(
     running: Arc<Running>,
 ) -> Result<Response<AnswerBody>, Failure> {
     let Opened { content, access } = opened;
-    let (reader, size) = match open(&content).await {
+    let (reader, size) = match open(&content, name).await {
         Ok(opened) => opened,
         Err(error) => {
             running.end();

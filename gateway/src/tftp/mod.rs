@@ -254,7 +254,7 @@ impl Asked<'_> {
     async fn begin(&self) -> Result<Reader, (ErrorCode, String)> {
         let (caller, name) = self.caller();
         let content = self.ring.namespaces.look(caller, Protocol::Tftp, name, Instant::now()).map_err(refused)?;
-        match content.open().await {
+        match content.open_as(name).await {
             Ok(reader) => Ok(reader),
             Err(error) => {
                 // The job's log hears of it as of any access that failed.
