@@ -27,7 +27,8 @@ const DUTS: usize = 1_000;
 const JOBS: usize = 5_000;
 /// How long a job of the steady run holds its DUT: 1,000 DUTs then become free 25 times a second, which takes half of one core.
 const HOLD_S: u32 = 40;
-/// How long the first jobs hold their DUTs, so that the others are in the queue by then: 5,000 are taken in half a minute, or in a whole one where others compile.
+/// How long the first jobs hold their DUTs, so that the others are in the queue by then: 5,000 are taken in half a minute, or in a whole
+/// one where others compile.
 const FILL_S: u32 = 60;
 /// Tags: lines of the queue.
 const CLASSES: usize = 10;
@@ -77,14 +78,12 @@ fn run(name: &str, crowd: &Crowd) -> anyhow::Result<Run> {
     let before_mib = server.memory_mib()?;
     let heard = Heard::follow(&bench)?;
     let (before_s, started) = (server.processor_s()?, Instant::now());
-    let (peak_mib, submitted, listed) = server
-        .watch_while(|| {
-            let submitted = crowd.submit(&bench);
-            let listed = list(&bench)?;
-            wait_for_all(&heard, crowd)?;
-            Ok((submitted, listed))
-        })
-        .and_then(|(peak, (submitted, listed))| Ok((peak, submitted, listed)))?;
+    let (peak_mib, (submitted, listed)) = server.watch_while(|| {
+        let submitted = crowd.submit(&bench);
+        let listed = list(&bench)?;
+        wait_for_all(&heard, crowd)?;
+        Ok((submitted, listed))
+    })?;
     let (done, processor_s) = (started.elapsed(), server.processor_s()? - before_s);
     let history = heard.history(&bench, crowd)?;
     history.check_order()?;
