@@ -60,7 +60,6 @@ pub(super) async fn serve(place: Place, mut stream: TcpStream, ring: Arc<Ring>) 
     let Attached { attach, attachment, .. } = attached;
     let stall_ticks = (ring.config.stall_timeout.as_secs() / TICK.as_secs()).max(1);
     let mut connection = Connection {
-        stream,
         input,
         out: Output::default(),
         export: Export::new(agreed),
@@ -69,6 +68,7 @@ pub(super) async fn serve(place: Place, mut stream: TcpStream, ring: Arc<Ring>) 
         attach: Arc::clone(&attach),
         still_ticks: 0,
         stall_ticks,
+        stream,
     };
     let outcome = tokio::select! {
         outcome = connection.run() => outcome,
@@ -106,7 +106,6 @@ async fn haggle(
 type Finished = (Ticket, u64, Result<Done, Refused>);
 
 struct Connection {
-    stream: TcpStream,
     input: BytesMut,
     out: Output,
     export: Export,
@@ -116,6 +115,8 @@ struct Connection {
     /// Ticks since a byte moved that one side waits for.
     still_ticks: u64,
     stall_ticks: u64,
+    /// Dropped last: a client that sees it close finds its place at the disk free.
+    stream: TcpStream,
 }
 
 /// What happened.

@@ -5,6 +5,7 @@
 //!     handshake.rs ◆ asks for exports ──► Exports: name, or key/name ──► Namespaces: names | look | open | join ──► Content::Disk
 //!                                                                             └─ Refusal ──► ERR_UNKNOWN, ERR_POLICY
 //!     export.rs ◆ gives work ──► Disk (content/disk.rs) ──► replies
+//!  proof.rs  connects as a DUT would, before there is one
 //!  Connections::drop_of(address) ──► every connection of that DUT, at once
 //! ```
 //! An export's name is the name it was published by, or `<key>/<name>` from an address that is not the DUT's; an empty name stands for
@@ -15,6 +16,7 @@ mod desk;
 pub mod export;
 pub mod handshake;
 pub mod message;
+pub mod proof;
 #[cfg(test)]
 mod tests;
 

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use gateway::content::Content;
+use gateway::content::disk::{self, Base, Disk, Mode};
 use gateway::namespace::{AccessEvent, Exposure, Name, Origin, Protocol, Publication};
 use gateway::{Config, Gateway};
 use tests::bench::until;
@@ -17,7 +18,7 @@ pub(crate) struct Loopback {
     gateway: Gateway,
     events: Arc<Mutex<Vec<AccessEvent>>>,
     folder: tempfile::TempDir,
-    _runtime: tokio::runtime::Runtime,
+    runtime: tokio::runtime::Runtime,
 }
 
 /// 40 MB: more than 65535 blocks of 512 bytes, so that block numbers begin again.
@@ -37,7 +38,7 @@ impl Loopback {
             }
         });
         let publication = gateway.namespaces().publish(IpAddr::V4(Ipv4Addr::LOCALHOST), observer).unwrap();
-        Loopback { publication, gateway, events, folder, _runtime: runtime }
+        Loopback { publication, gateway, events, folder, runtime }
     }
 
     /// Publishes bytes under one protocol; as a file on disk, as a job's downloads are.
@@ -46,6 +47,26 @@ impl Loopback {
         std::fs::write(&path, bytes).unwrap();
         let name = Name::Exact(name.to_owned());
         self.publication.put(protocol, name, Content::File(path), exposure, Origin::Job, Instant::now());
+    }
+
+    /// Publishes a disk that takes four connections.
+    pub(crate) fn put_disk(&self, name: &str, base: Base, mode: Mode, exposure: Exposure) -> Disk {
+        let directory = self.folder.path().join("disks");
+        let disk = disk::Config { base, mode, directory, attachments_max: 4 };
+        let disk = self.block_on(Disk::make(disk)).unwrap();
+        let (name, content) = (Name::Exact(name.to_owned()), Content::Disk(disk.clone()));
+        self.publication.put(Protocol::Nbd, name, content, exposure, Origin::Job, Instant::now());
+        disk
+    }
+
+    /// The address of an export.
+    pub(crate) fn nbd_url(&self, name: &str) -> String {
+        format!("nbd://{}/{name}", self.gateway.addresses().nbd.unwrap())
+    }
+
+    /// Runs a future among the servers.
+    pub(crate) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        self.runtime.block_on(future)
     }
 
     pub(crate) fn tftp(&self) -> SocketAddr {

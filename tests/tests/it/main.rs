@@ -13,6 +13,7 @@
 //! | `leases` | a person takes, uses, hands over and gives back a DUT; who waits knows why; what happened can be read |
 //! | `licences` | what we build on may be given away, and there is one TLS stack |
 //! | `messages` | DUTs of one job tell each other, over reboots, and never from job to job |
+//! | `nbd_clients` | qemu, nbdcopy and nbdinfo write, read, map and share our disks |
 //! | `on_demand` | machines are made when jobs ask, make room for others, and go |
 //! | `queue` | hundreds of jobs for fifty machines: in order, and none is forgotten |
 //! | `restart` | jobs, their places and their verdicts outlive the server, however it ends |
@@ -39,6 +40,7 @@ mod leases;
 mod licences;
 mod loopback;
 mod messages;
+mod nbd_clients;
 mod on_demand;
 mod queue;
 mod restart;
