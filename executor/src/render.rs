@@ -13,7 +13,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use job_schema::problem::{Problem, Problems};
-use job_schema::template::{Limits, Rendered, Variables, render};
+use job_schema::template::{Limits, Rendered, Variables, render, render_inline};
 use nix::sys::resource::{Resource, setrlimit};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
@@ -31,20 +31,46 @@ const ANSWER_BYTES: u64 = 16 << 20;
 #[derive(Serialize, Deserialize)]
 struct Request {
     source_name: String,
-    text: String,
+    what: What,
     variables: Variables,
 }
 
 #[derive(Serialize, Deserialize)]
+enum What {
+    /// A job file.
+    Document(String),
+    /// Texts of a rendered job.
+    Texts(Vec<String>),
+}
+
+#[derive(Serialize, Deserialize)]
 enum Answer {
-    Rendered(String),
+    Rendered(Vec<String>),
     Refused(Vec<Problem>),
 }
 
 /// Renders `text` in a child. Problems name what the template did wrong, or which limit it hit.
 pub async fn in_child(source_name: &str, text: &str, variables: &Variables) -> Result<Rendered, Problems> {
+    let mut rendered = asked(source_name, text, What::Document(text.into()), variables).await?;
+    Ok(Rendered::plain(source_name, rendered.pop().unwrap_or_default()))
+}
+
+/// Renders texts of a job in a child, each by itself: `data` and the command line, when they are served. A text that fails stays as it
+/// is, unless its first line is `#!jinja2`.
+pub async fn texts_in_child(
+    source_name: &str,
+    texts: Vec<String>,
+    variables: &Variables,
+) -> Result<Vec<String>, Problems> {
+    let count = texts.len();
+    let rendered = asked(source_name, "", What::Texts(texts), variables).await?;
+    assert_eq!(rendered.len(), count, "our own child answers text by text");
+    Ok(rendered)
+}
+
+async fn asked(source_name: &str, text: &str, what: What, variables: &Variables) -> Result<Vec<String>, Problems> {
     let refuse = |problem: Problem| Problems::one(source_name, text, problem);
-    let request = Request { source_name: source_name.into(), text: text.into(), variables: variables.clone() };
+    let request = Request { source_name: source_name.into(), what, variables: variables.clone() };
     let request = serde_json::to_vec(&request)
         .map_err(|error| refuse(Problem::new(format!("cannot hand over the template: {error}"))))?;
     let (status, answer) = match tokio::time::timeout(WALL_CLOCK, exchange(&request)).await {
@@ -55,7 +81,7 @@ pub async fn in_child(source_name: &str, text: &str, variables: &Variables) -> R
         Err(_) => return Err(refuse(too_much(&format!("{} s", WALL_CLOCK.as_secs())))),
     };
     match serde_json::from_slice(&answer) {
-        Ok(Answer::Rendered(text)) => Ok(Rendered::plain(source_name, text)),
+        Ok(Answer::Rendered(texts)) => Ok(texts),
         Ok(Answer::Refused(problems)) => Err(Problems::new(source_name, text, problems)),
         Err(_) => Err(refuse(too_much(&how_it_ended(status)))),
     }
@@ -69,10 +95,12 @@ pub fn child_main() -> io::Result<()> {
     let mut request = Vec::new();
     io::stdin().read_to_end(&mut request)?;
     let request: Request = serde_json::from_slice(&request)?;
-    let answer = match render(&request.source_name, &request.text, &request.variables, &Limits::default()) {
-        Ok(rendered) => Answer::Rendered(rendered.text),
-        Err(problems) => Answer::Refused(problems.list().to_vec()),
+    let (name, limits) = (&request.source_name, Limits::default());
+    let rendered = match &request.what {
+        What::Document(text) => render(name, text, &request.variables, &limits).map(|rendered| vec![rendered.text]),
+        What::Texts(texts) => texts.iter().map(|text| render_inline(name, text, &request.variables, &limits)).collect(),
     };
+    let answer = rendered.map_or_else(|problems| Answer::Refused(problems.list().to_vec()), Answer::Rendered);
     io::stdout().write_all(&serde_json::to_vec(&answer)?)
 }
 

@@ -168,6 +168,11 @@ impl Edited {
         self.made().await.map(drop)
     }
 
+    /// Its size, once it is made.
+    pub fn size(&self) -> Option<u64> {
+        self.0.made.get().map(|(_, file)| file.size())
+    }
+
     pub(super) async fn open(&self) -> Result<OpenFile, ContentError> {
         Ok(self.made().await?.1.clone())
     }
