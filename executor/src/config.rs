@@ -216,6 +216,10 @@ pub enum Firmware {
     UefiIpxe,
     /// OVMF's own PXE client, no ROM: it chainloads `snponly.efi` over TFTP.
     UefiPxe,
+    /// OVMF's own HTTP boot client, no ROM and no PXE.
+    UefiHttp,
+    /// U-Boot on an arm64 machine.
+    UBootArm64,
 }
 
 /// A machine that only exists as a client of our servers.

@@ -127,7 +127,7 @@ fn script(deployment: &Deployment, place: Place) -> String {
 
 /// The command line as iPXE must read it: as it is when that is safe, else through a setting. iPXE splits a line into words
 /// (and ends a command at a `;`, `&&` or `||`, and the line at a `#`) before it expands settings, so what a setting holds is
-/// passed on letter by letter. `${net0/mac}` and the like in a command line are expanded by iPXE, as CI-tron's users expect.
+/// passed on letter by letter. `${net0/mac}` and the like are expanded by iPXE in either, as CI-tron's users expect.
 fn command_line(text: &str) -> (String, String) {
     let special = |character: char| {
         matches!(character, ';' | '&' | '|' | '#' | '"' | '\'' | '\\' | '\n' | '\r' | '\t') || !character.is_ascii()

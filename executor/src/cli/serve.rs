@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use crate::config::{FarmConfig, MachineConfig, NetworkConfig};
+use crate::config::{FarmConfig, Firmware, MachineConfig, NetworkConfig};
 use crate::farm::Farm;
 use crate::virtual_dut::install::{self, Need};
 use crate::virtual_dut::network;
@@ -90,9 +90,13 @@ fn needs_of(config: &FarmConfig) -> Vec<Need> {
         return Vec::new();
     }
     let mut needs = vec![Need::Qemu, Need::Ipxe, Need::Kernel, Need::Busybox];
-    let uefi = |machine: &MachineConfig| matches!(machine, MachineConfig::Qemu(qemu) if qemu.firmware != crate::config::Firmware::Bios);
-    if config.machines().any(uefi) {
-        needs.push(Need::Ovmf);
+    for machine in config.machines() {
+        let MachineConfig::Qemu(qemu) = machine else { continue };
+        match qemu.firmware {
+            Firmware::Bios => {}
+            Firmware::UefiIpxe | Firmware::UefiPxe | Firmware::UefiHttp => needs.push(Need::Ovmf),
+            Firmware::UBootArm64 => needs.push(Need::UBoot),
+        }
     }
     needs
 }

@@ -219,6 +219,11 @@ enum FirmwareKey {
     UefiIpxe,
     /// OVMF's own PXE client.
     UefiPxe,
+    /// OVMF's own HTTP boot client.
+    UefiHttp,
+    /// U-Boot on an arm64 machine.
+    #[serde(rename = "u-boot-arm64")]
+    UBootArm64,
 }
 
 /// A simulated machine.
@@ -522,6 +527,8 @@ fn qemu_config(keys: &QemuKeys) -> QemuConfig {
         None | Some(FirmwareKey::Bios) => Firmware::Bios,
         Some(FirmwareKey::UefiIpxe) => Firmware::UefiIpxe,
         Some(FirmwareKey::UefiPxe) => Firmware::UefiPxe,
+        Some(FirmwareKey::UefiHttp) => Firmware::UefiHttp,
+        Some(FirmwareKey::UBootArm64) => Firmware::UBootArm64,
     };
     QemuConfig { firmware, memory_mib: keys.memory_mib.unwrap_or(256) }
 }

@@ -31,6 +31,7 @@ pub fn find(name: &str) -> Result<Option<Image>, String> {
         "kernel" => Ok(Some(kernel().map_or(Image::Bytes(tiny::ELF), |kernel| Image::File(kernel.image)))),
         "initramfs" => initramfs_of_the_kernel().map(Some),
         "tiny" => Ok(Some(Image::Bytes(tiny::ELF))),
+        "tiny-arm64" => Ok(Some(Image::Bytes(tiny::ARM64))),
         _ => Ok(None),
     }
 }

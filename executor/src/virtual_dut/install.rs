@@ -6,6 +6,7 @@
 //!   Qemu      qemu-system-x86_64, its iPXE ROMs                   apt-get install (root, or sudo without a password)
 //!   Ipxe      undionly.kpxe, snponly.efi                          apt-get install
 //!   Ovmf      OVMF's code and variables                           apt-get install
+//!   UBoot     qemu-system-aarch64, U-Boot for its machine         apt-get install
 //!   Kernel    <cache>/kernel/<version>/                           apt-get download, unpacked into the cache, never installed
 //!   Busybox   a busybox linked statically, <cache>/busybox/…      the same: installing it would displace the host's own busybox
 //! ```
@@ -60,6 +61,8 @@ pub enum Need {
     Ipxe,
     /// UEFI firmware.
     Ovmf,
+    /// U-Boot, and the emulator of the arm64 machine that it is for.
+    UBoot,
     /// A Debian kernel to boot.
     Kernel,
     /// The userland of the demo's initramfs.
@@ -68,7 +71,7 @@ pub enum Need {
 
 impl Need {
     /// All of them, in the order in which `wharf virtual list` shows them.
-    pub const ALL: [Need; 5] = [Need::Qemu, Need::Ipxe, Need::Ovmf, Need::Kernel, Need::Busybox];
+    pub const ALL: [Need; 6] = [Need::Qemu, Need::Ipxe, Need::Ovmf, Need::UBoot, Need::Kernel, Need::Busybox];
 
     /// What people call it.
     pub fn name(self) -> &'static str {
@@ -76,6 +79,7 @@ impl Need {
             Need::Qemu => "QEMU",
             Need::Ipxe => "iPXE",
             Need::Ovmf => "OVMF",
+            Need::UBoot => "U-Boot",
             Need::Kernel => "Linux kernel",
             Need::Busybox => "busybox",
         }
@@ -87,6 +91,7 @@ impl Need {
             Need::Qemu => "runs virtual DUTs, with network cards that boot over the network",
             Need::Ipxe => "is what plain PXE firmware loads first",
             Need::Ovmf => "is the firmware of UEFI DUTs",
+            Need::UBoot => "is the firmware of arm64 DUTs (with QEMU for ARM)",
             Need::Kernel => "is what the demo boots (unpacked into the cache, not installed)",
             Need::Busybox => "is the userland that the demo boots (unpacked into the cache, not installed)",
         }
@@ -98,6 +103,7 @@ impl Need {
             Need::Qemu => &["qemu-system-x86", "ipxe-qemu"],
             Need::Ipxe => &["ipxe"],
             Need::Ovmf => &["ovmf"],
+            Need::UBoot => &["qemu-system-arm", "u-boot-qemu"],
             Need::Kernel | Need::Busybox => &[],
         }
     }
@@ -123,6 +129,15 @@ pub struct Ovmf {
     pub variables: PathBuf,
 }
 
+/// U-Boot and its machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UBoot {
+    /// The emulator.
+    pub qemu: PathBuf,
+    /// U-Boot for its `virt` machine.
+    pub image: PathBuf,
+}
+
 /// What is there. After [`ensure`] all that was asked for is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Installed {
@@ -132,6 +147,8 @@ pub struct Installed {
     pub ipxe: Option<PathBuf>,
     /// UEFI firmware.
     pub ovmf: Option<Ovmf>,
+    /// U-Boot for arm64 machines.
+    pub u_boot: Option<UBoot>,
     /// The newest kernel in the cache.
     pub kernel: Option<Kernel>,
     /// A static busybox.
@@ -145,6 +162,7 @@ impl Installed {
             Need::Qemu => self.qemu.as_deref(),
             Need::Ipxe => self.ipxe.as_deref(),
             Need::Ovmf => self.ovmf.as_ref().map(|ovmf| ovmf.code.as_path()),
+            Need::UBoot => self.u_boot.as_ref().map(|u_boot| u_boot.image.as_path()),
             Need::Kernel => self.kernel.as_ref().map(|kernel| kernel.image.as_path()),
             Need::Busybox => self.busybox.as_deref(),
         }
@@ -293,6 +311,9 @@ pub fn look(cache: &Path) -> Installed {
             .into_iter()
             .find(|folder| folder.join("undionly.kpxe").is_file() && folder.join("snponly.efi").is_file()),
         ovmf: find_ovmf(Path::new("/usr/share/OVMF")),
+        u_boot: first_file(&["/usr/lib/u-boot/qemu_arm64/u-boot.bin"])
+            .zip(program("qemu-system-aarch64"))
+            .map(|(image, qemu)| UBoot { qemu, image }),
         kernel: newest_kernel(&cache.join("kernel")),
         busybox: find_busybox(cache),
     }

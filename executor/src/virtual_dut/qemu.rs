@@ -306,13 +306,22 @@ impl Machine {
         let missing = |what| MachineError::Missing { machine: self.name.clone(), what };
         let cache = install::cache_folder().map_err(|error| self.failed("find the cache", io::Error::other(error)))?;
         let installed = install::look(&cache);
-        let qemu = installed.qemu.ok_or_else(|| missing("QEMU"))?;
+        let (qemu, u_boot) = match (self.config.firmware, installed.u_boot) {
+            (Firmware::UBootArm64, Some(u_boot)) => (u_boot.qemu, Some(u_boot.image)),
+            (Firmware::UBootArm64, None) => return Err(missing("U-Boot, or QEMU for ARM")),
+            _ => (installed.qemu.ok_or_else(|| missing("QEMU"))?, None),
+        };
         let firmware = match (self.config.firmware, installed.ovmf) {
-            (Firmware::Bios, _) => None,
+            (Firmware::Bios | Firmware::UBootArm64, _) => None,
             (_, Some(ovmf)) => {
                 Some(self.own_variables(ovmf).map_err(|source| self.failed("copy OVMF's variables", source))?)
             }
             (_, None) => return Err(missing("OVMF")),
+        };
+        let accelerator = match u_boot {
+            // Another processor than the host's, as a rule.
+            Some(_) => Accelerator::Tcg,
+            None => accelerator(&qemu, &cache).await,
         };
         let launch = Launch {
             config: &self.config,
@@ -320,9 +329,10 @@ impl Machine {
             mac: &self.mac,
             uuid: &self.uuid,
             netdev,
-            accelerator: accelerator(&qemu, &cache).await,
+            accelerator,
             folder: &self.folder,
             ovmf: firmware.as_ref(),
+            u_boot: u_boot.as_deref(),
         };
         let output =
             fs::File::create(self.folder.join("output")).map_err(|source| self.failed("make a file", source))?;
@@ -440,6 +450,7 @@ struct Launch<'a> {
     accelerator: Accelerator,
     folder: &'a Path,
     ovmf: Option<&'a Ovmf>,
+    u_boot: Option<&'a Path>,
 }
 
 impl Launch<'_> {
@@ -454,8 +465,10 @@ impl Launch<'_> {
         arguments.pair("-netdev", &[self.netdev]);
         let card: &[u8] = match self.config.firmware {
             Firmware::Bios | Firmware::UefiIpxe => b"",
-            // An empty ROM: what is left is OVMF's own PXE client.
-            Firmware::UefiPxe => b",romfile=",
+            // An empty ROM: what is left is OVMF's own PXE or HTTP client.
+            Firmware::UefiPxe | Firmware::UefiHttp => b",romfile=",
+            // U-Boot reads another MAC than this from a card that can also be a legacy one (seen with 2023.01: 52:52:52:52:52:52).
+            Firmware::UBootArm64 => b",romfile=,disable-legacy=on",
         };
         arguments.pair("-device", &[b"virtio-net-pci,netdev=n0,bootindex=1,mac=", self.mac.as_bytes(), card]);
         arguments.list
@@ -466,6 +479,16 @@ impl Launch<'_> {
         arguments.words(match self.config.firmware {
             Firmware::Bios => &["-machine", "q35,graphics=off"],
             Firmware::UefiIpxe | Firmware::UefiPxe => &["-machine", "q35"],
+            // OVMF tries PXE first, for minutes where it is not answered (OvmfPkg's NetworkPkg switches).
+            Firmware::UefiHttp => &[
+                "-machine",
+                "q35",
+                "-fw_cfg",
+                "name=opt/org.tianocore/IPv4PXESupport,string=n",
+                "-fw_cfg",
+                "name=opt/org.tianocore/IPv6PXESupport,string=n",
+            ],
+            Firmware::UBootArm64 => &["-machine", "virt", "-cpu", "cortex-a57"],
         });
         arguments.words(match self.accelerator {
             Accelerator::Kvm => &["-accel", "kvm", "-cpu", "host"],
@@ -478,6 +501,9 @@ impl Launch<'_> {
             let (code, variables) = (escaped_path(&ovmf.code), escaped_path(&ovmf.variables));
             arguments.pair("-drive", &[b"if=pflash,format=raw,readonly=on,file=", &code]);
             arguments.pair("-drive", &[b"if=pflash,format=raw,file=", &variables]);
+        }
+        if let Some(image) = self.u_boot {
+            arguments.pair("-bios", &[image.as_os_str().as_bytes()]);
         }
     }
 
@@ -823,7 +849,8 @@ mod tests {
             netdev: b"tap,id=n0,ifname=tap525400770001,script=no,downscript=no",
             accelerator,
             folder: Path::new("/run/a,b"),
-            ovmf: (firmware != Firmware::Bios).then_some(&ovmf),
+            ovmf: (!matches!(firmware, Firmware::Bios | Firmware::UBootArm64)).then_some(&ovmf),
+            u_boot: (firmware == Firmware::UBootArm64).then_some(Path::new("/fw/u-boot.bin")),
         };
         let words: Vec<String> = launch.arguments().into_iter().map(|word| word.into_string().unwrap()).collect();
         words.join(" ")
@@ -866,6 +893,23 @@ mod tests {
         );
         assert!(ipxe.ends_with("mac=52:54:00:77:00:01"), "{ipxe}");
         assert!(launch(Firmware::UefiPxe, Accelerator::Tcg).ends_with("mac=52:54:00:77:00:01,romfile="));
+    }
+
+    #[test]
+    fn a_machine_with_u_boot_is_an_arm64_one_without_a_boot_rom() {
+        let words = launch(Firmware::UBootArm64, Accelerator::Tcg);
+        assert!(words.contains("-machine virt -cpu cortex-a57 -accel tcg,tb-size=64 -m 256"), "{words}");
+        assert!(words.contains(" -bios /fw/u-boot.bin ") && !words.contains("pflash"), "{words}");
+        assert!(words.ends_with("mac=52:54:00:77:00:01,romfile=,disable-legacy=on"), "{words}");
+    }
+
+    #[test]
+    fn a_machine_that_boots_by_http_is_told_to_leave_pxe_alone() {
+        let words = launch(Firmware::UefiHttp, Accelerator::Tcg);
+        assert!(words.contains(
+            "name=opt/org.tianocore/IPv4PXESupport,string=n -fw_cfg name=opt/org.tianocore/IPv6PXESupport,string=n"
+        ));
+        assert!(words.contains("if=pflash") && words.ends_with(",romfile="), "{words}");
     }
 
     #[test]

@@ -6,6 +6,9 @@
 /// A multiboot image for BIOS machines.
 pub const ELF: &[u8] = include_bytes!("../../../fixtures/virtual-dut/tiny.elf");
 
+/// An arm64 kernel image for QEMU's `virt` machine (`fixtures/virtual-dut/tiny-arm64.S`): it says what it was booted with.
+pub const ARM64: &[u8] = include_bytes!("../../../fixtures/virtual-dut/tiny-arm64");
+
 /// What it says last before it powers the machine off.
 pub const LAST_WORDS: &str = "TINY: power off";
 
@@ -40,6 +43,24 @@ mod tests {
             }
         }
         assert_eq!(loaded_bytes(&std::fs::read(elf).unwrap()), loaded_bytes(ELF), "see fixtures/virtual-dut/README.md");
+    }
+
+    #[test]
+    fn the_committed_arm64_image_is_what_its_source_builds() {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/virtual-dut");
+        let built = tempfile::tempdir().unwrap();
+        let (object, image) = (built.path().join("tiny.o"), built.path().join("image"));
+        let mut assemble = Command::new("aarch64-linux-gnu-as");
+        assemble.arg("-o").arg(&object).arg(source.join("tiny-arm64.S"));
+        let mut copy = Command::new("aarch64-linux-gnu-objcopy");
+        copy.args(["-O", "binary", "-j", ".text"]).arg(&object).arg(&image);
+        for tool in [&mut assemble, &mut copy] {
+            match tool.status() {
+                Ok(status) => assert!(status.success(), "{tool:?}: {status}"),
+                Err(error) => return eprintln!("SKIPPED: no binutils for arm64: {error}"),
+            }
+        }
+        assert_eq!(std::fs::read(image).unwrap(), ARM64, "see fixtures/virtual-dut/README.md");
     }
 
     /// What the program headers load: section tables differ between versions of the linker.

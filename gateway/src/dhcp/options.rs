@@ -190,7 +190,7 @@ fn addresses(value: &Value) -> Option<Vec<Ipv4Addr>> {
 
 fn hexadecimal(text: &str) -> Option<Vec<u8>> {
     let digits: String = text.chars().filter(|character| !matches!(character, ':' | ' ')).collect();
-    if !digits.is_ascii() || digits.len() % 2 != 0 {
+    if !digits.is_ascii() || !digits.len().is_multiple_of(2) {
         return None;
     }
     (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(&digits[at..at + 2], 16).ok()).collect()

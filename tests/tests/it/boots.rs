@@ -2,11 +2,15 @@
 //!
 //! Most of them boot `fixtures/virtual-dut/tiny.elf`, which obeys its command line and needs three seconds; UEFI machines boot Linux.
 
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
+use tests::bench::{Bench, need_programs, need_virtual_machines};
 
-use crate::farms::{HELLO, QEMU, virtual_};
+use crate::farms::{HELLO, QEMU, WHARF, virtual_};
 
 /// A job for a BIOS machine: the words that tiny.elf obeys, timeouts, further patterns, and further YAML under `deployment`.
 fn tiny(words: &str, timeouts: &str, patterns: &str, more: &str) -> String {
@@ -184,4 +188,173 @@ fn what_is_typed_reaches_the_machine_and_its_answer_comes_back() {
     job.wait_for_console("TINY: got ahoy");
     job.type_line("off");
     job.wait().expect("PASS", "test").expect_said(&["TINY: got ahoy\r\n", "TINY: got off\r\n", "TINY: power off\r\n"]);
+}
+
+/// What each boot loader reads in its own way, and more of it than any line of an editor: 4 kB.
+fn odd_words() -> String {
+    let odd = "a;b c&&d e|f run=\"one two\" it's $HOME ${x} #no back\\slash *";
+    format!("{odd} {}", (0..400).map(|number| format!("word{number}=v")).collect::<Vec<_>>().join(" "))
+}
+
+/// Text as YAML has it in double quotes.
+fn in_yaml(text: &str) -> String {
+    serde_json::to_string(text).expect("text is JSON")
+}
+
+#[test]
+fn ipxe_passes_a_long_command_line_with_every_special_character_on() {
+    let bench = virtual_();
+    let _place = QEMU.pass();
+    // `${x}` is iPXE's to replace, and it hands 512 bytes at most to a multiboot kernel.
+    let words = odd_words().replace("${x} ", "");
+    let ended = bench.run(&tiny(&format!("print=good, {}", in_yaml(&words)), "", "", ""));
+    ended.expect("PASS", "test");
+    ended.expect_said(&[&format!(" print=good {}", &words[..400])]);
+}
+
+/// A farm with one machine, on a network of its own.
+fn farm_with(machine: &str, more: &str) -> Bench {
+    need_virtual_machines(WHARF);
+    let farm = format!(
+        "name: board\nnetwork: {{private: {{address: 10.77.0.1/24}}}}\n{more}duts:\n  - {{id: board, mac: 52:54:00:77:00:05, \
+         address: 10.77.0.15, {machine}}}\n"
+    );
+    Bench::start(WHARF, &farm)
+}
+
+/// A server of one file, for the farm to fetch it from; its URL.
+fn serve_file(bytes: Vec<u8>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/file", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for mut client in listener.incoming().flatten() {
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                match client.read(&mut byte) {
+                    Ok(1) => request.push(byte[0]),
+                    _ => break,
+                }
+            }
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", bytes.len());
+            let body: &[u8] = if request.starts_with(b"HEAD") { b"" } else { &bytes };
+            // A client that went away has what it wanted.
+            let _ = client.write_all(head.as_bytes()).and_then(|()| client.write_all(body));
+        }
+    });
+    url
+}
+
+/// The device tree that QEMU makes for such a machine, with a model of our own: nobody else has it.
+fn own_device_tree() -> Vec<u8> {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("virt.dtb");
+    let machine = format!("virt,dumpdtb={}", file.display());
+    let made = Command::new("qemu-system-aarch64").args(["-M", &machine, "-cpu", "cortex-a57", "-m", "256"]).output();
+    assert!(made.unwrap().status.success());
+    let tree = std::fs::read(&file).unwrap();
+    let (theirs, ours) = (b"linux,dummy-virt\0", b"wharf,served-dtb\0");
+    let places: Vec<_> =
+        tree.windows(theirs.len()).enumerate().filter(|(_, window)| window == theirs).map(|(at, _)| at).collect();
+    let mut own = tree;
+    for at in &places {
+        own[*at..at + ours.len()].copy_from_slice(ours);
+    }
+    assert_eq!(places.len(), 2, "`compatible` and `model`");
+    own
+}
+
+/// A job for [`farm_with`]'s machine and the payload that says what it was booted with.
+fn arm64_job(words: &str, dtb: &str) -> String {
+    format!(
+        "version: 1
+target: {{id: board}}
+timeouts: {{overall: {{minutes: 4}}}}
+console_patterns:
+  session_end: {{regex: '^TINY: power off\\r$'}}
+  job_success: {{regex: '^TINY: model=wharf,served-dtb\\r$'}}
+deployment:
+  start:
+    kernel: {{url: '{{{{ images_url }}}}/tiny-arm64', cmdline: {}}}
+    initramfs: [{{data: first}}, {{data: second}}]
+    dtb: {{url: '{dtb}'}}
+",
+        in_yaml(words)
+    )
+}
+
+#[test]
+fn u_boot_boots_an_arm64_machine_by_tftp_with_the_device_tree_that_we_served() {
+    let bench = farm_with("machine: {qemu: {firmware: u-boot-arm64}}, boot: {method: u-boot}", "");
+    let _place = QEMU.pass();
+    let (words, tree) = (odd_words(), own_device_tree());
+    let dtb = serve_file(tree.clone());
+    let ended = bench.submit(&arm64_job(&words, &dtb), "").wait();
+    let fetched = format!("TFTP /_/job/dtb: {} bytes, complete", tree.len());
+    ended.expect("PASS", "test").expect_in_order(&[
+        "first DHCP request",
+        "TFTP /boot.scr.uimg: ",
+        "TFTP /_/job/kernel: 684 bytes, complete",
+        "TFTP /_/job/initramfs/0: 5 bytes, complete",
+        "TFTP /_/job/initramfs/1: 6 bytes, complete",
+        &fetched,
+        "job_success matched `TINY: model=wharf,served-dtb`",
+    ]);
+    ended.expect_said(&[&format!("TINY: cmdline={words}\r\n"), "TINY: initramfs=first...second..\r\n"]);
+}
+
+#[test]
+fn ovmf_boots_by_http_what_a_boots_database_says_and_then_ipxe_boots_linux() {
+    let folder = tempfile::tempdir().unwrap();
+    let database = "boots:
+  - match: {firmware: ipxe}
+    boot: {method: ipxe}
+  - match: {tags: [http], protocol: http}
+    boot: {method: uefi-http, loader: /usr/lib/ipxe/snponly.efi}
+";
+    std::fs::write(folder.path().join("boots.yml"), database).unwrap();
+    let boots = format!("boots: {}\n", folder.path().join("boots.yml").display());
+    let machine = "tags: [http, 'arch:x86_64'], machine: {qemu: {firmware: uefi-http}}";
+    let bench = farm_with(machine, &boots);
+    let _place = QEMU.pass();
+    let ended = bench.submit(HELLO, "?dut=board").wait();
+    let size = std::fs::metadata("/usr/lib/ipxe/snponly.efi").unwrap().len();
+    let chainload = format!("HTTP /_/boot/snponly.efi: {size} bytes, complete");
+    ended.expect("PASS", "test").expect_in_order(&[
+        &chainload,
+        "HTTP /_/boot/boot.ipxe",
+        "HTTP /_/job/kernel",
+        "HTTP /_/job/initramfs",
+        "job_success, watchdogs.heartbeat.stop matched `wharf: job done`",
+    ]);
+}
+
+/// GRUB for x86-64 firmware, made of its modules as Debian makes its own network loader.
+fn grub_loader(folder: &std::path::Path) -> std::path::PathBuf {
+    need_programs(&[("grub-mkimage", "grub-common"), ("/usr/lib/grub/x86_64-efi/moddep.lst", "grub-efi-amd64-bin")]);
+    let file = folder.join("grubnet.efi");
+    let mut make = Command::new("grub-mkimage");
+    make.args(["-O", "x86_64-efi", "-p", "/grub", "-o"]).arg(&file);
+    make.args(["boot", "configfile", "echo", "efinet", "linux", "net", "normal", "reboot", "test", "tftp"]);
+    assert!(make.status().unwrap().success());
+    file
+}
+
+#[test]
+fn grub_boots_linux_by_tftp_with_a_configuration_by_mac() {
+    let folder = tempfile::tempdir().unwrap();
+    let loader = grub_loader(folder.path());
+    let boot = format!("boot: {{method: grub, loader: {}}}", loader.display());
+    let bench = farm_with(&format!("tags: ['arch:x86_64'], machine: {{qemu: {{firmware: uefi-pxe}}}}, {boot}"), "");
+    let _place = QEMU.pass();
+    let ended = bench.submit(HELLO, "?dut=board").wait();
+    let size = std::fs::metadata(&loader).unwrap().len();
+    let chainload = format!("TFTP /grubnet.efi: {size} bytes, complete");
+    ended.expect("PASS", "test").expect_in_order(&[
+        &chainload,
+        "TFTP /grub/grub.cfg-01-52-54-00-77-00-05: ",
+        "TFTP /_/job/kernel",
+        "TFTP /_/job/initramfs/0",
+        "job_success matched `wharf: job done`",
+    ]);
 }
