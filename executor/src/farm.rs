@@ -33,7 +33,9 @@ use crate::virtual_dut::qemu::RuntimeFolder;
 
 mod boot_namespace;
 mod carry;
+mod contents;
 mod crew;
+mod disks;
 mod hold;
 mod ledger;
 mod machines;
@@ -41,6 +43,7 @@ mod network;
 mod pick_up;
 mod prepare;
 mod start;
+mod texts;
 mod wants;
 
 pub use hold::{Keeps, LeaseAsk, LeaseError, Link, PowerAction, Until};

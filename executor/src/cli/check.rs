@@ -79,7 +79,7 @@ async fn check_job(path: &Path, text: &str, farm: Option<&FarmConfig>, arguments
         Submission { source_name: path.display().to_string(), text: text.to_owned(), ..Submission::default() };
     let mut config = farm.cloned().unwrap_or_else(no_farm);
     images::add_variables(&mut config.job_variables, config.api);
-    let planner = Planner { config, place: place_of(farm) };
+    let planner = Planner { config, place: place_of(farm), nbd_port: gateway::nbd::PORT };
     note_unknown_names(&planner, &submission);
     let outcome = match farm {
         Some(_) => planner.preview(&submission, arguments.dut.as_deref()).await,

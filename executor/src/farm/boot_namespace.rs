@@ -17,7 +17,9 @@ use gateway::dhcp::Mac;
 use gateway::namespace::{AccessEvent, Observer, Outcome, Publication};
 use tokio::sync::mpsc;
 
-use super::prepare::{Contents, Prepared};
+use super::contents::Contents;
+use super::disks::Disks;
+use super::prepare::Prepared;
 use crate::job_log::{JobEvent, JobLog};
 use crate::lease::Pass;
 use crate::runner::SetupError;
@@ -39,6 +41,7 @@ pub(super) struct Open {
     pub publication: Publication<Content>,
     pub prepared: Arc<Prepared>,
     pub contents: Contents,
+    pub disks: Disks,
     pub attachments: BTreeMap<String, Bytes>,
     pub since: Instant,
     pub published: Option<Which>,
@@ -99,11 +102,12 @@ impl Open {
                 let name = planned.name.clone();
                 self.publication.put(planned.protocol, name, content, planned.exposure, planned.origin, self.since);
             }
+            self.disks.publish(which, &self.publication, self.since);
             self.gateway.dhcp().set_boot(self.mac, plan.dhcp.clone());
             self.published = Some(which);
         }
         self.publication.begin_boot();
-        Ok(())
+        self.disks.begin_boot(which)
     }
 }
 

@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::boot_namespace::{Open, observer};
 use super::crew::{self, Together};
+use super::disks::Disks;
 use super::machines::Dut;
 use super::pick_up::{Beginning, Begun};
 use super::prepare::{self, MESSAGES, Prepared};
@@ -469,6 +470,8 @@ impl Run {
         let role = self.crew.as_ref().map(|crew| crew.role.clone());
         async move {
             let contents = farm.fetch(&record.log, &prepared).await?;
+            let disks = Disks::make(&prepared.job, &farm.gateway, record.log.folder()).await?;
+            disks.prove(&farm.gateway, &farm.machines.net(), dut.address()).await?;
             // Entered for what follows, so that the tear-down comes before it or after it.
             let farm_failed = |reason: String| SetupError { cause: Cause::Farm, reason };
             let _in_flight = pass.enter().await.map_err(|revoked| farm_failed(revoked.to_string()))?;
@@ -488,6 +491,7 @@ impl Run {
                 publication,
                 prepared,
                 contents,
+                disks,
                 attachments,
                 since: Instant::now(),
                 published: None,

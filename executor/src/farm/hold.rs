@@ -24,6 +24,7 @@ use self::ask::{checked_id, ms, owner_of, request_of};
 pub(super) use self::listen::Listener;
 use self::listen::listen;
 use super::boot_namespace::{Open, observer};
+use super::disks::Disks;
 use super::machines::Dut;
 use super::wants::{self, Wants};
 use super::{Farm, Submission, SubmitError};
@@ -32,6 +33,7 @@ use crate::job_log::{JobEvent, JobLog, Severity};
 use crate::lease::actor::Attachment;
 use crate::lease::rows::{Authorization, Cause, Kind, Lease, LeaseId, LeaseState, Moment, Object, Owner, Verb};
 use crate::lease::{LeaseView, Pass, RequestError, Snapshot};
+use crate::runner::SetupError;
 use crate::session::Which;
 
 mod ask;
@@ -375,7 +377,9 @@ impl Farm {
     async fn publish(&self, hold: &Hold, dut: &Dut, pass: &Pass, name: &str, text: &str) -> Result<(), LeaseError> {
         let submission = Submission { source_name: name.to_owned(), text: text.to_owned(), ..Submission::default() };
         let prepared = self.planner.prepare(&submission, &dut.config, None).await.map_err(LeaseError::Problems)?;
-        let contents = self.fetch(&hold.log, &prepared).await.map_err(|error| LeaseError::Failed(error.reason))?;
+        let failed = |error: SetupError| LeaseError::Failed(error.reason);
+        let contents = self.fetch(&hold.log, &prepared).await.map_err(failed)?;
+        let disks = Disks::make(&prepared.job, &self.gateway, hold.log.folder()).await.map_err(failed)?;
         let _in_flight = pass.enter().await.map_err(|_| over(hold.id.as_str(), "it is being released"))?;
         dut.boot.close();
         let watching = observer(&hold.log, mpsc::channel(1).0);
@@ -388,6 +392,7 @@ impl Farm {
             publication,
             prepared: Arc::new(prepared),
             contents,
+            disks,
             attachments: BTreeMap::new(),
             since: Instant::now(),
             published: None,

@@ -39,6 +39,7 @@ pub(super) struct Dut {
     pdu: Arc<dyn Pdu>,
     outlet: Outlet,
     power: Mutex<Option<PowerState>>,
+    gateway: Arc<Gateway>,
 }
 
 /// The machines that exist, by name.
@@ -66,6 +67,11 @@ impl Machines {
         Ok(machines)
     }
 
+    /// Where sockets of the DUTs' network are opened.
+    pub(super) fn net(&self) -> gateway::net::Net {
+        self.network.net()
+    }
+
     /// A machine, by its resource's name.
     pub(super) fn get(&self, name: &str) -> Option<Arc<Dut>> {
         self.lock().get(name).cloned()
@@ -87,7 +93,8 @@ impl Machines {
         let reservation = Reservation { mac, address: config.address, hostname: Some(config.full_name.clone()) };
         self.gateway.dhcp().reserve(reservation).map_err(|error| failed(error.to_string()))?;
         let (config, boot, power) = (config.clone(), BootNamespace::default(), Mutex::default());
-        let dut = Dut { config, mac, console, boot, listener: Listener::default(), pdu, outlet, power };
+        let (listener, gateway) = (Listener::default(), Arc::clone(&self.gateway));
+        let dut = Dut { config, mac, console, boot, listener, pdu, outlet, power, gateway };
         self.lock().insert(dut.config.id.clone(), Arc::new(dut));
         Ok(())
     }
@@ -190,12 +197,22 @@ impl Dut {
     /// Its outlet, for the holder of a lease.
     pub(super) fn power(self: &Arc<Self>, pass: Pass) -> Power {
         let dut = Arc::clone(self);
-        Power::new(Arc::clone(&self.pdu), self.outlet.clone(), pass, Arc::new(move |state| dut.note_power(state)))
+        let observed = move |state| {
+            dut.note_power(state);
+            if state == PowerState::Off {
+                // What it had attached is closed before it can come up again: a boot takes longer than this.
+                let dut = Arc::clone(&dut);
+                tokio::spawn(async move { dut.gateway.drop_connections(dut.address()).await });
+            }
+        };
+        Power::new(Arc::clone(&self.pdu), self.outlet.clone(), pass, Arc::new(observed))
     }
 
     /// Off, and it reads back so. Without a pass: for tear-downs and for the start.
     pub(super) async fn switch_off(&self) -> Result<(), PowerError> {
-        interface::switch(&*self.pdu, &self.outlet, PowerState::Off, &|state| self.note_power(state)).await
+        interface::switch(&*self.pdu, &self.outlet, PowerState::Off, &|state| self.note_power(state)).await?;
+        self.gateway.drop_connections(self.address()).await;
+        Ok(())
     }
 
     /// The outlet as it was last read.

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use gateway::dhcp::DhcpEvent;
+use gateway::net::Net;
 use gateway::{Gateway, Ports};
 
 use super::Listeners;
@@ -67,7 +68,7 @@ impl Network {
     ) -> Result<gateway::Config, StartError> {
         let listeners = Arc::clone(listeners);
         Ok(gateway::Config {
-            net: self.private.as_ref().map(|private| private.net()).unwrap_or_default(),
+            net: self.net(),
             interface: self.interface.clone(),
             address: self.address,
             prefix_length: self.prefix_length,
@@ -77,6 +78,11 @@ impl Network {
             cache_directory: install::cache_folder()?.join("artifacts"),
             ..gateway::Config::default()
         })
+    }
+
+    /// Where sockets of this network are opened.
+    pub(super) fn net(&self) -> Net {
+        self.private.as_ref().map(|private| private.net()).unwrap_or_default()
     }
 
     /// The drivers of a machine. A virtual one is a PDU with one outlet, named as its DUT.

@@ -3,35 +3,32 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use bytes::Bytes;
-use gateway::content::Content;
-use gateway::content::cache::Cached;
 use gateway::dhcp::Mac;
-use gateway::namespace::{Exposure, Name, Origin};
+use gateway::namespace::{Exposure, Name};
 use job_schema::Roles;
-use job_schema::job::{Artifact, ArtifactSource, Deployment, Job};
+use job_schema::job::{Artifact, ArtifactSource, Deployment, Job, NbdExport};
 use job_schema::problem::{Problem, Problems};
 use job_schema::template::{Rendered, Variables};
 use serde::Serialize;
 use serde_json::json;
 
+use super::contents::Attachments;
+use super::disks;
 use super::wants::{self, Asked, Candidate, Wants};
-use super::{Farm, Submission, SubmitError};
-use crate::boot::android::{BootImage, Piece, Sizes};
+use super::{Submission, SubmitError, texts};
 use crate::boot::database;
 use crate::boot::{BootPlan, Dut, Place, Planned, Source};
 use crate::config::{DutConfig, FarmConfig, MachineConfig, SimulatedConfig};
-use crate::job_log::{JobEvent, JobLog};
 use crate::lease::rows::Access;
 use crate::render;
-use crate::runner::SetupError;
-use crate::verdict::Cause;
 
 /// A job that is ready to be booted on its DUT.
 pub(super) struct Prepared {
     pub job: Arc<Job>,
     pub start: BootPlan,
     pub continue_: BootPlan,
+    /// Files that came along.
+    pub attachments: Attachments,
 }
 
 /// What `wharf check --dut` shows: everything a boot would be made of, without booting.
@@ -63,6 +60,8 @@ pub struct Planner {
     pub config: FarmConfig,
     /// Where its DUTs find the gateway.
     pub place: Place,
+    /// The gateway's port for disks.
+    pub nbd_port: u16,
 }
 
 /// Who plays what in a job over several DUTs, as its templates see it.
@@ -147,13 +146,14 @@ impl Planner {
         crew: Option<&Crew>,
     ) -> Result<Prepared, Problems> {
         let rendered = self.render(submission, Some(dut), crew).await?;
-        let variables = self.variables(Some(dut), &submission.environ, crew);
+        let variables = self.variables(Some(dut), &submission.environ, crew, &disks_in(&rendered));
         let tags = wants::tags_of(&self.config, dut);
         let choices = database::choices(dut.boot.as_ref(), self.config.boots.as_ref(), &tags, &variables)?;
         let boots = Dut { place: self.place, mac: dut.mac.parse().unwrap_or(Mac([0; 6])) };
         let (mut jobs, mut start, mut continue_) = (Vec::new(), Vec::new(), Vec::new());
         for choice in choices {
-            let job = Job::parse_over(&rendered, crew.map(|crew| crew.role.as_str()), &choice.defaults)?;
+            let mut job = Job::parse_over(&rendered, crew.map(|crew| crew.role.as_str()), &choice.defaults)?;
+            texts::render_again(&submission.source_name, &mut job, &variables).await?;
             served(&job, submission, &rendered)?;
             let plan = |deployment| choice.plan(deployment, &boots).map_err(|why| refused(why, submission, &rendered));
             start.push(plan(&job.start)?);
@@ -161,17 +161,25 @@ impl Planner {
             jobs.push(job);
         }
         let job = jobs.into_iter().next().expect("there is always a way to boot");
-        Ok(Prepared { job: Arc::new(job), start: database::joined(start), continue_: database::joined(continue_) })
+        let (start, continue_) = (database::joined(start), database::joined(continue_));
+        Ok(Prepared { job: Arc::new(job), start, continue_, attachments: submission.attachments.clone() })
     }
 
-    /// In a child: whatever a template does, it does not do it to us.
+    /// In a child: whatever a template does, it does not do it to us. A job with disks is rendered twice, because its templates may
+    /// tell where they are.
     async fn render(
         &self,
         submission: &Submission,
         dut: Option<&DutConfig>,
         crew: Option<&Crew>,
     ) -> Result<Rendered, Problems> {
-        let variables = self.variables(dut, &submission.environ, crew);
+        let variables = self.variables(dut, &submission.environ, crew, &[]);
+        let rendered = render::in_child(&submission.source_name, &submission.text, &variables).await?;
+        let disks = disks_in(&rendered);
+        if disks.is_empty() {
+            return Ok(rendered);
+        }
+        let variables = self.variables(dut, &submission.environ, crew, &disks);
         render::in_child(&submission.source_name, &submission.text, &variables).await
     }
 
@@ -209,14 +217,20 @@ impl Planner {
     /// Those of `names` that no template value of this farm has.
     pub fn unknown_names(&self, names: Vec<String>) -> Vec<String> {
         let crew = Crew::of_nobody(vec!["role".into()]);
-        let known = self.variables(None, &BTreeMap::new(), crew.as_ref());
+        let known = self.variables(None, &BTreeMap::new(), crew.as_ref(), &[]);
         let root = |name: &str| name.split('.').next().unwrap_or_default().to_owned();
         let roots: BTreeSet<_> = names.iter().map(|name| root(name)).collect();
         roots.into_iter().filter(|name| known.get(name).is_none()).collect()
     }
 
     /// What a job's templates may use. Without a DUT the values are CI-tron's placeholders, so that both forms of a job are checked.
-    fn variables(&self, dut: Option<&DutConfig>, environ: &BTreeMap<String, String>, crew: Option<&Crew>) -> Variables {
+    fn variables(
+        &self,
+        dut: Option<&DutConfig>,
+        environ: &BTreeMap<String, String>,
+        crew: Option<&Crew>,
+        disks: &[NbdExport],
+    ) -> Variables {
         let mut variables = Variables::new();
         for (name, value) in &self.config.job_variables {
             variables.insert(name, value);
@@ -241,6 +255,16 @@ impl Planner {
             variables.insert("roles", &duts);
             job["messages"] = json!({ "url": format!("{http}{MESSAGES}") });
         }
+        let port = self.nbd_port;
+        let disk = |disk: &NbdExport| {
+            let name = disk.name.to_string();
+            let value = json!({
+                "name": name, "export": name, "host": address, "hostname": address, "port": port, "tcp_port": port,
+                "max_connections": disk.max_connections, "url": format!("nbd://{address}:{port}/{name}"),
+            });
+            (name, value)
+        };
+        job["nbd"] = disks.iter().map(disk).collect::<serde_json::Map<_, _>>().into();
         variables.insert("job", job);
         variables
     }
@@ -311,154 +335,24 @@ fn unserved(deployment: &Deployment) -> Vec<&'static str> {
         let kernel = deployment.kernel.iter().map(|kernel| &kernel.artifact);
         kernel.chain(&deployment.initramfs).chain(&deployment.dtb).chain(files().map(|file| &file.artifact))
     };
-    let is_archive = |artifact: &Artifact| matches!(artifact.source, ArtifactSource::Archive(_));
     let is_s3 = |artifact: &Artifact| matches!(&artifact.source, ArtifactSource::Url(url) if url.starts_with("s3:"));
     let table = [
-        ("`storage.nbd`", !storage.nbd.is_empty()),
         ("`storage.nfs`", !storage.nfs.is_empty()),
         ("`storage.s3`", !storage.s3.is_empty()),
         ("`storage.imagestore`", !storage.imagestore.is_empty()),
-        ("an artifact's `archive`", artifacts().any(is_archive)),
-        ("an artifact's `format`", artifacts().any(|artifact| !artifact.format.is_empty())),
         ("an artifact's `s3://` URL", artifacts().any(is_s3)),
         ("an artifact's `expose`", files().any(|file| file.expose.is_some())),
     ];
-    table.into_iter().filter(|(_, used)| *used).map(|(what, _)| what).collect()
+    let files_and_rest = table.into_iter().filter(|(_, used)| *used).map(|(what, _)| what);
+    files_and_rest.chain(disks::unserved(&storage.nbd)).collect()
 }
 
-impl Farm {
-    /// Begins every download that a plan needs, and waits until what the firmware needs is there whole. Other URLs have answered
-    /// by then, and stream to the DUT while they are still arriving.
-    pub(super) async fn fetch(&self, log: &JobLog, prepared: &Prepared) -> Result<Contents, SetupError> {
-        let mut downloads: BTreeMap<String, (Cached, Origin)> = BTreeMap::new();
-        for planned in prepared.start.artifacts.iter().chain(&prepared.continue_.artifacts) {
-            for url in urls(&planned.source) {
-                let entry =
-                    downloads.entry(url.clone()).or_insert_with(|| (self.gateway.cache().fetch(&url), planned.origin));
-                if planned.origin == Origin::Generated {
-                    entry.1 = Origin::Generated;
-                }
-            }
-        }
-        for (url, (cached, origin)) in &downloads {
-            wait_for(log, url, cached, *origin)
-                .await
-                .map_err(|error| SetupError { cause: Cause::Artifact, reason: error.to_string() })?;
-        }
-        Ok(Contents(downloads.into_iter().map(|(url, (cached, _))| (url, cached)).collect()))
-    }
-}
-
-/// Waits for one download, and says twice a second how far it is.
-async fn wait_for(
-    log: &JobLog,
-    url: &str,
-    cached: &Cached,
-    origin: Origin,
-) -> Result<(), gateway::content::ContentError> {
-    let waiting = async {
-        match origin {
-            Origin::Generated => cached.wait_complete().await,
-            Origin::Job => cached.ready().await,
-        }
-    };
-    tokio::pin!(waiting);
-    let mut told = None;
-    let mut tick = tokio::time::interval(std::time::Duration::from_millis(500));
-    loop {
-        tokio::select! {
-            result = &mut waiting => {
-                tell_download(log, url, cached, &mut told);
-                return result;
-            }
-            _ = tick.tick() => tell_download(log, url, cached, &mut told),
-        }
-    }
-}
-
-fn tell_download(log: &JobLog, url: &str, cached: &Cached, told: &mut Option<u64>) {
-    let progress = cached.state();
-    if *told != Some(progress.bytes) {
-        *told = Some(progress.bytes);
-        log.append(JobEvent::Download { url: url.to_owned(), bytes: progress.bytes, total: progress.total });
-    }
-}
-
-/// The downloads of a job by URL; they are kept in the cache at least as long as this lives.
-#[derive(Default)]
-pub(super) struct Contents(BTreeMap<String, Cached>);
-
-impl Contents {
-    /// What an entry of the plan serves, or why it cannot.
-    pub(super) fn of(&self, planned: &Planned, attachments: &BTreeMap<String, Bytes>) -> Result<Content, String> {
-        match &planned.source {
-            Source::Text(text) => Ok(Content::Inline(Bytes::from(text.clone()))),
-            Source::Wrapped { bytes, .. } => Ok(Content::Inline(Bytes::from(bytes.clone()))),
-            Source::Firmware(path) => Ok(Content::File(path.clone())),
-            Source::Artifacts(artifacts) => self.joined(artifacts, attachments),
-            Source::Android(image) => self.boot_image(image, attachments),
-        }
-    }
-
-    fn joined(&self, artifacts: &[Artifact], attachments: &BTreeMap<String, Bytes>) -> Result<Content, String> {
-        let parts: Result<Vec<_>, _> = artifacts.iter().map(|artifact| self.artifact(artifact, attachments)).collect();
-        let mut parts = parts?;
-        Ok(if parts.len() == 1 { parts.remove(0) } else { Content::Joined(parts.into()) })
-    }
-
-    /// Generated files are there whole before a boot, so that the sizes in the image's header are known.
-    fn boot_image(&self, image: &BootImage, attachments: &BTreeMap<String, Bytes>) -> Result<Content, String> {
-        let kernel = self.artifact(&image.kernel, attachments)?;
-        let ramdisk = self.joined(&image.ramdisk, attachments)?;
-        let dtb = self.joined(&image.dtb, attachments)?;
-        let sizes = Sizes { kernel: size_of(&kernel)?, ramdisk: size_of(&ramdisk)?, dtb: size_of(&dtb)? };
-        let content = |piece| match piece {
-            Piece::Bytes(bytes) => Content::Inline(Bytes::from(bytes)),
-            Piece::Kernel => kernel.clone(),
-            Piece::Ramdisk => ramdisk.clone(),
-            Piece::Dtb => dtb.clone(),
-        };
-        Ok(Content::Joined(image.pieces(sizes)?.into_iter().map(content).collect()))
-    }
-
-    fn artifact(&self, artifact: &Artifact, attachments: &BTreeMap<String, Bytes>) -> Result<Content, String> {
-        match &artifact.source {
-            ArtifactSource::Data(text) => Ok(Content::Inline(Bytes::from(text.clone()))),
-            ArtifactSource::Url(url) => {
-                self.0.get(url).cloned().map(Content::Url).ok_or_else(|| format!("`{url}` was not fetched"))
-            }
-            ArtifactSource::Attached(name) => attachments.get(name).cloned().map(Content::Inline).ok_or_else(|| {
-                let known: Vec<_> = attachments.keys().map(String::as_str).collect();
-                format!("no file `{name}` was attached; attached: {}", known.join(", "))
-            }),
-            ArtifactSource::Archive(_) => Err("`archive` artifacts are not served by this version".into()),
-        }
-    }
-}
-
-fn size_of(content: &Content) -> Result<u64, String> {
-    match content {
-        Content::Inline(bytes) => Ok(bytes.len() as u64),
-        Content::Url(cached) => Ok(cached.state().bytes),
-        Content::Joined(parts) => parts.iter().map(size_of).sum(),
-        Content::File(path) => std::fs::metadata(path)
-            .map(|metadata| metadata.len())
-            .map_err(|error| format!("cannot tell the size of {}: {error}", path.display())),
-        other => Err(format!("a boot image is made of files and downloads, not of {other:?}")),
-    }
-}
-
-fn urls(source: &Source) -> Vec<String> {
-    let artifacts: Vec<&Artifact> = match source {
-        Source::Artifacts(artifacts) => artifacts.iter().collect(),
-        Source::Android(image) => std::iter::once(&image.kernel).chain(&image.ramdisk).chain(&image.dtb).collect(),
-        Source::Text(_) | Source::Wrapped { .. } | Source::Firmware(_) => Vec::new(),
-    };
-    let url = |artifact: &'_ Artifact| match &artifact.source {
-        ArtifactSource::Url(url) => Some(url.clone()),
-        ArtifactSource::Data(_) | ArtifactSource::Attached(_) | ArtifactSource::Archive(_) => None,
-    };
-    artifacts.into_iter().filter_map(url).collect()
+/// The disks that a job names, of all its DUTs. What cannot be read is told when it is parsed.
+fn disks_in(rendered: &Rendered) -> Vec<NbdExport> {
+    let roles = Job::parse_all(rendered).map(|roles| roles.list).unwrap_or_default();
+    let of =
+        |role: &job_schema::Role| [role.job.start.storage.nbd.clone(), role.job.continue_.storage.nbd.clone()].concat();
+    roles.iter().flat_map(of).collect()
 }
 
 fn describe(planned: &Planned) -> [String; 4] {
@@ -467,11 +361,14 @@ fn describe(planned: &Planned) -> [String; 4] {
 }
 
 fn describe_source(source: &Source) -> String {
-    let artifact = |artifact: &Artifact| match &artifact.source {
-        ArtifactSource::Url(url) => url.clone(),
-        ArtifactSource::Data(text) => format!("{} bytes of text", text.len()),
-        ArtifactSource::Archive(_) => "an archive".to_owned(),
-        ArtifactSource::Attached(name) => format!("attached file {name}"),
+    let artifact = |artifact: &Artifact| {
+        let source = match &artifact.source {
+            ArtifactSource::Url(url) => url.clone(),
+            ArtifactSource::Data(text) => format!("{} bytes of text", text.len()),
+            ArtifactSource::Archive(archive) => format!("an archive of {} files", archive.add.len()),
+            ArtifactSource::Attached(name) => format!("attached file {name}"),
+        };
+        if artifact.format.is_empty() { source } else { format!("{source}, edited") }
     };
     match source {
         Source::Text(text) => format!("{} bytes, generated", text.len()),

@@ -85,7 +85,7 @@ impl Farm {
             tracing::error!(%found, "the leases on disk are not as they should be");
         }
         let farm = Farm {
-            planner: Planner { config, place },
+            planner: Planner { config, place, nbd_port: addresses.nbd.map_or(gateway::nbd::PORT, |it| it.port()) },
             machines,
             keeper,
             gateway,

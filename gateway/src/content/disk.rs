@@ -221,11 +221,18 @@ impl Disk {
 
     /// Back to the base. Whoever is still attached goes on with what was, which is gone when they are.
     pub async fn reset(&self) -> Result<(), DiskError> {
+        let disk = self.clone();
+        blocking(move || disk.renew()).await
+    }
+
+    /// The same, at once: making an empty file is all that it waits for.
+    pub fn renew(&self) -> Result<(), DiskError> {
         if self.mode() == Mode::ReadOnly {
             return Ok(());
         }
-        let fresh = Arc::new(make_layer(self.0.directory.clone(), self.0.size).await?);
-        *self.0.layer.write().unwrap_or_else(PoisonError::into_inner) = Some(fresh);
+        let directory = self.0.directory.clone();
+        let made = Layer::make(&directory, self.0.size).map_err(|source| DiskError::Make { directory, source });
+        *self.0.layer.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(made?));
         Ok(())
     }
 

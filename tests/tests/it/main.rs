@@ -6,6 +6,7 @@
 //! | `bad_input` | what kills other servers is answered by ours, which serves on |
 //! | `boots` | QEMU machines boot by every firmware, reboot, hang, are cancelled, are typed at |
 //! | `demo` | one command boots a machine and ends with its verdict |
+//! | `disks` | a job's disks are made, named, attached by its DUT alone, and gone with its power |
 //! | `docs` | every command, example and link of the pages works |
 //! | `executorctl` | CI-tron's own client, unmodified, runs jobs on our server |
 //! | `faults` | outlets, consoles, DUTs, disk and clock that go wrong: the right cause, and the DUT free or a person called |
@@ -31,6 +32,7 @@ mod api;
 mod bad_input;
 mod boots;
 mod demo;
+mod disks;
 mod docs;
 mod executorctl;
 mod farms;

@@ -1,0 +1,121 @@
+//! The block devices of a job: made before its first boot, published by NBD, back to their beginning when the job says so.
+//!
+//! ```text
+//!  job ─► make: each export once, over its image or zeros ─► publish(deployment) ─► boot: `reset_on: boot` begins anew
+//!                                                                      └─ gone with the job's boot namespace
+//! ```
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use gateway::content::Content;
+use gateway::content::disk::{Base, Config, Disk, Mode};
+use gateway::namespace::{Exposure, Name, Origin, Protocol, Publication};
+use gateway::Gateway;
+use gateway::net::Net;
+use job_schema::job::{Job, NbdContent, NbdExport, ResetOn};
+
+use crate::runner::SetupError;
+use crate::session::Which;
+use crate::verdict::Cause;
+
+/// The disks of one job. An export that the next deployment has, too, is the same disk.
+#[derive(Default)]
+pub(super) struct Disks {
+    made: Vec<(NbdExport, Disk)>,
+    start: Vec<NbdExport>,
+    continue_: Vec<NbdExport>,
+}
+
+impl Disks {
+    /// Makes every disk of the job; `folder` is where what a DUT writes is kept. Images have begun to arrive when this returns.
+    pub(super) async fn make(job: &Job, gateway: &Gateway, folder: &Path) -> Result<Disks, SetupError> {
+        let (start, continue_) = (job.start.storage.nbd.clone(), job.continue_.storage.nbd.clone());
+        let mut made: Vec<(NbdExport, Disk)> = Vec::new();
+        for export in start.iter().chain(&continue_) {
+            if !made.iter().any(|(other, _)| other == export) {
+                let disk = make_one(export, gateway, folder).await.map_err(|reason| SetupError {
+                    cause: Cause::Artifact,
+                    reason: format!("cannot make the disk `{}`: {reason}", export.name),
+                })?;
+                made.push((export.clone(), disk));
+            }
+        }
+        Ok(Disks { made, start, continue_ })
+    }
+
+    /// Attaches each disk once as the DUT will, before anybody depends on it: in a namespace that only lives for this.
+    pub(super) async fn prove(&self, gateway: &Gateway, net: &Net, dut: IpAddr) -> Result<(), SetupError> {
+        if self.made.is_empty() {
+            return Ok(());
+        }
+        let failed = |reason: String| SetupError { cause: Cause::Farm, reason };
+        let address = gateway.addresses().nbd.ok_or_else(|| failed("the gateway serves no NBD".into()))?;
+        for which in [Which::Start, Which::Continue] {
+            let publication = gateway.namespaces().publish(dut, Arc::new(|_| ()));
+            let publication = publication.map_err(|taken| failed(taken.to_string()))?;
+            self.publish(which, &publication, Instant::now());
+            for (export, disk) in self.made.iter().filter(|(export, _)| self.of(which).contains(export)) {
+                let name = export.name.to_string();
+                let proof = gateway::nbd::proof::prove(net, address, publication.key(), &name, disk).await;
+                proof.map_err(|error| failed(error.to_string()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the disks of a deployment into the job's namespace.
+    pub(super) fn publish(&self, which: Which, publication: &Publication<Content>, since: Instant) {
+        for export in self.of(which) {
+            if let Some((_, disk)) = self.made.iter().find(|(other, _)| other == export) {
+                let name = Name::Exact(export.name.to_string());
+                let content = Content::Disk(disk.clone());
+                publication.put(Protocol::Nbd, name, content, Exposure::default(), Origin::Job, since);
+            }
+        }
+    }
+
+    /// A boot begins, with the DUT off: what is kept no longer than a boot is gone.
+    pub(super) fn begin_boot(&self, which: Which) -> Result<(), String> {
+        let new_each_time = self.made.iter().filter(|(export, _)| export.reset_on == ResetOn::Boot);
+        for (export, disk) in new_each_time.filter(|(export, _)| self.of(which).contains(export)) {
+            disk.renew().map_err(|error| format!("cannot reset the disk `{}`: {error}", export.name))?;
+        }
+        Ok(())
+    }
+
+    fn of(&self, which: Which) -> &[NbdExport] {
+        match which {
+            Which::Start => &self.start,
+            Which::Continue => &self.continue_,
+        }
+    }
+}
+
+async fn make_one(export: &NbdExport, gateway: &Gateway, folder: &Path) -> Result<Disk, String> {
+    let base = match &export.content {
+        NbdContent::Empty { size_bytes } => Base::Zeros { size_bytes: *size_bytes },
+        NbdContent::Url(url) => {
+            let image = gateway.cache().fetch(url);
+            image.ready().await.map_err(|error| error.to_string())?;
+            Base::Image(Content::Url(image))
+        }
+        NbdContent::Filesystem(_) => return Err("file systems are not made by this version".into()),
+    };
+    let mode = if export.readonly { Mode::ReadOnly } else { Mode::CopyOnWrite };
+    let config = Config { base, mode, directory: folder.to_owned(), attachments_max: export.max_connections };
+    Disk::make(config).await.map_err(|error| error.to_string())
+}
+
+/// What of a job's disks this version does not serve.
+pub(super) fn unserved(exports: &[NbdExport]) -> Vec<&'static str> {
+    let is_filesystem = |export: &NbdExport| matches!(export.content, NbdContent::Filesystem(_));
+    let table = [
+        ("an NBD export's `filesystem`", exports.iter().any(is_filesystem)),
+        ("an NBD export's `reset_on: never`", exports.iter().any(|export| export.reset_on == ResetOn::Never)),
+        ("an NBD export's `shared: true`", exports.iter().any(|export| export.shared)),
+    ];
+    table.into_iter().filter(|(_, used)| *used).map(|(what, _)| what).collect()
+}
