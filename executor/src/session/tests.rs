@@ -464,7 +464,7 @@ fn picked_up() -> Event {
 
 #[test]
 fn what_was_being_done_when_the_farm_went_is_begun_again() {
-    let mut off = scene("{}", PATTERNS);
+    let mut off = scene("{boot_cycle: {retries: 1}}", PATTERNS);
     off.event(Event::SetupDone).event(picked_up());
     assert_eq!(off.session.standing(), Standing::Switching);
     assert_eq!(off.seen.iter().filter(|action| **action == Action::CutPower).count(), 2);
@@ -495,7 +495,7 @@ fn a_job_that_was_picked_up_has_the_gap_in_its_log_and_its_evidence_and_no_line_
 
 #[test]
 fn a_boot_that_was_waiting_for_its_console_goes_on_when_the_farm_is_back() {
-    let mut scene = scene("{}", PATTERNS);
+    let mut scene = scene("{boot_cycle: {retries: 1}}", PATTERNS);
     scene.boot().console("again\n").console_goes_away().event(Event::PowerIsOff).pass(20);
     assert_eq!(scene.session.standing(), Standing::Off);
     scene.event(picked_up());
