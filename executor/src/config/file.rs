@@ -15,9 +15,9 @@ use super::{
     DutConfig, FarmConfig, Fault, Firmware, GearConfig, JobUrls, LOOPBACK_GATEWAY, MachineConfig, Misbehaviour,
     NetworkConfig, OnDemandConfig, QemuConfig, SimulatedConfig, SimulatedFirmware, SubmissionConfig,
 };
+use crate::blueprint::dut::{console_name, power_name};
 use crate::boot::database::Database;
 use crate::boot::settings::Settings;
-use crate::blueprint::dut::{console_name, power_name};
 use crate::farm::WhenBusy;
 use crate::lease::rows::{Access, PlacementPolicy};
 
