@@ -71,8 +71,12 @@ pub enum JobEvent {
     PoweredOff,
     /// The first DHCP request of this boot: the firmware lives.
     FirmwareBooted { seconds: f64 },
-    /// The DUT opened, finished or was refused an artifact.
-    Access { text: String },
+    /// The DUT finished reading an artifact, or was refused it. `access` is not in logs of before 2026-11-21.
+    Access {
+        text: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        access: Option<AccessRecord>,
+    },
     /// A console pattern matched.
     PatternMatched { patterns: Vec<String>, line: String },
     /// A timeout expired.
@@ -91,6 +95,53 @@ pub enum JobEvent {
     TeardownComplete,
     /// The last event.
     Ended { verdict: Verdict },
+}
+
+/// One access to an artifact, with its numbers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct AccessRecord {
+    /// `HTTP`, `TFTP` or `NBD`.
+    pub protocol: String,
+    /// The name asked for.
+    pub name: String,
+    /// The address it was asked from.
+    pub peer: String,
+    /// Bytes that were taken.
+    pub bytes: u64,
+    /// From the open to the end; none of a refusal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seconds: Option<f64>,
+    /// How it ended.
+    pub end: AccessEnd,
+    /// Why it ended so, unless it is complete.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// How an access ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum AccessEnd {
+    /// All that was asked for was taken.
+    Complete,
+    /// The DUT gave up.
+    Aborted,
+    /// The gateway could not go on.
+    Failed,
+    /// It did not begin.
+    Refused,
+}
+
+impl AccessEnd {
+    /// The word, as it stands in the log.
+    pub fn name(self) -> &'static str {
+        match self {
+            AccessEnd::Complete => "complete",
+            AccessEnd::Aborted => "aborted",
+            AccessEnd::Failed => "failed",
+            AccessEnd::Refused => "refused",
+        }
+    }
 }
 
 /// How loud a note is; the numbers are CI-tron's.

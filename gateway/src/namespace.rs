@@ -177,9 +177,20 @@ pub enum AccessEvent {
         /// Who asked.
         peer: IpAddr,
     },
+    /// An access that was counted before goes on: a range of a file whose start was read.
+    Resumed {
+        /// A number of its own, as `Opened` has.
+        access: u64,
+        /// By which protocol.
+        protocol: Protocol,
+        /// The name asked for.
+        name: String,
+        /// Who asked.
+        peer: IpAddr,
+    },
     /// An access ended.
     Ended {
-        /// The number that `Opened` had.
+        /// The number that `Opened` or `Resumed` had.
         access: u64,
         /// By which protocol.
         protocol: Protocol,
@@ -214,6 +225,15 @@ pub enum Outcome {
     Aborted(String),
     /// We could not go on (the content failed, the peer went silent), with the reason.
     Failed(String),
+}
+
+/// Whether an entry was ever opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reading {
+    /// Once at least.
+    Read,
+    /// Not yet.
+    Never,
 }
 
 /// Hears every [`AccessEvent`] of one namespace. Called inside a short critical section: it must not block.
@@ -300,6 +320,8 @@ struct Entry<C> {
     published: Instant,
     count: u64,
     first_access: Option<Instant>,
+    /// In any boot.
+    was_read: bool,
 }
 
 impl<C> Clone for Namespaces<C> {
@@ -354,6 +376,7 @@ impl<C: Clone> Namespaces<C> {
         namespace.accesses += 1;
         let entry = &mut namespace.entries[index];
         entry.count += 1;
+        entry.was_read = true;
         entry.first_access.get_or_insert(now);
         let content = entry.content.clone();
         let access = namespace.access(protocol, name);
@@ -440,7 +463,15 @@ impl<C: Clone> Namespaces<C> {
                 let in_time = entry.in_time(now);
                 in_time.inspect_err(|refusal| namespace.report_refusal(protocol, name, caller.peer(), refusal))?;
                 let content = namespace.entries[index].content.clone();
-                return Ok(Opened { content, access: namespace.access(protocol, name) });
+                namespace.accesses += 1;
+                let access = namespace.access(protocol, name);
+                (namespace.observer)(AccessEvent::Resumed {
+                    access: access.number,
+                    protocol,
+                    name: name.to_owned(),
+                    peer: caller.peer(),
+                });
+                return Ok(Opened { content, access });
             }
         }
         self.open(caller, protocol, name, now)
@@ -548,6 +579,7 @@ impl<C> Publication<C> {
                 published: now,
                 count: 0,
                 first_access: None,
+                was_read: false,
             });
         });
     }
@@ -564,6 +596,20 @@ impl<C> Publication<C> {
     /// Removes every entry, to publish another deployment under the same keys.
     pub fn clear(&self) {
         self.with(|namespace| namespace.entries.clear());
+    }
+
+    /// Protocol and name of every entry, and whether it was opened since it was put here.
+    pub fn readings(&self) -> Vec<(Protocol, String, Reading)> {
+        let mut readings = Vec::new();
+        self.with(|namespace| {
+            for Entry { protocol, name: Name::Exact(name) | Name::Matching(name, _), was_read, .. } in
+                &namespace.entries
+            {
+                let reading = if *was_read { Reading::Read } else { Reading::Never };
+                readings.push((*protocol, name.clone(), reading));
+            }
+        });
+        readings
     }
 
     /// A new boot of the DUT: counters and first reads start again.

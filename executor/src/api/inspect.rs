@@ -36,7 +36,7 @@ pub(super) async fn jobs(State(api): State<Api>) -> Json<JobsWire> {
     responses((status = 200, body = JobWire), (status = 404, body = ErrorWire))
 )]
 pub(super) async fn job(State(api): State<Api>, Path(id): Path<String>) -> Result<Json<JobWire>, ApiError> {
-    Ok(Json(JobWire::of(&*api.job(&id)?)))
+    Ok(Json(JobWire::with_accesses(&*api.job(&id)?)))
 }
 
 /// What of a console is wanted.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::farm::{JobRecord, JobState};
-use crate::job_log::{JobLog, Record};
+use crate::job_log::{AccessRecord, JobEvent, JobLog, Record};
 use crate::verdict::Verdict;
 
 pub mod leases;
@@ -34,9 +34,25 @@ pub struct JobWire {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(no_recursion)]
     pub roles: Vec<JobWire>,
+    /// What its DUT read and was refused, in order; of one job asked for by its id.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub accesses: Vec<AccessRecord>,
 }
 
 impl JobWire {
+    /// The same with what its DUTs read.
+    pub(super) fn with_accesses(record: &JobRecord) -> Self {
+        let of_event = |event: &JobEvent| match event {
+            JobEvent::Access { access, .. } => access.clone(),
+            _ => None,
+        };
+        let records = record.log.records();
+        let mut wire = JobWire::of(record);
+        wire.accesses = records.iter().filter_map(|record| of_event(&record.event)).collect();
+        wire.roles = record.roles().iter().map(|role| JobWire::with_accesses(role)).collect();
+        wire
+    }
+
     /// A job of this farm.
     pub(super) fn of(record: &JobRecord) -> Self {
         JobWire {
@@ -48,6 +64,7 @@ impl JobWire {
             dut: record.dut().map(|dut| dut.full_name),
             verdict: record.verdict(),
             roles: record.roles().iter().map(|role| JobWire::of(role)).collect(),
+            accesses: Vec::new(),
         }
     }
 }

@@ -9,10 +9,11 @@ use clap::Subcommand;
 use http_body_util::BodyExt;
 
 use super::client::{Server, in_query};
-use super::jobs::state;
+use super::jobs::{plain_table, state};
 use super::run::show;
 use super::view::{View, print};
 use crate::api::wire::JobWire;
+use crate::job_log::AccessRecord;
 
 /// Arguments of `wharf job`.
 #[derive(clap::Args)]
@@ -103,19 +104,44 @@ fn described(job: &JobWire) -> String {
         lines.push(format!("verdict    {verdict}"));
         lines.extend(verdict.evidence.iter().map(|line| format!("           - {line}")));
     }
+    if !job.accesses.is_empty() {
+        lines.push("accesses".to_owned());
+        lines.push(accesses(&job.accesses));
+    }
+    for role in &job.roles {
+        lines.push(format!("\n{}", described(role)));
+    }
     lines.join("\n")
+}
+
+/// What the DUT read and was refused.
+fn accesses(list: &[AccessRecord]) -> String {
+    let mut table = plain_table();
+    table.set_header(["", "PROTOCOL", "NAME", "BYTES", "TIME", "RATE", "END", "FROM"]);
+    for access in list {
+        let AccessRecord { protocol, name, peer, bytes, seconds, end, reason } = access;
+        let time = seconds.map_or(String::new(), |seconds| format!("{seconds:.2} s"));
+        // Below a millisecond a rate says more of the clock than of the link.
+        let rate = seconds.filter(|seconds| *seconds >= 0.001).map(|seconds| *bytes as f64 / seconds / 1e6);
+        let rate = rate.map_or(String::new(), |rate| format!("{rate:.1} MB/s"));
+        let end = reason.as_ref().map_or(end.name().to_owned(), |reason| format!("{}: {reason}", end.name()));
+        table.add_row(["", protocol, name, &bytes.to_string(), &time, &rate, &end, peer]);
+    }
+    table.trim_fmt()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::farm::JobState;
+    use crate::job_log::AccessEnd;
     use crate::verdict::{Cause, Status, Verdict};
 
     #[test]
     fn a_job_is_described_with_its_verdict_and_evidence() {
         let job = JobWire {
             roles: Vec::new(),
+            accesses: Vec::new(),
             id: "7".into(),
             name: "hello.yml".into(),
             submitter: "me".into(),
@@ -139,5 +165,30 @@ DUT        farm-sim-1
 verdict    PASS (cause: test): job_success matched
            - power on";
         assert_eq!(described(&job), expected);
+    }
+    #[test]
+    fn accesses_are_a_table_with_their_rate_and_why_they_ended() {
+        let access = |name: &str, seconds, end, reason: Option<&str>| AccessRecord {
+            protocol: "HTTP".into(),
+            name: name.into(),
+            peer: "10.0.0.2".into(),
+            bytes: 3_000_000,
+            seconds,
+            end,
+            reason: reason.map(str::to_owned),
+        };
+        let list = [
+            access("/kernel", Some(1.5), AccessEnd::Complete, None),
+            access(
+                "/secret",
+                None,
+                AccessEnd::Refused,
+                Some("already read 1 times in this boot (lifetime.access_count)"),
+            ),
+        ];
+        let table = accesses(&list);
+        let rows: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(rows[1], ["HTTP", "/kernel", "3000000", "1.50", "s", "2.0", "MB/s", "complete", "10.0.0.2"]);
+        assert!(table.contains("refused: already read 1 times in this boot (lifetime.access_count)"), "{table}");
     }
 }

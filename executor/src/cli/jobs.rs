@@ -75,6 +75,7 @@ mod tests {
     fn a_running_job_is_one_line() {
         let job = JobWire {
             roles: Vec::new(),
+            accesses: Vec::new(),
             id: "7".into(),
             name: "hello.yml".into(),
             submitter: "me".into(),

@@ -5,7 +5,8 @@
 //!    ▲                                      └──────── close: the lease's tear-down, whoever still holds it ────────┘
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -14,13 +15,15 @@ use bytes::Bytes;
 use gateway::Gateway;
 use gateway::content::Content;
 use gateway::dhcp::Mac;
-use gateway::namespace::{AccessEvent, Observer, Outcome, Publication};
+use gateway::namespace::{AccessEvent, Name, Observer, Origin, Outcome, Protocol, Publication, Reading};
+use job_schema::job::Artifact;
 use tokio::sync::mpsc;
 
 use super::contents::Contents;
 use super::disks::Disks;
 use super::prepare::Prepared;
-use crate::job_log::{JobEvent, JobLog};
+use crate::boot::{BootPlan, Planned, Source};
+use crate::job_log::{AccessEnd, AccessRecord, JobEvent, JobLog};
 use crate::lease::Pass;
 use crate::runner::SetupError;
 use crate::session::{Event, Which};
@@ -69,6 +72,11 @@ impl BootNamespace {
         }
     }
 
+    /// What of the deployment that is served was published and never read, as a line of evidence.
+    pub(super) fn never_read(&self) -> Option<String> {
+        self.lock().as_ref()?.never_read()
+    }
+
     /// Serves nothing from now on.
     pub(super) fn close(&self) {
         if let Some(open) = self.lock().take() {
@@ -89,14 +97,23 @@ impl Open {
         Ok(())
     }
 
+    fn never_read(&self) -> Option<String> {
+        let never = never_read(self.plan(self.published?), &self.publication.readings());
+        (!never.is_empty()).then(|| format!("published, and never read: {}", never.join(", ")))
+    }
+
+    fn plan(&self, which: Which) -> &BootPlan {
+        match which {
+            Which::Start => &self.prepared.start,
+            Which::Continue => &self.prepared.continue_,
+        }
+    }
+
     fn publish(&mut self, which: Which) -> Result<(), String> {
         self.pass.check().map_err(|revoked| revoked.to_string())?;
         if self.published != Some(which) {
             self.publication.clear();
-            let plan = match which {
-                Which::Start => &self.prepared.start,
-                Which::Continue => &self.prepared.continue_,
-            };
+            let plan = self.plan(which);
             for planned in &plan.artifacts {
                 let content = self.contents.of(planned, &self.attachments)?;
                 let name = planned.name.clone();
@@ -115,32 +132,166 @@ impl Open {
 pub(super) fn observer(log: &Arc<JobLog>, events: mpsc::Sender<Event>) -> Observer {
     let log = Arc::clone(log);
     let lines = AtomicUsize::new(0);
+    let running = Mutex::new(HashMap::new());
     Arc::new(move |event| {
-        if matches!(event, AccessEvent::Opened { .. } | AccessEvent::Progress) {
+        if matches!(event, AccessEvent::Opened { .. } | AccessEvent::Resumed { .. } | AccessEvent::Progress) {
             let _ = events.try_send(Event::BootProgress);
         }
-        let Some(text) = sentence(&event) else { return };
+        let running = &mut *running.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(access) = record(&event, running) else { return };
+        let text = sentence(&access);
         match lines.fetch_add(1, Ordering::Relaxed) {
             count if count < ACCESS_LINES_MAX => {
-                log.append(JobEvent::Access { text: text.clone() });
+                log.append(JobEvent::Access { text: text.clone(), access: Some(access) });
                 let _ = events.try_send(Event::Evidence(text));
             }
-            ACCESS_LINES_MAX => log.append(JobEvent::Access { text: "further accesses are not listed".into() }),
+            ACCESS_LINES_MAX => {
+                log.append(JobEvent::Access { text: "further accesses are not listed".into(), access: None });
+            }
             _ => {}
         }
     })
 }
 
-fn sentence(event: &AccessEvent) -> Option<String> {
+/// Accesses that run, by their number: who began them, and when.
+type Running = HashMap<u64, (IpAddr, Instant)>;
+
+/// The access that is over with this event.
+fn record(event: &AccessEvent, running: &mut Running) -> Option<AccessRecord> {
     match event {
-        AccessEvent::Opened { .. } | AccessEvent::Progress => None,
-        AccessEvent::Ended { protocol, name, bytes, outcome, .. } => Some(match outcome {
-            Outcome::Complete => format!("{protocol} {name}: {bytes} bytes, complete"),
-            Outcome::Aborted(reason) => format!("{protocol} {name}: {bytes} bytes, aborted by the DUT: {reason}"),
-            Outcome::Failed(reason) => format!("{protocol} {name}: {bytes} bytes, failed: {reason}"),
-        }),
-        AccessEvent::Refused { protocol, name, peer, refusal } => {
-            Some(format!("{protocol} {name}: refused to {peer}: {refusal}"))
+        AccessEvent::Opened { access, peer, .. } | AccessEvent::Resumed { access, peer, .. } => {
+            running.insert(*access, (*peer, Instant::now()));
+            None
         }
+        AccessEvent::Progress => None,
+        AccessEvent::Ended { access, protocol, name, bytes, outcome } => {
+            let (peer, opened) = running.remove(access)?;
+            let (end, reason) = match outcome {
+                Outcome::Complete => (AccessEnd::Complete, None),
+                Outcome::Aborted(reason) => (AccessEnd::Aborted, Some(reason.clone())),
+                Outcome::Failed(reason) => (AccessEnd::Failed, Some(reason.clone())),
+            };
+            let seconds = Some(opened.elapsed().as_secs_f64());
+            let (protocol, name, peer) = (protocol.to_string(), name.clone(), peer.to_string());
+            Some(AccessRecord { protocol, name, peer, bytes: *bytes, seconds, end, reason })
+        }
+        AccessEvent::Refused { protocol, name, peer, refusal } => Some(AccessRecord {
+            protocol: protocol.to_string(),
+            name: name.clone(),
+            peer: peer.to_string(),
+            bytes: 0,
+            seconds: None,
+            end: AccessEnd::Refused,
+            reason: Some(refusal.to_string()),
+        }),
+    }
+}
+
+fn sentence(access: &AccessRecord) -> String {
+    let AccessRecord { protocol, name, peer, bytes, end, reason, .. } = access;
+    let reason = reason.as_deref().unwrap_or_default();
+    match end {
+        AccessEnd::Complete => format!("{protocol} {name}: {bytes} bytes, complete"),
+        AccessEnd::Aborted => format!("{protocol} {name}: {bytes} bytes, aborted by the DUT: {reason}"),
+        AccessEnd::Failed => format!("{protocol} {name}: {bytes} bytes, failed: {reason}"),
+        AccessEnd::Refused => format!("{protocol} {name}: refused to {peer}: {reason}"),
+    }
+}
+
+/// What was published for the DUT and never read, of what the job names itself: its own entries, and kernel, initial RAM disks and
+/// device trees, which a boot method may serve under several names.
+fn never_read(plan: &BootPlan, readings: &[(Protocol, String, Reading)]) -> Vec<String> {
+    let reading = |planned: &Planned| {
+        let (Name::Exact(name) | Name::Matching(name, _)) = &planned.name;
+        let mut of_it = readings.iter().filter(|(protocol, other, _)| *protocol == planned.protocol && other == name);
+        of_it.next_back().map(|(_, _, reading)| *reading)
+    };
+    let read: Vec<&Planned> = plan.artifacts.iter().filter(|planned| reading(planned) == Some(Reading::Read)).collect();
+    let has_read = |artifact: &Artifact| read.iter().any(|planned| is_made_of(&planned.source, artifact));
+    let mut never = Vec::new();
+    for planned in &plan.artifacts {
+        let (Name::Exact(name) | Name::Matching(name, _)) = &planned.name;
+        let says = match (planned.origin, &planned.source) {
+            (Origin::Job, _) if reading(planned) == Some(Reading::Never) => format!("{} {name}", planned.protocol),
+            (Origin::Generated, Source::Artifacts(list)) => match list.as_slice() {
+                [one] if name.starts_with("/_/job/") && !has_read(one) => name["/_/job/".len()..].to_owned(),
+                _ => continue,
+            },
+            _ => continue,
+        };
+        // A single RAM disk is published as the whole and as its only part.
+        if !never.iter().any(|other: &String| *other == says || says.strip_prefix(other.as_str()) == Some("/0")) {
+            never.push(says);
+        }
+    }
+    never
+}
+
+fn is_made_of(source: &Source, artifact: &Artifact) -> bool {
+    match source {
+        Source::Artifacts(list) => list.contains(artifact),
+        Source::Android(image) => {
+            image.kernel == *artifact || image.ramdisk.contains(artifact) || image.dtb.contains(artifact)
+        }
+        Source::Text(_) | Source::Wrapped { .. } | Source::Firmware(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gateway::namespace::Exposure;
+
+    #[test]
+    fn an_access_is_told_with_who_what_how_much_and_how_it_ended() {
+        let mut running = Running::new();
+        let (protocol, name, peer) = (Protocol::Http, "/kernel".to_owned(), IpAddr::from([10, 0, 0, 2]));
+        let opened = AccessEvent::Opened { access: 3, protocol, name: name.clone(), peer };
+        assert_eq!(record(&opened, &mut running), None);
+        let outcome = Outcome::Aborted("connection reset".into());
+        let ended = AccessEvent::Ended { access: 3, protocol, name: name.clone(), bytes: 512, outcome };
+        let access = record(&ended, &mut running).unwrap();
+        assert_eq!((access.peer.as_str(), access.bytes, access.end), ("10.0.0.2", 512, AccessEnd::Aborted));
+        assert!(access.seconds.is_some());
+        assert_eq!(sentence(&access), "HTTP /kernel: 512 bytes, aborted by the DUT: connection reset");
+        let refusal = gateway::namespace::Refusal::NoSuchName;
+        let refused = AccessEvent::Refused { protocol, name, peer, refusal };
+        let access = record(&refused, &mut running).unwrap();
+        assert_eq!(sentence(&access), "HTTP /kernel: refused to 10.0.0.2: the job publishes no such name");
+        assert!(running.is_empty());
+    }
+
+    #[test]
+    fn what_was_never_read_is_told_once_by_what_it_is_and_by_any_name_it_has() {
+        let artifact = |data: &str| Artifact {
+            source: job_schema::job::ArtifactSource::Data(data.to_owned()),
+            format: Vec::new(),
+        };
+        let entry = |protocol, name: &str, data: &str, origin| Planned {
+            protocol,
+            name: Name::Exact(name.to_owned()),
+            source: Source::Artifacts(vec![artifact(data)]),
+            exposure: Exposure::default(),
+            origin,
+        };
+        let artifacts = vec![
+            entry(Protocol::Http, "/secret", "s", Origin::Job),
+            entry(Protocol::Http, "/read", "r", Origin::Job),
+            entry(Protocol::Tftp, "/vmlinuz", "k", Origin::Generated),
+            entry(Protocol::Http, "/_/job/kernel", "k", Origin::Generated),
+            entry(Protocol::Http, "/_/job/initramfs", "i", Origin::Generated),
+            entry(Protocol::Http, "/_/job/initramfs/0", "i", Origin::Generated),
+        ];
+        let plan = BootPlan { artifacts, dhcp: gateway::dhcp::BootOffer::default() };
+        let readings: Vec<_> = plan
+            .artifacts
+            .iter()
+            .map(|planned| {
+                let (Name::Exact(name) | Name::Matching(name, _)) = &planned.name;
+                let was_read = ["/read", "/vmlinuz"].contains(&name.as_str());
+                (planned.protocol, name.clone(), if was_read { Reading::Read } else { Reading::Never })
+            })
+            .collect();
+        assert_eq!(never_read(&plan, &readings), ["HTTP /secret", "initramfs"]);
     }
 }

@@ -381,9 +381,11 @@ impl Run {
         tracing::info!(parent: &span, source, submitter, "the job has its DUT");
         let limit = Arc::new(Mutex::new(TEAR_DOWN_DEFAULT));
         let (farm, mac, tear_down_limit) = (Arc::clone(&self.farm), self.dut.config.mac.clone(), Arc::clone(&limit));
+        let dut = Arc::clone(&self.dut);
         let job = self.until_the_verdict(beginning, prepared, inbox, submission, views, tear_down_limit);
         let verdict = tokio::spawn(job).await;
-        let verdict = verdict.unwrap_or_else(|error| verdict_of_panic(&error));
+        let mut verdict = verdict.unwrap_or_else(|error| verdict_of_panic(&error));
+        verdict.evidence.extend(dut.boot.never_read());
         tracing::info!(parent: &span, status = %verdict.status, cause = %verdict.cause, "the job has its verdict");
         farm.listeners.forget(&mac);
         let limit = *limit.lock().unwrap_or_else(PoisonError::into_inner);
