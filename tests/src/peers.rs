@@ -6,6 +6,8 @@
 //! | nginx     | HTTP            | `nginx-light`           |
 //! | tftpd-hpa | TFTP            | `tftpd-hpa`             |
 //! | atftpd    | TFTP, windows   | `atftpd`, only unpacked |
+//! | nbdkit    | NBD             | `nbdkit`                |
+//! | qemu-nbd  | NBD             | `qemu-utils`            |
 //!
 //! Each runs in the foreground, in a [`Lab`], with everything it writes in a folder of the benchmark.
 
@@ -39,6 +41,14 @@ pub const ATFTPD: Peer = Peer { name: "atftpd", program: "atftpd", package: "atf
 pub const CURL: Peer = Peer { name: "curl", program: "curl", package: "curl" };
 /// The client of TFTP with windows.
 pub const ATFTP: Peer = Peer { name: "atftp", program: "atftp", package: "atftp" };
+/// NBD, with writes kept beside the image.
+pub const NBDKIT: Peer = Peer { name: "nbdkit", program: "nbdkit", package: "nbdkit" };
+/// NBD as QEMU serves it.
+pub const QEMU_NBD: Peer = Peer { name: "qemu-nbd", program: "qemu-nbd", package: "qemu-utils" };
+/// The client of NBD that copies.
+pub const NBDCOPY: Peer = Peer { name: "nbdcopy", program: "nbdcopy", package: "libnbd-bin" };
+/// The client of NBD that reads and writes here and there.
+pub const FIO: Peer = Peer { name: "fio", program: "fio", package: "fio" };
 
 impl Peer {
     /// Where the program is.
@@ -206,6 +216,31 @@ pub fn start_atftpd(
     command.args(["--bind-address", &server.to_string()]).arg(root);
     let mut running = Running::spawn(ATFTPD.name, command, &folder.join("atftpd.log"))?;
     with_log(lab.wait_for_tftp(SocketAddr::new(server.into(), 69), &mut running), &folder.join("atftpd.log"))?;
+    Ok(running)
+}
+
+/// The port of NBD (IANA).
+const NBD_PORT: u16 = 10809;
+
+/// nbdkit with `image` and what is written to it in a file of its own.
+pub fn start_nbdkit(lab: &Lab, server: Ipv4Addr, image: &Path, folder: &Path) -> anyhow::Result<Running> {
+    let mut command = command(lab, &NBDKIT)?;
+    command.args(["--foreground", "--ipaddr", &server.to_string(), "--filter=cow", "file"]).arg(image);
+    command.env("TMPDIR", folder);
+    let mut running = Running::spawn(NBDKIT.name, command, &folder.join("nbdkit.log"))?;
+    with_log(lab.wait_for_tcp(SocketAddr::new(server.into(), NBD_PORT), &mut running), &folder.join("nbdkit.log"))?;
+    Ok(running)
+}
+
+/// qemu-nbd with `image` and what is written to it in a snapshot.
+pub fn start_qemu_nbd(lab: &Lab, server: Ipv4Addr, image: &Path, folder: &Path) -> anyhow::Result<Running> {
+    let mut command = command(lab, &QEMU_NBD)?;
+    command
+        .args(["--persistent", "--snapshot", "--shared=8", "--format=raw", "--bind", &server.to_string()])
+        .arg(image);
+    command.env("TMPDIR", folder);
+    let mut running = Running::spawn(QEMU_NBD.name, command, &folder.join("qemu-nbd.log"))?;
+    with_log(lab.wait_for_tcp(SocketAddr::new(server.into(), NBD_PORT), &mut running), &folder.join("qemu-nbd.log"))?;
     Ok(running)
 }
 
