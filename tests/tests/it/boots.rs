@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tests::bench::{Bench, need_programs, need_virtual_machines};
 
-use crate::farms::{HELLO, QEMU, WHARF, virtual_};
+use crate::farms::{HELLO, QEMU, WHARF, linux_job, virtual_};
 
 /// A job for a BIOS machine: the words that tiny.elf obeys, timeouts, further patterns, and further YAML under `deployment`.
 fn tiny(words: &str, timeouts: &str, patterns: &str, more: &str) -> String {
@@ -356,5 +356,26 @@ fn grub_boots_linux_by_tftp_with_a_configuration_by_mac() {
         "TFTP /_/job/kernel",
         "TFTP /_/job/initramfs/0",
         "job_success matched `wharf: job done`",
+    ]);
+}
+
+#[test]
+fn uefi_loads_by_pxe_the_program_that_the_job_gives_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let loader = serve_file(std::fs::read(grub_loader(folder.path())).unwrap());
+    let boot = "boot: {method: uefi-pxe, bootfile: /firmware/grub.efi}";
+    let bench = farm_with(&format!("tags: [pxe], machine: {{qemu: {{firmware: uefi-pxe}}}}, {boot}"), "");
+    let _place = QEMU.pass();
+    let configuration = "linux /_/job/kernel console=ttyS0,115200 quiet panic=-1\\ninitrd /_/job/initramfs\\nboot\\n";
+    let storage = format!(
+        "    storage: {{tftp: [{{path: /firmware/grub.efi, url: '{loader}'}}, {{path: '/grub/grub\\.cfg.*', data: \"{configuration}\"}}]}}\n"
+    );
+    let ended = bench.run(&linux_job("pxe", "not this one", "overall: {minutes: 4}", &storage));
+    ended.expect("PASS", "test").expect_in_order(&[
+        "TFTP /firmware/grub.efi: ",
+        "TFTP /grub/grub.cfg-01-52-54-00-77-00-05: ",
+        "TFTP /_/job/kernel: ",
+        "TFTP /_/job/initramfs: ",
+        "job_success",
     ]);
 }
