@@ -11,10 +11,11 @@
 //! Dropping it stops every server at once; [`Gateway::drain`] lets running transfers end first.
 
 use core::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use crate::content::cache::{self, Cache, FileUrls};
@@ -172,6 +173,8 @@ pub struct Gateway {
     addresses: Addresses,
     nbd_connections: Option<nbd::Connections>,
     running: Mutex<Running>,
+    config: Config,
+    ports: tokio::sync::Mutex<HashMap<u16, Weak<http::Server>>>,
 }
 
 /// What a drain takes away.
@@ -203,7 +206,27 @@ impl Gateway {
             nbd: running.nbd.as_ref().map(nbd::Server::address),
         };
         let nbd_connections = running.nbd.as_ref().map(nbd::Server::connections);
-        Ok(Gateway { namespaces, cache, dhcp, addresses, nbd_connections, running: Mutex::new(running) })
+        let (running, ports) = (Mutex::new(running), tokio::sync::Mutex::default());
+        Ok(Gateway { namespaces, cache, dhcp, addresses, nbd_connections, running, config, ports })
+    }
+
+    /// HTTP at a port besides, for what is exposed there; callers share it, and it is closed when the last lets go of it.
+    pub async fn open_port(&self, port: u16) -> Result<Arc<http::Server>, GatewayError> {
+        let mut ports = self.ports.lock().await;
+        ports.retain(|_, server| server.strong_count() > 0);
+        if let Some(server) = ports.get(&port).and_then(Weak::upgrade) {
+            return Ok(server);
+        }
+        let listen = SocketAddr::new(self.config.address.into(), port);
+        let config = http::Config {
+            interface: self.config.interface.clone(),
+            serves: http::Serves::ExposedAt(port),
+            ..http::Config::new(self.config.net.clone(), listen)
+        };
+        let server = http::start(config, self.namespaces.clone()).await;
+        let server = Arc::new(server.map_err(|source| GatewayError::Http { address: listen, source })?);
+        ports.insert(port, Arc::downgrade(&server));
+        Ok(server)
     }
 
     /// Where jobs publish what their DUTs may read.

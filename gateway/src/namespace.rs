@@ -104,6 +104,8 @@ pub struct Exposure {
     pub first_read: Option<Duration>,
     /// Refused this long after publication.
     pub duration: Option<Duration>,
+    /// A port besides the server's own where it is read as well, by HTTP.
+    pub port: Option<u16>,
 }
 
 /// Who made an entry; the job's own entries win over generated ones.
@@ -442,6 +444,19 @@ impl<C: Clone> Namespaces<C> {
             Caller::Key(key, _) => *table.by_key.get(key)?,
         };
         table.by_address.contains_key(&address).then_some(address)
+    }
+
+    /// Whether what `caller` means by `name` is to be had at this port of its own; counts nothing, and reports a refusal.
+    pub fn exposes(&self, caller: Caller<'_>, name: &str, port: u16) -> Result<(), Refusal> {
+        let mut table = lock(&self.table);
+        let namespace = table.of(caller)?;
+        match namespace.find(Protocol::Http, name) {
+            Ok(index) if namespace.entries[index].exposure.port == Some(port) => Ok(()),
+            _ => {
+                namespace.report_refusal(Protocol::Http, name, caller.peer(), &Refusal::NoSuchName);
+                Err(Refusal::NoSuchName)
+            }
+        }
     }
 
     /// Goes on with an access that this boot already counted (a byte range of a file whose start was read). A name never opened

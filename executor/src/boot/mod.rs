@@ -213,6 +213,7 @@ fn storage(deployment: &Deployment) -> Vec<Planned> {
             access_count: artifact.lifetime.access_count,
             first_read: artifact.lifetime.first_read,
             duration: artifact.lifetime.duration,
+            port: artifact.expose.as_ref().and_then(|expose| expose.port),
         },
         origin: Origin::Job,
     };

@@ -6,7 +6,7 @@
 //!  an entry whose path has groups, and whose artifact uses them: nothing before it is asked for; then by its name
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use bytes::Bytes;
 use gateway::content::cache::{Cache, Cached};
 use gateway::content::edit::{Addition, Edited, Recipe, Rework, Step};
 use gateway::content::{ByName, Content, ContentError};
+use gateway::http::Server;
 use gateway::namespace::{Name, Origin};
 use job_schema::job::{
     Archive, ArchiveFormat, ArchiveMember, Artifact, ArtifactSource, FormatStep, Groups, Keep, PathMatch,
@@ -50,7 +51,12 @@ impl Farm {
             wait_for(log, url, cached, *origin).await.map_err(|error| failed(error.to_string()))?;
         }
         let downloads = downloads.into_iter().map(|(url, (cached, _))| (url, cached)).collect();
-        let contents = Contents(Arc::new(Shelf { downloads, cache: cache.clone(), edits: Mutex::default() }));
+        let mut ports = Vec::new();
+        for port in ports_of(prepared) {
+            ports.push(self.gateway.open_port(port).await.map_err(|error| failed(format!("`expose`: {error}")))?);
+        }
+        let shelf = Shelf { downloads, cache: cache.clone(), edits: Mutex::default(), _ports: ports };
+        let contents = Contents(Arc::new(shelf));
         contents.make_all(prepared).await.map_err(failed)?;
         Ok(contents)
     }
@@ -95,6 +101,13 @@ struct Shelf {
     cache: Cache,
     /// What was made, so that the next boot and the next name are the same thing.
     edits: Mutex<Vec<(Artifact, Edited)>>,
+    /// Open for as long as something of this job may be read there.
+    _ports: Vec<Arc<Server>>,
+}
+
+fn ports_of(prepared: &Prepared) -> BTreeSet<u16> {
+    let all = prepared.start.artifacts.iter().chain(&prepared.continue_.artifacts);
+    all.filter_map(|planned| planned.exposure.port).collect()
 }
 
 impl Contents {

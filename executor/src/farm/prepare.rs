@@ -341,7 +341,8 @@ fn unserved(deployment: &Deployment) -> Vec<&'static str> {
         ("`storage.s3`", !storage.s3.is_empty()),
         ("`storage.imagestore`", !storage.imagestore.is_empty()),
         ("an artifact's `s3://` URL", artifacts().any(is_s3)),
-        ("an artifact's `expose`", files().any(|file| file.expose.is_some())),
+        ("`expose: {tls: true}`", files().any(|file| file.expose.as_ref().is_some_and(|expose| expose.tls))),
+        ("`expose` in `storage.tftp`", storage.tftp.iter().any(|file| file.expose.is_some())),
     ];
     let files_and_rest = table.into_iter().filter(|(_, used)| *used).map(|(what, _)| what);
     files_and_rest.chain(disks::unserved(&storage.nbd)).collect()
@@ -389,6 +390,9 @@ fn describe_exposure(exposure: &Exposure) -> String {
     }
     if let Some(duration) = exposure.duration {
         limits.push(format!("{duration:?} in all"));
+    }
+    if let Some(port) = exposure.port {
+        limits.push(format!("at port {port} as well"));
     }
     if limits.is_empty() { "no limit".to_owned() } else { limits.join(", ") }
 }

@@ -41,7 +41,7 @@ use self::answer::{Conditions, Method, Target, Way};
 use self::connection::{Patient, Running};
 use self::transfer::{AnswerBody, Transfer};
 use crate::content::{Content, ContentError, Reader, content_type};
-use crate::namespace::{Access, Caller, Namespaces, Opened, Outcome, Protocol, Refusal};
+use crate::namespace::{Access, Caller, Live, Namespaces, Opened, Outcome, Protocol, Refusal};
 use crate::net::Net;
 
 /// How HTTP is served.
@@ -57,6 +57,17 @@ pub struct Config {
     pub write_timeout: Duration,
     /// A connection without a request for this long is closed.
     pub idle_timeout: Duration,
+    /// What is served.
+    pub serves: Serves,
+}
+
+/// What a server has of the namespaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Serves {
+    /// All that a caller may read.
+    Everything,
+    /// Only what is to be had at this port besides.
+    ExposedAt(u16),
 }
 
 impl Config {
@@ -64,7 +75,7 @@ impl Config {
     /// keeps, longer than any firmware waits between its HEAD and its GET.
     pub fn new(net: Net, listen: SocketAddr) -> Self {
         let (write_timeout, idle_timeout) = (Duration::from_secs(120), Duration::from_secs(75));
-        Config { net, interface: None, listen, write_timeout, idle_timeout }
+        Config { net, interface: None, listen, write_timeout, idle_timeout, serves: Serves::Everything }
     }
 }
 
@@ -307,7 +318,7 @@ impl Desk {
     ) -> Response<AnswerBody> {
         let (asked, path) = (request.method().clone(), request.uri().path().to_owned());
         let response = match answer::route(&path) {
-            Ok(target) => match self.namespaces.live(caller(&target, peer), &target.name) {
+            Ok(target) => match self.live(caller(&target, peer), &target.name) {
                 Some(live) => ask::ask(live, request, self.config.idle_timeout, stopped).await,
                 None => self.answer_artifact(&target, &request, peer, running).await,
             },
@@ -318,6 +329,14 @@ impl Desk {
         };
         tracing::debug!(%peer, method = %asked, path, status = response.status().as_u16(), "HTTP request");
         response
+    }
+
+    /// What answers by itself does so at the server's own port only.
+    fn live(&self, caller: Caller<'_>, name: &str) -> Option<Live> {
+        match self.config.serves {
+            Serves::Everything => self.namespaces.live(caller, name),
+            Serves::ExposedAt(_) => None,
+        }
     }
 
     async fn answer_artifact(
@@ -348,6 +367,9 @@ impl Desk {
         let caller = caller(target, peer);
         let name = self.name(caller, &target.name);
         let asked = conditions(headers);
+        if let Serves::ExposedAt(port) = self.config.serves {
+            self.namespaces.exposes(caller, name, port)?;
+        }
         match method {
             Method::Head => {
                 let content = self.namespaces.look(caller, Protocol::Http, name, Instant::now())?;
