@@ -25,6 +25,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use crate::lab::Lab;
 use crate::workspace;
 
 /// Names a farm's processes: they inherit it.
@@ -61,6 +62,8 @@ pub struct Surroundings {
     pub environment: Vec<(String, String)>,
     /// Its state folder is a disk of its own with so many bytes, in a mount namespace that nobody else sees. It goes with the process.
     pub state_bytes: Option<u64>,
+    /// The network that it is on; the host's when absent. With `state_bytes` it is the host's.
+    pub lab: Option<Arc<Lab>>,
 }
 
 /// A farm that tests share while any of them runs; the last one ends it.
@@ -146,9 +149,10 @@ impl Bench {
     fn start_in(wharf: &str, folder: Arc<tempfile::TempDir>, surroundings: Surroundings) -> Bench {
         let farm_file = folder.path().join("farm.yml");
         let mark = new_mark();
-        let mut command = match surroundings.state_bytes {
-            None => Command::new(wharf),
-            Some(bytes) => on_a_small_disk(wharf, &folder.path().join("state"), bytes),
+        let mut command = match (surroundings.state_bytes, &surroundings.lab) {
+            (None, None) => Command::new(wharf),
+            (None, Some(lab)) => lab.command(wharf).expect("the namespace is open"),
+            (Some(bytes), _) => on_a_small_disk(wharf, &folder.path().join("state"), bytes),
         };
         command.envs(surroundings.environment.iter().map(|(name, value)| (name, value)));
         command.arg("serve").arg("--farm").arg(&farm_file).args(["--api", "127.0.0.1:0", "--state"]);
@@ -290,7 +294,11 @@ impl Bench {
     }
 
     fn connect(&self) -> TcpStream {
-        let stream = TcpStream::connect(self.api).unwrap_or_else(|error| {
+        let connected = match &self.surroundings.lab {
+            None => TcpStream::connect(self.api),
+            Some(lab) => lab.inside(|| TcpStream::connect(self.api)),
+        };
+        let stream = connected.unwrap_or_else(|error| {
             panic!("the server does not serve any more: {error}; it said:\n{}", self.errors());
         });
         let silence = Some(Duration::from_secs(SILENCE_S_MAX));
@@ -301,7 +309,11 @@ impl Bench {
     /// Sends the signal, waits, and looks for what is left.
     fn end(&mut self, signal: Signal) {
         self.is_over = true;
-        let namespaces = network_namespaces(self.process);
+        let mut namespaces = network_namespaces(self.process);
+        // That of the lab is not its own.
+        if let Some(name) = self.surroundings.lab.as_ref().and_then(|lab| lab.name().ok()) {
+            namespaces.remove(&name);
+        }
         let _ = kill(self.process, signal);
         let status = lock(&self.exits).recv_timeout(Duration::from_secs(STOP_S_MAX)).ok();
         if status.is_none() {

@@ -1,4 +1,4 @@
-//! Network namespaces for benchmarks: servers of other people run in them at the ports that firmware asks, and the host never notices.
+//! Network namespaces: servers of other people, or a whole farm, run in them at the ports that firmware asks, and the host never notices.
 //!
 //! ```text
 //!   Lab::new ──► namespace without a name ◄── Lab::command: a process inside, which dies with the thread that spawned it
@@ -26,6 +26,7 @@ const READY_TIMEOUT: Duration = Duration::from_secs(20);
 pub const ROUTER_ADVERTISEMENT_PREFIX: &str = "fd77::";
 
 /// A network namespace without a name.
+#[derive(Debug)]
 pub struct Lab {
     namespace: File,
 }
@@ -69,6 +70,11 @@ impl Lab {
             lab.ip("link set cable0 up")?;
         }
         Ok(())
+    }
+
+    /// What the kernel calls it.
+    pub fn name(&self) -> io::Result<std::path::PathBuf> {
+        std::fs::read_link(format!("/proc/self/fd/{}", self.namespace.as_raw_fd()))
     }
 
     /// The namespace's handle, for whoever makes sockets in it.

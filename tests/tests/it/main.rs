@@ -16,6 +16,7 @@
 //! | `messages` | DUTs of one job tell each other, over reboots, and never from job to job |
 //! | `nbd_clients` | qemu, nbdcopy and nbdinfo write, read, map and share our disks |
 //! | `on_demand` | machines are made when jobs ask, make room for others, and go |
+//! | `picked_up` | a machine that is not the server's own goes on without it, and so does its job |
 //! | `queue` | hundreds of jobs for fifty machines: in order, and none is forgotten |
 //! | `restart` | jobs, their places and their verdicts outlive the server, however it ends |
 //! | `roles` | jobs over several DUTs start together, talk, and end together; gear is held by one job at a time |
@@ -44,6 +45,7 @@ mod loopback;
 mod messages;
 mod nbd_clients;
 mod on_demand;
+mod picked_up;
 mod queue;
 mod restart;
 mod roles;
