@@ -1,4 +1,4 @@
-//! One connection: the ring around [`Handshake`](super::handshake::Handshake) and [`Export`](super::export::Export).
+//! One connection: the ring around [`Handshake`] and [`Export`].
 //!
 //! ```text
 //!  greeting ─► handshake (10 s) ─► attached ─► loop { requests ─► works (the disk) ─► answers ─► socket } ─► one end:

@@ -12,7 +12,8 @@
 use bytes::{Buf, BytesMut};
 
 use super::message::{
-    Fields, GREETING, OPTION_BYTES, OptionHead, client_flags, encode_reply, export_flags, info, option, reply,
+    Fields, GREETING, OPTION_BYTES, OptionHead, TEXT_BYTES_MAX, client_flags, encode_reply, export_flags, info, option,
+    reply,
 };
 
 /// 64 options: libnbd and QEMU send about six; a client that lists its exports asks for two more per export.
@@ -250,7 +251,8 @@ impl Handshake {
     }
 
     fn export_name<E: Exports>(&mut self, data: &[u8], out: &mut Vec<u8>, exports: &E) -> Turn<E::Attached> {
-        let Ok(name) = str::from_utf8(data) else { return Turn::Closed("the export's name is no text") };
+        let name = str::from_utf8(data).ok().filter(|name| name.len() <= TEXT_BYTES_MAX);
+        let Some(name) = name else { return Turn::Closed("the export's name is no text, or longer than 4096 bytes") };
         match exports.attach(name) {
             Ok((shape, attached)) => {
                 self.keep_context_of(name);

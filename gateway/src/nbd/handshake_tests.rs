@@ -107,7 +107,7 @@ fn export_name_is_answered_with_or_without_zeros_and_never_with_a_refusal() {
     assert!(matches!(step, Step::Attached(..)));
     let (long, _) = haggle(&[b"\0\0\0\x01", &name]);
     assert_eq!(long, [&short[..], &[0; 124]].concat());
-    for name in [&b"none"[..], b"taken", b"\xff"] {
+    for name in [&b"none"[..], b"taken", b"\xff", &[b'a'; 4097]] {
         let (out, step) = haggle(&[FLAGS, &option(option::EXPORT_NAME, name)]);
         assert!(out.is_empty() && matches!(step, Step::Closed(_)), "{step:?}");
     }

@@ -14,6 +14,8 @@ pub const GREETING: [u8; 18] = *b"NBDMAGICIHAVEOPT\x00\x03";
 
 /// What begins each option of a client.
 pub const OPTION_MAGIC: u64 = u64::from_be_bytes(*b"IHAVEOPT");
+/// The longest name or query that the protocol text allows.
+pub const TEXT_BYTES_MAX: usize = 4096;
 /// Bytes of an option before its data.
 pub const OPTION_BYTES: usize = 16;
 /// Bytes of a request before the data of a write.
@@ -176,11 +178,11 @@ impl<'a> Fields<'a> {
         Some(taken)
     }
 
-    /// Text behind its length, as names and queries are. Names are UTF-8, and no longer than the 4096 bytes that the text allows.
+    /// Text behind its length, as names and queries are. Names are UTF-8, and no longer than the protocol text allows.
     pub fn text(&mut self) -> Option<&'a str> {
-        const TEXT_BYTES_MAX: u32 = 4096;
-        let length = self.u32().filter(|length| *length <= TEXT_BYTES_MAX)?;
-        str::from_utf8(self.take(length as usize)?).ok()
+        let length = self.u32()? as usize;
+        let text = if length <= TEXT_BYTES_MAX { self.take(length)? } else { return None };
+        str::from_utf8(text).ok()
     }
 
     /// The next 16 bits.
