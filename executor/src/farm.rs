@@ -744,7 +744,9 @@ impl Dut {
             }),
             holder: holder.and_then(|lease| match &lease.request.owner {
                 Owner::Job(_) => None,
-                owner @ (Owner::Connection(_) | Owner::Term(_) | Owner::Heartbeat { .. }) => Some(format!("{owner} ({})", lease.id())),
+                owner @ (Owner::Connection(_) | Owner::Term(_) | Owner::Heartbeat { .. }) => {
+                    Some(format!("{owner} ({})", lease.id()))
+                }
             }),
             power: self.power_seen(),
         }

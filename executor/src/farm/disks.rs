@@ -10,10 +10,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use gateway::Gateway;
 use gateway::content::Content;
 use gateway::content::disk::{Base, Config, Disk, Mode};
 use gateway::namespace::{Exposure, Name, Origin, Protocol, Publication};
-use gateway::Gateway;
 use gateway::net::Net;
 use job_schema::job::{Job, NbdContent, NbdExport, ResetOn};
 

@@ -149,7 +149,7 @@ impl Run {
                 let now = Instant::now();
                 let session = Session::new(Arc::clone(&prepared.job), deadline, now);
                 let session = self.recorded(session, &prepared.job, now);
-                Ok(Begun { session, setup: self.from_the_start(prepared, attachments) })
+                Ok(Begun { session, setup: self.whole_setup(prepared, attachments) })
             }
             Beginning::Again(again) => {
                 let Again { heard, mut session, start } = *again;
@@ -193,7 +193,7 @@ impl Run {
             .map_err(|error| failed(&format!("what it hears cannot be kept any more: {error}")))
     }
 
-    fn from_the_start(&self, prepared: &Arc<Prepared>, attachments: BTreeMap<String, Bytes>) -> Setup {
+    fn whole_setup(&self, prepared: &Arc<Prepared>, attachments: BTreeMap<String, Bytes>) -> Setup {
         let setup = self.setup(Arc::clone(prepared), attachments);
         setup.map(|setup| setup.map(|console| (console, Event::SetupDone))).boxed()
     }
@@ -208,7 +208,7 @@ impl Run {
         let expected = match standing {
             Standing::SettingUp => {
                 self.record.note(Severity::Info, "The farm was restarted: the job is set up anew");
-                let setup = self.from_the_start(prepared, attachments);
+                let setup = self.whole_setup(prepared, attachments);
                 return Ok(Box::new(|_| setup));
             }
             Standing::Switching => None,

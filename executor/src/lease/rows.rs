@@ -971,7 +971,7 @@ pub enum Wake {
     Allocator,
 }
 
-/// What happened, for people and for [`super::tables::Tables::replay`].
+/// What happened, for people; from the events the rows can be made again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
     /// Its number; without gaps.
