@@ -3,6 +3,8 @@
 //! | file | promise |
 //! |---|---|
 //! | `api` | jobs wait, are shown, followed, refused; who goes away frees the machine |
+//! | `artifacts` | what a job's artifacts are made of comes to its DUT, and the log says who read what |
+//! | `attacks` | no header, path, port, packet or race gives a DUT what is another's |
 //! | `bad_input` | what kills other servers is answered by ours, which serves on |
 //! | `boots` | QEMU machines boot by every firmware, reboot, hang, are cancelled, are typed at |
 //! | `demo` | one command boots a machine and ends with its verdict |
@@ -30,6 +32,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod api;
+mod artifacts;
+mod attacks;
 mod bad_input;
 mod boots;
 mod demo;

@@ -1,3 +1,5 @@
+//! Archives against themselves, against the system's own tools, and against whoever spoils them.
+
 use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
 
