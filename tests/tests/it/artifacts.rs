@@ -31,12 +31,13 @@ fn a_kernel_finds_the_files_of_an_initial_ram_disk_that_was_packed_for_it() {
 fn names_with_groups_templates_in_data_and_what_was_never_read() {
     let bench = simulated();
     let words = "console=ttyS0,115200 wharf.url={{ job.http.url }}/mirror/initramfs wharf.url={{ job.http.url }}/told \
-                 wharf.url={{ job.http.url }}/picked";
+                 wharf.url={{ job.http.url }}/picked wharf.url=http://{{ job.http.host }}:8088/exposed";
     let storage = r"    storage:
       http:
       - {path: '/mirror/(.*)', url: '{{ images_url }}/\1'}
       - {path: /told, data: '{% raw %}{{ job.deployment }}{% endraw %} of {{ machine_id }}'}
       - {path: /unread, data: nobody asks}
+      - {path: /exposed, data: at a port of its own, expose: {port: 8088}, lifetime: {access_count: 1}}
       - path: /picked
         archive: {extension: tar, compression: bz2, add: [{path: a/b, artifact: {data: twelve bytes}}]}
         format: [{archive: {match: 'a/.*'}}]
@@ -47,7 +48,7 @@ fn names_with_groups_templates_in_data_and_what_was_never_read() {
         let accesses = ended.of_kind("access").into_iter().map(|event| event["access"].clone());
         accesses.into_iter().find(|access| access["name"] == name).unwrap_or_default()
     };
-    for name in ["/mirror/initramfs", "/told", "/picked"] {
+    for name in ["/mirror/initramfs", "/told", "/picked", "/exposed"] {
         let access = access(name);
         assert_eq!((&access["end"], &access["protocol"]), (&"complete".into(), &"HTTP".into()), "{name}: {access}");
         assert!(access["seconds"].as_f64().is_some() && access["peer"].as_str().is_some(), "{access}");
