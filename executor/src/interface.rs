@@ -37,10 +37,15 @@ impl Power {
 
     /// Reads the outlet.
     pub async fn state(&self) -> Result<PowerState, PowerError> {
-        let read = bounded(&self.outlet, self.pdu.state(&self.outlet)).await?;
+        let read = read(&*self.pdu, &self.outlet).await?;
         (self.observed)(read);
         Ok(read)
     }
+}
+
+/// Reads, without a lease: whoever looks changes nothing.
+pub async fn read(pdu: &dyn Pdu, outlet: &Outlet) -> Result<PowerState, PowerError> {
+    bounded(outlet, pdu.state(outlet)).await
 }
 
 /// Switches and reads back, without a lease: for tear-downs, which come when no pass is valid any more.
@@ -51,7 +56,7 @@ pub async fn switch(
     observed: &(dyn Fn(PowerState) + Send + Sync),
 ) -> Result<(), PowerError> {
     bounded(outlet, pdu.set(outlet, state)).await?;
-    let read = bounded(outlet, pdu.state(outlet)).await?;
+    let read = read(pdu, outlet).await?;
     observed(read);
     let reason = || format!("told to go {state}, but it reads back {read}");
     if read == state { Ok(()) } else { Err(PowerError { outlet: outlet.0.clone(), reason: reason() }) }

@@ -249,7 +249,7 @@ pub enum Replayed {
 }
 
 impl Heard {
-    /// What the job in `folder` heard; `None`: its session never began. The error says why it cannot be gone on with.
+    /// What the job in `folder` heard; `None`: there is no journal. The error says why it cannot be gone on with.
     pub fn read(folder: &Path) -> Result<Option<Heard>, String> {
         let text = match std::fs::read(folder.join(JOURNAL)) {
             Ok(text) => text,

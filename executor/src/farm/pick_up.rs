@@ -126,10 +126,10 @@ async fn look(farm: &Arc<Farm>, record: &Arc<JobRecord>, submission: &Submission
 
 /// `None`: its session never began.
 fn hear_again(log: &JobLog, job: &Arc<Job>) -> Result<Option<(Replayed, Heard, Instant)>, String> {
-    let Some(heard) = Heard::read(log.folder())? else {
-        let began = log.records().iter().any(|record| record.event == JobEvent::SetupStarted);
-        return if began { Err("what its session heard could not be kept".into()) } else { Ok(None) };
-    };
+    if !log.records().iter().any(|record| record.event == JobEvent::SetupStarted) {
+        return Ok(None);
+    }
+    let heard = Heard::read(log.folder())?.ok_or("what it heard could not be kept")?;
     let start = Instant::now().checked_sub(heard.until()).ok_or("this host is younger than the job")?;
     Ok(Some((heard.replay(job, log, start)?, heard, start)))
 }
@@ -205,17 +205,17 @@ impl Run {
         prepared: &Arc<Prepared>,
         attachments: BTreeMap<String, Bytes>,
     ) -> Result<Box<dyn FnOnce(Duration) -> Setup + Send>, Event> {
-        let expected = match standing {
+        match standing {
             Standing::SettingUp => {
                 self.record.note(Severity::Info, "The farm was restarted: the job is set up anew");
                 let setup = self.whole_setup(prepared, attachments);
                 return Ok(Box::new(|_| setup));
             }
-            Standing::Switching => None,
-            Standing::Off => Some(PowerState::Off),
-            Standing::Booted(_) => Some(PowerState::On),
-        };
-        self.outlet_is(expected).await.map_err(|why| failed(&why))?;
+            // It is switched once more, and read back then: a command that was killed half-way may have left nothing that can be read.
+            Standing::Switching => {}
+            Standing::Off => self.outlet_is(PowerState::Off).await.map_err(|why| failed(&why))?,
+            Standing::Booted(_) => self.outlet_is(PowerState::On).await.map_err(|why| failed(&why))?,
+        }
         let console = self.open_patiently().await.map_err(|why| failed(&why))?;
         let served = self.serve(Arc::clone(prepared), attachments).await;
         served.map_err(|error| failed(&format!("its artifacts cannot be served again: {}", error.reason)))?;
@@ -226,13 +226,10 @@ impl Run {
         Ok(Box::new(|away| ready(Ok((console, Event::PickedUp { away }))).boxed()))
     }
 
-    async fn outlet_is(&self, expected: Option<PowerState>) -> Result<(), String> {
+    async fn outlet_is(&self, expected: PowerState) -> Result<(), String> {
         let power = self.dut.power(self.pass.clone());
         let read = power.state().await.map_err(|error| format!("its outlet cannot be read: {error}"))?;
-        match expected.filter(|expected| *expected != read) {
-            Some(expected) => Err(format!("its outlet reads {read}, and was {expected} before")),
-            None => Ok(()),
-        }
+        if read == expected { Ok(()) } else { Err(format!("its outlet reads {read}, and was {expected} before")) }
     }
 
     async fn open_patiently(&self) -> Result<Console, String> {

@@ -157,11 +157,15 @@ impl Farm {
                 self.hold_back(&dut.config.id, Some(why)).await;
             }
         };
-        let all = self.machines.all();
-        futures_util::future::join_all(
-            all.into_iter().filter(|dut| !held.contains(dut.config.id.as_str())).map(switch),
-        )
-        .await;
+        let look = |dut: Arc<Dut>| async move {
+            if let Err(error) = dut.look_at_power().await {
+                tracing::warn!(dut = dut.config.full_name, %error, "cannot read a held DUT's outlet at the start");
+            }
+        };
+        let (held, free): (Vec<_>, Vec<_>) =
+            self.machines.all().into_iter().partition(|dut| held.contains(dut.config.id.as_str()));
+        let (free, held) = (free.into_iter().map(switch), held.into_iter().map(look));
+        tokio::join!(futures_util::future::join_all(free), futures_util::future::join_all(held));
     }
 }
 

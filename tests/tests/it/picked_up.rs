@@ -105,8 +105,7 @@ duts:
     /// The server opens the console.
     fn opened(&self) -> TcpStream {
         let listener = self.listener.as_ref().expect("the console is served");
-        let accepted = until(PATIENCE, || listener.accept().ok());
-        let (stream, _) = accepted.expect("the server opens the console");
+        let (stream, _) = until(PATIENCE, || listener.accept().ok()).expect("the server opens the console");
         stream.set_nonblocking(false).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream
@@ -282,6 +281,49 @@ fn a_verdict_that_was_reached_before_the_kill_is_told_after_it() {
     ended.expect("PASS", "test");
     assert_eq!(place.outlet(), "off");
     assert!(gap_of(&ended).is_none(), "it heard nothing after the kill");
+}
+
+/// Kills of the gate; `WHARF_KILLS=200` makes it a long run.
+const KILLS: usize = 10;
+
+/// A machine that says its lines again and again while its outlet is on, to whoever listens.
+fn talk_while_on(listener: TcpListener, state: PathBuf) {
+    let mut clients: Vec<TcpStream> = Vec::new();
+    // It ends with the test's folder.
+    while let Ok(outlet) = fs::read_to_string(&state) {
+        clients.extend(listener.accept().ok().map(|(stream, _)| stream));
+        if outlet.trim() == "on" {
+            clients.retain_mut(|client| client.write_all(b"all is good\nthe end\n").is_ok());
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_job_on_hardware_has_its_verdict_whenever_the_server_is_killed() {
+    let Some(mut place) = Place::new() else { return };
+    let (listener, state) = (place.listener.take().unwrap(), place.path("state"));
+    std::thread::spawn(move || talk_while_on(listener, state));
+    let kills = std::env::var("WHARF_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(KILLS);
+    let mut bench = place.start();
+    let mut picked_up = 0;
+    for kill in 0..kills {
+        let id = bench.submit(&talk(""), "").id;
+        // The kill comes at a moment that no condition names: that is what is tried. A job takes about 60 ms.
+        std::thread::sleep(Duration::from_millis((kill as u64 * 37) % 80));
+        bench = bench.killed_and_started_again(WHARF);
+        let ended = bench.follow(&id, "").wait();
+        ended.expect("PASS", "test");
+        picked_up += usize::from(ended.events.iter().any(is_restart));
+        assert_eq!(place.outlet(), "off", "{ended}");
+    }
+    println!("{kills} kills, {picked_up} jobs were picked up");
+    bench.wait_until_free(NAME, PATIENCE).expect("it is free again");
+}
+
+/// Where a job's log says that it goes on after a restart.
+fn is_restart(event: &Value) -> bool {
+    event["text"].as_str().is_some_and(|text| text.starts_with("The farm was restarted: the job "))
 }
 
 /// QEMU's monitor as an outlet: off is stopped and reset, on is running.
