@@ -13,9 +13,9 @@ use std::time::Duration;
 use crate::config::{DutConfig, FarmConfig, GearConfig, OnDemandConfig};
 use crate::lease::rows::{Access, Blueprint, Claim, ClaimOn, Kind, PlacementPolicy, Service};
 
-/// How long making a resource ready may take: a PDU's call may take 30 s, being switched is two of them (set, read back), and it is
-/// tried three times with pauses of seconds between.
-const ACTIVATE_MS: u64 = 200_000;
+/// How long making a resource ready, or bringing up the parts of a lease, may take. Today's parts take milliseconds; the room is for one
+/// whose outlet has to be switched and read first: two calls of 45 s, tried twice.
+pub const ACTIVATE_MS: u64 = 200_000;
 
 /// The name of a DUT's console among the resources.
 pub fn console_name(dut: &str) -> String {

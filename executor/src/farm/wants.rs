@@ -10,12 +10,10 @@ use std::collections::BTreeMap;
 use job_schema::StartBarrier;
 
 use super::{Submission, SubmitError, lease_of};
+use crate::blueprint::dut::ACTIVATE_MS;
 use crate::config::{DutConfig, FarmConfig};
 use crate::lease::RequestError;
 use crate::lease::rows::{Gang, Kind, LeaseRequest, Mode, Owner, Timeouts, Want};
-
-/// How long a DUT's parts may take to come up: three tries of an outlet that takes half a minute.
-const ACTIVATE_MS: u64 = 200_000;
 
 /// DUTs that a refusal lists: more than a screen of them helps nobody.
 const LISTED_MAX: usize = 30;

@@ -3,10 +3,9 @@
 use std::time::Duration;
 
 use super::LeaseError;
+use crate::blueprint::dut::ACTIVATE_MS;
 use crate::lease::rows::{Kind, LeaseRequest, Mode, Owner, Timeouts, Want};
 
-/// How long a DUT's parts may take to come up: three tries of an outlet that takes half a minute.
-const ACTIVATE_MS: u64 = 200_000;
 /// The longest id of a lease: it names a folder, and has to fit into a line.
 const ID_LENGTH_MAX: usize = 64;
 /// Leases that jobs ask for.
