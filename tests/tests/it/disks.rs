@@ -105,6 +105,31 @@ fn no_dut_attaches_the_disk_of_another_and_a_job_begins_with_an_empty_one() {
 }
 
 #[test]
+fn a_disk_begins_anew_at_each_boot_where_the_job_says_so_and_keeps_its_writes_elsewhere() {
+    let bench = Bench::start(WHARF, FARM);
+    let disks = "        - {name: scratch, size: 1M}\n        - {name: fresh, size: 1M, reset_on: boot}\n";
+    let silent = "overall: {minutes: 5}, console_activity: {seconds: 8, retries: 1}";
+    let mut running = bench.submit(&job("one", disks).replace("overall: {minutes: 5}", silent), "");
+    let address = disk_address(&bench, &mut running);
+    for name in [b"scratch".as_slice(), b"fresh"] {
+        let mut stream = connect(ONE, address);
+        let export = handshake(&mut stream, name).unwrap();
+        NbdClient::new(&mut stream, &export).write_all(&[5; 4096]).unwrap();
+    }
+    running.wait_for("the second boot", |event| event["event"] == "powered_on" && event["boot"] == 2);
+    let first_byte = |name: &[u8]| {
+        let mut stream = connect(ONE, address);
+        let export = handshake(&mut stream, name).unwrap();
+        let mut read = [1; 4096];
+        NbdClient::new(&mut stream, &export).read_exact(&mut read).unwrap();
+        read[0]
+    };
+    assert_eq!((first_byte(b"scratch"), first_byte(b"fresh")), (5, 0));
+    running.cancel();
+    running.wait().expect("INCOMPLETE", "cancelled");
+}
+
+#[test]
 fn what_cannot_be_a_disk_ends_its_job_with_the_reason_or_is_refused() {
     let bench = Bench::start(WHARF, FARM);
     let missing = "        - {name: scratch, url: '{{ images_url }}/nothing'}\n";
