@@ -4,12 +4,14 @@
 //!  bench       a farm in a process of its own, seen through its API
 //!  workspace   the tree of sources and pages, for the rules that it shall keep
 //!  crowd       a thousand DUTs and their queue, read back from events
-//!  lab         network namespaces for benchmarks
+//!  lab         network namespaces
+//!  bad_link    a wire between two of them that loses and delays
 //!  peers       other people's servers in them
 //!  measure     medians and tables
 //! ```
 //! The tests themselves are in `tests/it/`, one file per promise.
 
+pub mod bad_link;
 pub mod bench;
 pub mod crowd;
 pub mod lab;
