@@ -48,7 +48,7 @@ pub(super) async fn serve(place: Place, mut stream: TcpStream, ring: Arc<Ring>) 
     let mut input = BytesMut::new();
     let haggled = tokio::select! {
         haggled = tokio::time::timeout(ring.config.handshake_timeout, haggle(&mut stream, &mut input, &ring, &place)) => haggled,
-        () = place.closing().cancelled() => return,
+        _ = place.closing() => return,
     };
     let (attached, agreed) = match haggled {
         Ok(Ok(agreed)) => agreed,
@@ -72,7 +72,7 @@ pub(super) async fn serve(place: Place, mut stream: TcpStream, ring: Arc<Ring>) 
     };
     let outcome = tokio::select! {
         outcome = connection.run() => outcome,
-        () = place.closing().cancelled() => Outcome::Failed("the farm closed the connection".to_owned()),
+        reason = place.closing() => Outcome::Failed(reason.to_owned()),
     };
     tracing::debug!(%peer, ?outcome, "NBD detached");
     attach.ended(outcome);

@@ -2,12 +2,12 @@
 //!
 //! ```text
 //!  sit(peer) ──► Place ──► attached(namespace) ──► dropped: the place is free, and `closed` says so
-//!                  │ closing ◄── close(which), which waits for `closed` of each
+//!                  │ closing ◄── close(which, reason), which waits for `closed` of each
 //! ```
 
 use core::net::IpAddr;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 
@@ -34,8 +34,15 @@ pub(super) struct Seat {
     pub(super) peer: IpAddr,
     /// The DUT whose disk it has.
     pub(super) namespace: Option<IpAddr>,
-    closing: CancellationToken,
+    closing: Closing,
     closed: CancellationToken,
+}
+
+/// Whether a connection has to end, and why.
+#[derive(Clone, Debug, Default)]
+struct Closing {
+    token: CancellationToken,
+    reason: Arc<OnceLock<&'static str>>,
 }
 
 /// A connection's place, free again when dropped.
@@ -44,7 +51,7 @@ pub(super) struct Place {
     desk: Desk,
     number: u64,
     peer: IpAddr,
-    closing: CancellationToken,
+    closing: Closing,
     closed: CancellationToken,
 }
 
@@ -58,7 +65,7 @@ impl Desk {
         if seats.taken.values().filter(|seat| seat.peer == peer).count() >= CONNECTIONS_PER_PEER_MAX {
             return Err("32 connections of this address are open");
         }
-        let (closing, closed) = (CancellationToken::new(), CancellationToken::new());
+        let (closing, closed) = (Closing::default(), CancellationToken::new());
         let number = seats.next;
         seats.next += 1;
         let seat = Seat { peer, namespace: None, closing: closing.clone(), closed: closed.clone() };
@@ -66,12 +73,12 @@ impl Desk {
         Ok(Place { desk: self.clone(), number, peer, closing, closed })
     }
 
-    /// Tells those connections to end, and returns how many they were when they have.
-    pub(super) async fn close(&self, which: impl Fn(&Seat) -> bool) -> usize {
+    /// Tells those connections to end, with a reason for their job, and returns how many they were when they have.
+    pub(super) async fn close(&self, which: impl Fn(&Seat) -> bool, reason: &'static str) -> usize {
         let closed: Vec<_> = {
             let seats = self.seats();
             let chosen = seats.taken.values().filter(|seat| which(seat));
-            chosen.inspect(|seat| seat.closing.cancel()).map(|seat| seat.closed.clone()).collect()
+            chosen.inspect(|seat| seat.closing.begin(reason)).map(|seat| seat.closed.clone()).collect()
         };
         for closed in &closed {
             closed.cancelled().await;
@@ -97,9 +104,18 @@ impl Place {
         }
     }
 
-    /// Cancelled when the connection has to end.
-    pub(super) fn closing(&self) -> &CancellationToken {
-        &self.closing
+    /// Returns when the connection has to end, with the reason.
+    pub(super) async fn closing(&self) -> &'static str {
+        self.closing.token.cancelled().await;
+        self.closing.reason.get().copied().unwrap_or_default()
+    }
+}
+
+impl Closing {
+    /// The first reason stays.
+    fn begin(&self, reason: &'static str) {
+        let _ = self.reason.set(reason);
+        self.token.cancel();
     }
 }
 
@@ -123,9 +139,9 @@ mod tests {
         let place = desk.sit(other).unwrap();
         drop(places);
         assert!(desk.sit(hostile).is_ok());
-        let ends = tokio::spawn(async move { place.closing().cancelled().await });
-        assert_eq!(desk.close(|seat| seat.peer == other).await, 1);
-        ends.await.unwrap();
-        assert_eq!(desk.close(|_| true).await, 0);
+        let ends = tokio::spawn(async move { place.closing().await });
+        assert_eq!(desk.close(|seat| seat.peer == other, "it was switched off").await, 1);
+        assert_eq!(ends.await.unwrap(), "it was switched off");
+        assert_eq!(desk.close(|_| true, "the server stops").await, 0);
     }
 }

@@ -79,6 +79,9 @@ pub struct Server {
 /// so that a DUT that lost its power keeps no place at a disk.
 const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(30), Duration::from_secs(10), 3);
 
+/// Why connections end that outlive their server.
+const STOPS: &str = "the farm stops";
+
 /// Listens, and serves `namespaces` until the [`Server`] is dropped or drained.
 pub async fn start(config: Config, namespaces: Namespaces<Content>) -> io::Result<Server> {
     let listener = config.net.tcp_listener(config.listen)?;
@@ -111,7 +114,7 @@ impl Server {
     /// Takes no more connections and closes those that are open: a disk has no end to wait for.
     pub async fn drain(self) {
         self.stop.cancel();
-        self.ring.desk.close(|_| true).await;
+        self.ring.desk.close(|_| true, STOPS).await;
         let _ = self.task.await;
     }
 }
@@ -124,7 +127,8 @@ impl Connections {
     /// Closes every connection from `address` and every other one to the disks of the DUT there, and returns how many there were when
     /// they have let go of their disks. For a DUT that was switched off: they would otherwise stand until the keepalive gives up.
     pub async fn drop_of(&self, address: IpAddr) -> usize {
-        self.0.close(|seat| seat.peer == address || seat.namespace == Some(address)).await
+        let is_its = |seat: &desk::Seat| seat.peer == address || seat.namespace == Some(address);
+        self.0.close(is_its, "the DUT was switched off").await
     }
 }
 
@@ -167,7 +171,7 @@ async fn accept_all(listener: TcpListener, ring: Arc<Ring>, stop: CancellationTo
     }
     drop(listener);
     // A connection may have come between the closing of all and the end of this loop.
-    ring.desk.close(|_| true).await;
+    ring.desk.close(|_| true, STOPS).await;
     while let Some(ended) = connections.join_next().await {
         report_panic(ended);
     }

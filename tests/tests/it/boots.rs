@@ -223,7 +223,7 @@ fn farm_with(machine: &str, more: &str) -> Bench {
 }
 
 /// A server of one file, for the farm to fetch it from; its URL.
-fn serve_file(bytes: Vec<u8>) -> String {
+pub(crate) fn serve_file(bytes: Vec<u8>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/file", listener.local_addr().unwrap());
     std::thread::spawn(move || {
