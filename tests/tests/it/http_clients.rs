@@ -1,9 +1,11 @@
 //! curl reads from our HTTP server as firmware and systems do: whole, in part, resumed, by halves, and what it may not read.
 
-use std::process::{Command, Output};
+use std::path::Path;
+use std::process::Output;
 use std::time::Duration;
 
 use gateway::namespace::{AccessEvent, Exposure, Outcome, Protocol};
+use tests::bad_link::Faults;
 use tests::bench::{need_programs, until};
 
 use crate::loopback::{LARGE_BYTES, Loopback, pattern};
@@ -17,9 +19,28 @@ fn server(size: usize) -> Loopback {
 }
 
 fn curl(server: &Loopback, name: &str, arguments: &[&str]) -> Output {
-    let mut command = Command::new("curl");
+    let mut command = server.command("curl");
     command.args(["--silent", "--show-error", "--max-time", "60"]).args(arguments);
     command.arg(format!("http://{}{name}", server.http())).output().unwrap()
+}
+
+/// Reads the first bytes into the file, and leaves.
+fn begin(server: &Loopback, name: &str, bytes: usize, file: &Path) {
+    let url = format!("http://{}{name}", server.http());
+    let script = format!("curl --silent --max-time 60 {url} | head --bytes={bytes} > {}", file.display());
+    server.command("sh").args(["-c", &script]).status().unwrap();
+    assert_eq!(std::fs::metadata(file).unwrap().len(), bytes as u64, "{script}");
+}
+
+/// Goes on behind what the file has.
+fn resume(server: &Loopback, name: &str, file: &Path) -> String {
+    let path = file.display().to_string();
+    let output = curl(server, name, &["--continue-at", "-", "--output", &path, "--write-out", "%{http_code}"]);
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn opened(server: &Loopback) -> usize {
+    server.events().iter().filter(|event| matches!(event, AccessEvent::Opened { .. })).count()
 }
 
 /// Status code and body.
@@ -74,17 +95,32 @@ fn a_range_is_a_part() {
 
 #[test]
 fn a_download_that_broke_is_resumed_and_is_one_access() {
-    let server = server(1_000_000);
+    let server = server(LARGE_BYTES);
     let file = server.fresh("resumed");
-    let path = file.display().to_string();
-    std::fs::write(&file, &pattern(1_000_000)[..400_000]).unwrap();
-    // The first part was an access of its own; here it is the first 400 000 bytes of the same file.
-    get(&server, "/file", &["--range", "0-399999"]);
-    let output = curl(&server, "/file", &["--continue-at", "-", "--output", &path, "--write-out", "%{http_code}"]);
-    assert_eq!(String::from_utf8_lossy(&output.stdout), "206", "{output:?}");
-    assert!(std::fs::read(&file).unwrap() == pattern(1_000_000), "the file is whole and right");
-    let opened = || server.events().iter().filter(|event| matches!(event, AccessEvent::Opened { .. })).count();
-    assert_eq!(opened(), 1, "a resumed range belongs to the same access: {:?}", server.events());
+    begin(&server, "/file", 400_000, &file);
+    assert_eq!(resume(&server, "/file", &file), "206");
+    assert!(std::fs::read(&file).unwrap() == pattern(LARGE_BYTES), "the file is whole and right");
+    assert_eq!(opened(&server), 1, "a resumed range belongs to the same access: {:?}", server.events());
+}
+
+#[test]
+fn a_link_that_loses_and_delays_changes_no_byte() {
+    need_programs(&[("curl", "curl")]);
+    let Some(server) = Loopback::across(Faults::ISSUED) else { return };
+    let whole = pattern(4_000_000);
+    server.put(Protocol::Http, "/file", &whole, Exposure::default());
+    let once = Exposure { access_count: Some(1), ..Exposure::default() };
+    server.put(Protocol::Http, "/once", &whole, once);
+    let (status, body) = get(&server, "/file", &[]);
+    assert!(status == "200" && body == whole, "{status}, {} bytes", body.len());
+    let (status, body) = get(&server, "/file", &["--range", "1999999-2999999"]);
+    assert!(status == "206" && body == whole[1_999_999..3_000_000], "{status}, {} bytes", body.len());
+    let file = server.fresh("resumed");
+    begin(&server, "/once", 1_000_000, &file);
+    assert_eq!(resume(&server, "/once", &file), "206");
+    assert!(std::fs::read(&file).unwrap() == whole, "the file is whole and right");
+    let link = server.link().expect("this server has one");
+    assert!(link.lost() > 8, "9 MB are 6000 frames and more: {link:?}");
 }
 
 #[test]

@@ -1,16 +1,25 @@
-//! The gateway's servers in this process, on free ports of the loopback, with one namespace for callers from 127.0.0.1: what
-//! other people's clients are let loose on. They could not reach a farm's own network.
+//! The gateway's servers in this process, with one namespace for one caller: what other people's clients are let loose on. They could
+//! not reach a farm's own network.
+//!
+//! ```text
+//!   start()     servers and clients on the host's loopback, free ports
+//!   across()    servers ── a link that loses and delays ── clients: two network namespaces that nobody else is in
+//! ```
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use gateway::content::Content;
 use gateway::content::disk::{self, Base, Disk, Mode};
 use gateway::namespace::{AccessEvent, Exposure, Name, Origin, Protocol, Publication};
+use gateway::net::Net;
 use gateway::{Config, Gateway};
+use tests::bad_link::{BadLink, Faults};
 use tests::bench::until;
+use tests::lab::Lab;
 
 /// Servers, and what the namespace's observer heard. Fields are dropped from the first to the last: the runtime outlives its tasks.
 pub(crate) struct Loopback {
@@ -19,16 +28,48 @@ pub(crate) struct Loopback {
     events: Arc<Mutex<Vec<AccessEvent>>>,
     folder: tempfile::TempDir,
     runtime: tokio::runtime::Runtime,
+    distance: Option<Distance>,
 }
+
+/// Where clients are that are not on the loopback.
+struct Distance {
+    far: Lab,
+    link: BadLink,
+}
+
+/// The two ends of a bad link.
+const NEAR: Ipv4Addr = Ipv4Addr::new(10, 77, 5, 1);
+const FAR: Ipv4Addr = Ipv4Addr::new(10, 77, 5, 2);
 
 /// 40 MB: more than 65535 blocks of 512 bytes, so that block numbers begin again.
 pub(crate) const LARGE_BYTES: usize = 40_000_000;
 
 impl Loopback {
     pub(crate) fn start() -> Loopback {
+        Loopback::serve(Config::default(), Ipv4Addr::LOCALHOST, None)
+    }
+
+    /// The servers at one end of a link with these faults, and [`command`](Self::command)s at its other. `None`: nobody may make a network
+    /// namespace here.
+    pub(crate) fn across(faults: Faults) -> Option<Loopback> {
+        let near = match Lab::new() {
+            Ok(near) => near,
+            Err(error) => {
+                eprintln!("SKIPPED: {error}");
+                return None;
+            }
+        };
+        let far = Lab::new().unwrap();
+        let link = BadLink::lay(&near, &[NEAR], &far, &[FAR], faults).unwrap();
+        let net = Net::namespace(near.handle().unwrap());
+        let config = Config { net, address: NEAR, prefix_length: 24, ..Config::default() };
+        Some(Loopback::serve(config, FAR, Some(Distance { far, link })))
+    }
+
+    fn serve(config: Config, caller: Ipv4Addr, distance: Option<Distance>) -> Loopback {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let folder = tempfile::tempdir().unwrap();
-        let config = Config { cache_directory: folder.path().join("cache"), ..Config::default() };
+        let config = Config { cache_directory: folder.path().join("cache"), ..config };
         let gateway = runtime.block_on(Gateway::start(config)).unwrap();
         let events = Arc::new(Mutex::new(Vec::new()));
         let heard = Arc::clone(&events);
@@ -37,8 +78,21 @@ impl Loopback {
                 heard.lock().unwrap_or_else(PoisonError::into_inner).push(event);
             }
         });
-        let publication = gateway.namespaces().publish(IpAddr::V4(Ipv4Addr::LOCALHOST), observer).unwrap();
-        Loopback { publication, gateway, events, folder, runtime }
+        let publication = gateway.namespaces().publish(IpAddr::V4(caller), observer).unwrap();
+        Loopback { publication, gateway, events, folder, runtime, distance }
+    }
+
+    /// A client, where the caller of the namespace is.
+    pub(crate) fn command(&self, program: &str) -> Command {
+        match &self.distance {
+            Some(distance) => distance.far.command(program).unwrap(),
+            None => Command::new(program),
+        }
+    }
+
+    /// The link to the clients.
+    pub(crate) fn link(&self) -> Option<&BadLink> {
+        self.distance.as_ref().map(|distance| &distance.link)
     }
 
     /// Publishes bytes under one protocol; as a file on disk, as a job's downloads are.

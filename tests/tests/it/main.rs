@@ -12,7 +12,7 @@
 //! | `docs` | every command, example and link of the pages works |
 //! | `executorctl` | CI-tron's own client, unmodified, runs jobs on our server |
 //! | `faults` | outlets, consoles, DUTs, disk and clock that go wrong: the right cause, and the DUT free or a person called |
-//! | `http_clients` | curl reads whole, in part and resumed, and is told what it may not |
+//! | `http_clients` | curl reads whole, in part and resumed, over a bad link too, and is told what it may not |
 //! | `leases` | a person takes, uses, hands over and gives back a DUT; who waits knows why; what happened can be read |
 //! | `licences` | what we build on may be given away, and there is one TLS stack |
 //! | `messages` | DUTs of one job tell each other, over reboots, and never from job to job |
@@ -24,7 +24,7 @@
 //! | `restart` | jobs, their places and their verdicts outlive the server, however it ends |
 //! | `roles` | jobs over several DUTs start together, talk, and end together; gear is held by one job at a time |
 //! | `simulated` | jobs on simulated DUTs: every firmware, every fault, many at once |
-//! | `tftp_clients` | curl, tftp-hpa, atftp and busybox read every kind of file over TFTP |
+//! | `tftp_clients` | curl, tftp-hpa, atftp and busybox read every kind of file over TFTP, over a bad link too |
 //! | `tidy` | the house rules that a machine can see |
 //!
 //! `farms` has the farms that they share, `loopback` the gateway in this process.

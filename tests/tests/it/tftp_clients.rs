@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use gateway::namespace::{AccessEvent, Exposure, Outcome, Protocol};
+use tests::bad_link::Faults;
 use tests::bench::need_programs;
 
 use crate::loopback::{LARGE_BYTES, Loopback, pattern};
@@ -15,7 +16,7 @@ type Fetch = fn(&Loopback, &str, &Path) -> Command;
 const SIZES: &[usize] = &[0, 1, 511, 512, 513, 1024, 1428, 1468, 1469, 65536, LARGE_BYTES];
 
 fn curl(server: &Loopback, name: &str, file: &Path) -> Command {
-    let mut command = Command::new("curl");
+    let mut command = server.command("curl");
     command.args(["--silent", "--show-error", "--max-time", "120", "--output"]).arg(file);
     command.arg(format!("tftp://{}/{name}", server.tftp()));
     command
@@ -34,14 +35,14 @@ fn curl_with_large_blocks(server: &Loopback, name: &str, file: &Path) -> Command
 }
 
 fn tftp_hpa(server: &Loopback, name: &str, file: &Path) -> Command {
-    let mut command = Command::new("tftp");
+    let mut command = server.command("tftp");
     let (host, port) = (server.tftp().ip().to_string(), server.tftp().port().to_string());
     command.args(["-m", "octet", &host, &port, "-c", "get", name]).arg(file);
     command
 }
 
 fn atftp(server: &Loopback, name: &str, file: &Path) -> Command {
-    let mut command = Command::new("atftp");
+    let mut command = server.command("atftp");
     command.args(["--get", "--remote-file", name, "--local-file"]).arg(file);
     command.args([server.tftp().ip().to_string(), server.tftp().port().to_string()]);
     command
@@ -55,7 +56,7 @@ fn atftp_with_options(server: &Loopback, name: &str, file: &Path) -> Command {
 }
 
 fn busybox(server: &Loopback, name: &str, file: &Path) -> Command {
-    let mut command = Command::new("busybox");
+    let mut command = server.command("busybox");
     command.args(["tftp", "-g", "-r", name, "-l"]).arg(file);
     command.args([server.tftp().ip().to_string(), server.tftp().port().to_string()]);
     command
@@ -71,6 +72,17 @@ fn run(command: &mut Command) -> Output {
     command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"))
 }
 
+/// Fetches a file of so many bytes, and wants the very bytes.
+#[track_caller]
+fn fetches(server: &Loopback, fetch: Fetch, size: usize, name: &str) {
+    let file = server.fresh(name);
+    let output = run(&mut fetch(server, name, &file));
+    assert!(output.status.success(), "{name}: {output:?}");
+    // A client may make no file of nothing.
+    let got = std::fs::read(&file).unwrap_or_default();
+    assert!(got == pattern(size), "{name}: {} bytes came, or others: {output:?}", got.len());
+}
+
 /// Fetches a file of each size, and wants the very bytes and one complete access for each.
 #[track_caller]
 fn fetches_every_size(fetch: Fetch) {
@@ -79,13 +91,7 @@ fn fetches_every_size(fetch: Fetch) {
         server.put(Protocol::Tftp, &format!("/file-{size}"), &pattern(*size), Exposure::default());
     }
     for (index, size) in SIZES.iter().enumerate() {
-        let name = format!("file-{size}");
-        let file = server.fresh(&name);
-        let output = run(&mut fetch(&server, &name, &file));
-        assert!(output.status.success(), "{size} bytes: {output:?}");
-        // A client may make no file of nothing.
-        let got = std::fs::read(&file).unwrap_or_default();
-        assert!(got == pattern(*size), "{size} bytes: {} came, or others: {output:?}", got.len());
+        fetches(&server, fetch, *size, &format!("file-{size}"));
         let events = server.events_of(2 * (index + 1));
         let AccessEvent::Ended { bytes, outcome, .. } = &events[2 * index + 1] else { panic!("{events:?}") };
         assert_eq!((*bytes, outcome), (*size as u64, &Outcome::Complete), "one access for one file: {events:?}");
@@ -154,6 +160,34 @@ fn busybox_reads_every_size() {
 fn busybox_with_large_blocks_reads_every_size() {
     need_programs(&[("busybox", "busybox")]);
     fetches_every_size(busybox_with_large_blocks);
+}
+
+/// Each of them loses several frames of its own: 0.5 % of its blocks and acknowledgements.
+#[test]
+fn every_client_reads_over_a_link_that_loses_and_delays() {
+    need_programs(&[("curl", "curl"), ("tftp", "tftp-hpa"), ("atftp", "atftp"), ("busybox", "busybox")]);
+    // 600 blocks in lock-step, and about as many round trips of 10 ms in windows.
+    const CLIENTS: &[(&str, Fetch, usize)] = &[
+        ("curl", curl, 300_000),
+        ("curl-without-options", curl_without_options, 300_000),
+        ("curl-with-large-blocks", curl_with_large_blocks, 800_000),
+        ("tftp-hpa", tftp_hpa, 300_000),
+        ("atftp", atftp, 300_000),
+        ("atftp-with-windows", atftp_with_options, 8_000_000),
+        ("busybox", busybox, 300_000),
+        ("busybox-with-large-blocks", busybox_with_large_blocks, 800_000),
+    ];
+    let Some(server) = Loopback::across(Faults::ISSUED) else { return };
+    for (name, _, size) in CLIENTS {
+        server.put(Protocol::Tftp, &format!("/{name}"), &pattern(*size), Exposure::default());
+    }
+    std::thread::scope(|scope| {
+        for (name, fetch, size) in CLIENTS {
+            scope.spawn(|| fetches(&server, *fetch, *size, name));
+        }
+    });
+    let link = server.link().expect("this server has one");
+    assert!(link.lost() > 8, "each client was to lose something: {link:?}");
 }
 
 #[test]
