@@ -236,7 +236,7 @@ async fn open_file(url: reqwest::Url, status: watch::Sender<Status>) {
     };
     status.send_modify(|status| match opened {
         Ok(file) => {
-            let version = Version { number: 1, file: file.handle(), etag: Some(file.etag()) };
+            let version = Version { number: 1, file: file.handle(), etag: Some(file.etag()), sha256: None };
             (status.bytes, status.total) = (file.size(), Some(file.size()));
             (status.phase, status.version) = (Phase::Complete, Some(version));
         }
@@ -342,6 +342,12 @@ impl Body {
             Some(version) if version.number == self.version.number => version.etag.clone(),
             _ => self.version.etag.clone(),
         }
+    }
+
+    /// The sha256 of this version, once it is complete; a local file has none.
+    pub(super) fn sha256(&self) -> Option<String> {
+        let status = self.cached.0.status.borrow();
+        status.version.as_ref().filter(|version| version.number == self.version.number)?.sha256.clone()
     }
 
     /// Waits until the length is known.

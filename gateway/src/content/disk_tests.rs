@@ -1,5 +1,7 @@
 //! Disks against a plain array of bytes that is written to in the same way.
 
+use bytes::Bytes;
+
 use super::*;
 
 /// Three blocks and a bit, so that the last block is short.
@@ -167,17 +169,6 @@ async fn a_read_only_disk_refuses_every_change_and_makes_no_file() {
 }
 
 #[tokio::test]
-async fn a_qcow2_image_is_refused_with_the_next_step() {
-    let folder = tempfile::tempdir().unwrap();
-    let base = Base::Image(Content::Inline(Bytes::from_static(b"QFI\xfb\0\0\0\x03")));
-    let error = Disk::make(config(&folder, base)).await.unwrap_err().to_string();
-    assert_eq!(
-        error,
-        "8 bytes inline is a qcow2 image, and only raw images are served; convert it with `qemu-img convert -O raw`"
-    );
-}
-
-#[tokio::test]
 async fn holes_of_the_image_are_known_without_reading_it() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("sparse");
@@ -188,4 +179,107 @@ async fn holes_of_the_image_are_known_without_reading_it() {
     let extents = disk.view().extents(0, 1 << 20).await.unwrap();
     let expected = [(65536, Fill::Zeros), (4096, Fill::Data), ((1 << 20) - 65536 - 4096, Fill::Zeros)];
     assert_eq!(extents, expected.map(|(length, fill)| Extent { length, fill }));
+}
+
+async fn kept(folder: &std::path::Path, base: Base) -> (Disk, Beginning) {
+    let config = Config { base, mode: Mode::CopyOnWrite, directory: folder.to_owned(), attachments_max: 2 };
+    Disk::keep(config).await.unwrap()
+}
+
+async fn write(disk: &Disk, offset: u64, byte: u8, length: usize, durability: Durability) {
+    disk.view().write(offset, Bytes::from(vec![byte; length]), durability).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_kept_disk_has_what_was_flushed_when_it_is_opened_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = Content::Inline(Bytes::from(image()));
+    for base in [Base::Image(image), Base::Zeros { size_bytes: SIZE as u64 }] {
+        let directory = folder.path().join(format!("{:?}", std::mem::discriminant(&base)));
+        let (disk, beginning) = kept(&directory, base.clone()).await;
+        assert_eq!(beginning, Beginning::New);
+        write(&disk, 100, 0xaa, 50, Durability::Memory).await;
+        write(&disk, BLOCK_BYTES, 0xbb, BLOCK_BYTES as usize, Durability::Disk).await;
+        disk.view().zero(2 * BLOCK_BYTES, 10, Hole::Allowed, Speed::Any, Durability::Memory).await.unwrap();
+        disk.view().flush().await.unwrap();
+        let before = all(&disk).await;
+        // Nobody says goodbye to it: what is in its files is all there is.
+        std::mem::forget(disk);
+        let (again, beginning) = kept(&directory, base.clone()).await;
+        assert_eq!(beginning, Beginning::Continued);
+        assert!(all(&again).await == before);
+        assert_eq!((before[100], before[4096], before[8192]), (0xaa, 0xbb, 0));
+    }
+}
+
+#[tokio::test]
+async fn what_was_not_flushed_may_be_lost_and_never_shows_up_later() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = Base::Image(Content::Inline(Bytes::from(image())));
+    let (disk, _) = kept(folder.path(), base.clone()).await;
+    write(&disk, 0, 0xaa, BLOCK_BYTES as usize, Durability::Memory).await;
+    std::mem::forget(disk);
+    let (again, _) = kept(folder.path(), base).await;
+    assert!(all(&again).await == image(), "its bit never came to the map");
+    // Its bytes are in the file all the same. A write in part must not bring them back.
+    write(&again, 0, 0xcc, 10, Durability::Memory).await;
+    let mut expected = image();
+    expected[..10].fill(0xcc);
+    assert!(all(&again).await == expected);
+}
+
+#[tokio::test]
+async fn a_kept_disk_begins_anew_when_its_image_is_another_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("image");
+    std::fs::write(&path, image()).unwrap();
+    let directory = folder.path().join("kept");
+    let (disk, _) = kept(&directory, Base::Image(Content::File(path.clone()))).await;
+    write(&disk, 0, 0xaa, 8192, Durability::Disk).await;
+    std::fs::write(&path, vec![9; SIZE]).unwrap();
+    let (again, beginning) = kept(&directory, Base::Image(Content::File(path))).await;
+    assert_eq!(beginning, Beginning::Anew);
+    assert!(all(&again).await == vec![9; SIZE]);
+}
+
+#[tokio::test]
+async fn flushes_of_many_at_once_keep_what_each_of_them_had_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let size = 64 * BLOCK_BYTES;
+    let image = Content::Inline(Bytes::from(vec![1; size as usize]));
+    let (disk, _) = kept(folder.path(), Base::Image(image.clone())).await;
+    let writers = (0..64).map(|block| {
+        let disk = disk.clone();
+        tokio::spawn(async move { write(&disk, block * BLOCK_BYTES, 2, BLOCK_BYTES as usize, Durability::Disk).await })
+    });
+    for writer in writers.collect::<Vec<_>>() {
+        writer.await.unwrap();
+    }
+    std::mem::forget(disk);
+    let (again, _) = kept(folder.path(), Base::Image(image)).await;
+    assert!(all(&again).await == vec![2; size as usize]);
+}
+
+#[tokio::test]
+async fn two_disks_with_the_same_bytes_have_their_own_modes_and_places() {
+    let scene = over_an_image().await;
+    let reader = scene.disk.another(Mode::ReadOnly, 1);
+    assert_eq!((reader.mode(), scene.disk.mode()), (Mode::ReadOnly, Mode::CopyOnWrite));
+    write(&scene.disk, 5, 0xaa, 3, Durability::Memory).await;
+    assert!(all(&reader).await == all(&scene.disk).await);
+    let refused = reader.view().write(0, Bytes::from_static(b"x"), Durability::Memory).await;
+    assert!(matches!(refused, Err(DiskError::ReadOnly)));
+    let _only = reader.attach().unwrap();
+    assert_eq!(reader.attach().unwrap_err(), Busy { attachments_max: 1 });
+    assert!(scene.disk.attach().is_ok() && !reader.is(&scene.disk));
+}
+
+#[tokio::test]
+async fn a_disk_larger_than_any_file_is_refused_before_anything_is_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let error = Disk::make(config(&folder, Base::Zeros { size_bytes: 1 << 62 })).await.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "a disk of 4611686018427387904 bytes is too large; 17592186044416 bytes are the most"
+    );
 }

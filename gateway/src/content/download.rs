@@ -63,6 +63,8 @@ pub(super) struct Version {
     pub(super) file: Arc<File>,
     /// Its strong validator towards DUTs.
     pub(super) etag: Option<String>,
+    /// The name of the body, once it is complete.
+    pub(super) sha256: Option<String>,
 }
 
 /// How long and how often we try.
@@ -292,7 +294,7 @@ impl Download {
             if status.version.is_none() {
                 progress.versions += 1;
                 let etag = part.validators().strong_etag().map(|etag| derived_etag(&self.shown, etag));
-                status.version = Some(Version { number: progress.versions, file: part.file(), etag });
+                status.version = Some(Version { number: progress.versions, file: part.file(), etag, sha256: None });
             }
             (status.phase, status.bytes, status.total) = (Phase::Arriving, part.bytes(), total);
         });
@@ -302,7 +304,8 @@ impl Download {
         let record = &complete.record;
         let derived = record.validators.strong_etag().map(|etag| derived_etag(&self.shown, etag));
         let etag = derived.unwrap_or_else(|| format!("\"{}\"", record.sha256));
-        let version = Version { number, file: Arc::clone(&complete.file), etag: Some(etag) };
+        let sha256 = Some(record.sha256.clone());
+        let version = Version { number, file: Arc::clone(&complete.file), etag: Some(etag), sha256 };
         self.status.send_replace(Status {
             phase: Phase::Complete,
             bytes: record.length,

@@ -266,6 +266,14 @@ impl Reader {
         Box::pin(self.read_at(offset, length))
     }
 
+    /// What tells these bytes from any others: the sha256 of a download that is complete, otherwise the validator.
+    fn fingerprint(&self) -> Option<String> {
+        match &*self.0 {
+            Source::Url(body) => body.sha256().or_else(|| body.etag()),
+            _ => self.etag(),
+        }
+    }
+
     /// A strong validator of these bytes, quoted as in the `ETag` header; `None` where none is known.
     pub fn etag(&self) -> Option<String> {
         match &*self.0 {

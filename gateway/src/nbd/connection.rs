@@ -303,7 +303,7 @@ fn refused(error: &DiskError) -> Refused {
             Unsupported => Errno::Unsupported,
             _ => Errno::Io,
         },
-        DiskError::Base(_) | DiskError::Make { .. } | DiskError::Qcow2(_) => Errno::Io,
+        DiskError::Base(_) | DiskError::Make { .. } | DiskError::Qcow2 { .. } | DiskError::TooLarge { .. } => Errno::Io,
     };
     tracing::warn!(%error, "an NBD request failed");
     Refused { errno, text: error.to_string() }

@@ -2,13 +2,20 @@
 
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
+use gateway::content::Content;
+use gateway::content::disk::{Base, Config, Disk, Mode};
+use gateway::namespace::Exposure;
 use nbd::client::{NbdClient, handshake};
 use socket2::{Domain, Socket, Type};
-use tests::bench::{Bench, Job, until};
+use tests::bench::{Bench, Job, need_programs, until};
 
 use crate::farms::{WHARF, linux_job};
+use crate::loopback::{Loopback, pattern};
 
 /// Two simulated machines over the loopback: a test can speak from the address of either.
 const FARM: &str = "name: here\nnetwork: {loopback: {}}\nduts:\n  \
@@ -137,4 +144,80 @@ fn what_cannot_be_a_disk_ends_its_job_with_the_reason_or_is_refused() {
     let never = "        - {name: scratch, size: 1M, reset_on: never}\n";
     let refused = bench.refused(&job("one", never), "");
     assert!(refused.status == 400 && refused.text().contains("`reset_on: never`"), "{refused:?}");
+}
+
+/// 12 MiB: the middle third is a hole, the last third is text, which is compressed.
+fn raw_image(server: &Loopback) -> PathBuf {
+    const THIRD: u64 = 4 << 20;
+    let path = server.fresh("raw");
+    let file = std::fs::File::create(&path).unwrap();
+    file.set_len(3 * THIRD).unwrap();
+    file.write_all_at(&pattern(THIRD as usize), 0).unwrap();
+    let text: String = (0..THIRD / 16).map(|line| format!("line {line:10}\n")).collect();
+    file.write_all_at(text.as_bytes(), 2 * THIRD).unwrap();
+    path
+}
+
+#[track_caller]
+fn qemu_img(words: &str, files: &[&Path]) {
+    let mut command = Command::new("qemu-img");
+    let output = command.args(words.split_whitespace()).args(files).output().unwrap();
+    assert!(output.status.success(), "{command:?}: {output:?}");
+}
+
+#[test]
+fn qcow2_images_of_every_kind_read_as_what_they_were_made_of() {
+    need_programs(&[("qemu-img", "qemu-utils")]);
+    let server = Loopback::start();
+    let raw = raw_image(&server);
+    let kinds = [
+        ("plain", ""),
+        ("old", "-o compat=0.10"),
+        ("zlib", "-c"),
+        ("zstd", "-c -o compression_type=zstd"),
+        ("small", "-c -o cluster_size=512"),
+        ("large", "-c -o cluster_size=2M,compression_type=zstd"),
+    ];
+    for (name, options) in kinds {
+        let image = server.fresh(name);
+        qemu_img(&format!("convert -f raw -O qcow2 {options}"), &[&raw, &image]);
+        if name == "plain" {
+            // What an image remembers of before is not what it shows.
+            qemu_img("snapshot -c before", &[&image]);
+            qemu_img("bench -f qcow2 -w -c 1 -s 4096 --pattern 0", &[&image]);
+            qemu_img("snapshot -a before", &[&image]);
+        }
+        server.put_disk(name, Base::Image(Content::File(image)), Mode::CopyOnWrite, Exposure::default());
+        qemu_img("compare -f raw -F raw", &[&raw, Path::new(&server.nbd_url(name))]);
+    }
+}
+
+#[test]
+fn a_qcow2_image_that_needs_another_file_is_refused_with_the_next_step() {
+    need_programs(&[("qemu-img", "qemu-utils")]);
+    let server = Loopback::start();
+    let raw = raw_image(&server);
+    let refusal = |image: PathBuf| {
+        let directory = server.fresh("layers");
+        let config =
+            Config { base: Base::Image(Content::File(image)), mode: Mode::CopyOnWrite, directory, attachments_max: 1 };
+        server.block_on(Disk::make(config)).map(|disk| panic!("{disk:?}")).unwrap_err().to_string()
+    };
+    let overlay = server.fresh("overlay");
+    qemu_img(&format!("create -f qcow2 -F raw -b {}", raw.display()), &[&overlay]);
+    let told = refusal(overlay.clone());
+    let expected = format!(
+        "cannot read the qcow2 image {}: it shows its backing file `{}` where it has nothing itself, and no other file is opened for it; \
+         `qemu-img convert -O qcow2` makes one image of both",
+        overlay.display(),
+        raw.display()
+    );
+    assert_eq!(told, expected);
+    let split = server.fresh("split");
+    let data = server.fresh("data");
+    qemu_img(&format!("create -f qcow2 -o data_file={}", data.display()), &[&split, Path::new("1M")]);
+    assert!(refusal(split).contains("its clusters are in a data file of their own"));
+    let extended = server.fresh("extended");
+    qemu_img("create -f qcow2 -o extended_l2=on", &[&extended, Path::new("1M")]);
+    assert!(refusal(extended).contains("it has extended entries (subclusters)"));
 }

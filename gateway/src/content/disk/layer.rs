@@ -11,13 +11,15 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
+use nix::sys::statvfs::fstatvfs;
 
 use super::BLOCK_BYTES;
+use super::map::{Book, Map};
 
 /// When a change counts as done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +59,21 @@ pub(super) enum Owner {
 pub(super) struct Layer {
     file: Arc<File>,
     map: Map,
+    /// Where the map is written, when the layer is kept and its map cannot be told from the file itself.
+    book: Option<Book>,
     edges: RwLock<()>,
+    room: Room,
+}
+
+/// What is left on the farm's own disk when DUTs have filled it: jobs go on writing their logs, and leases their rows.
+const ROOM_BYTES_MIN: u64 = 256 * 1024 * 1024;
+/// Bytes between two looks at how much is left: a hundred layers that look at once overshoot by a fraction of what is left.
+const LOOK_EVERY_BYTES: i64 = 1024 * 1024;
+
+/// How much room must stay, and how much may be written before it is looked at again.
+struct Room {
+    bytes_min: u64,
+    until_look: AtomicI64,
 }
 
 impl Layer {
@@ -66,7 +82,13 @@ impl Layer {
         std::fs::create_dir_all(directory)?;
         let file = tempfile::tempfile_in(directory)?;
         file.set_len(size)?;
-        Ok(Layer { file: Arc::new(file), map: Map::new(size.div_ceil(BLOCK_BYTES)), edges: RwLock::new(()) })
+        Ok(Layer::of(file, Map::new(size.div_ceil(BLOCK_BYTES)), None))
+    }
+
+    /// A layer in `file`, of whose blocks `map` tells.
+    pub(super) fn of(file: File, map: Map, book: Option<Book>) -> Self {
+        let room = Room { bytes_min: ROOM_BYTES_MIN, until_look: AtomicI64::new(0) };
+        Layer { file: Arc::new(file), map, book, edges: RwLock::new(()), room }
     }
 
     /// The sparse file.
@@ -90,6 +112,7 @@ impl Layer {
     pub(super) fn adopt(&self, block: u64, content: &[u8]) -> io::Result<()> {
         let _alone = self.edges.write().unwrap_or_else(PoisonError::into_inner);
         if self.map.run(block, block + 1).0 == Owner::Base {
+            self.room.take(&self.file, content.len() as u64)?;
             self.file.write_all_at(content, block * BLOCK_BYTES)?;
             self.map.set(block, block + 1);
         }
@@ -99,6 +122,7 @@ impl Layer {
     pub(super) fn write(&self, offset: u64, data: &[u8], durability: Durability) -> io::Result<()> {
         {
             let _shared = self.edges.read().unwrap_or_else(PoisonError::into_inner);
+            self.room.take(&self.file, data.len() as u64)?;
             self.file.write_all_at(data, offset)?;
             self.own(offset, data.len() as u64);
         }
@@ -142,7 +166,10 @@ impl Layer {
     }
 
     pub(super) fn flush(&self) -> io::Result<()> {
-        self.file.sync_data()
+        match &self.book {
+            Some(book) => book.flush(&self.map, || self.file.sync_data()),
+            None => self.file.sync_data(),
+        }
     }
 
     fn settle(&self, durability: Durability) -> io::Result<()> {
@@ -163,6 +190,7 @@ impl Layer {
 
     /// Takes space for a hole, which goes on reading as zeros.
     fn reserve(&self, offset: u64, length: u64, speed: Speed) -> io::Result<()> {
+        self.room.take(&self.file, length)?;
         match fallocate(&*self.file, FallocateFlags::empty(), offset.cast_signed(), length.cast_signed()) {
             Ok(()) => Ok(()),
             Err(Errno::EOPNOTSUPP) if speed == Speed::Any => self.write_zeros(offset, length),
@@ -183,60 +211,23 @@ impl Layer {
     }
 }
 
-/// Blocks of one piece of the map: 128 MiB of disk in 4 KiB of memory, made when the first of them is written.
-const PIECE_BLOCKS: u64 = 32_768;
-const PIECE_WORDS: usize = (PIECE_BLOCKS / 64) as usize;
-
-/// A bit per block.
-struct Map {
-    pieces: Box<[OnceLock<Box<[AtomicU64; PIECE_WORDS]>>]>,
-}
-
-impl Map {
-    fn new(blocks: u64) -> Self {
-        Map { pieces: (0..blocks.div_ceil(PIECE_BLOCKS)).map(|_| OnceLock::new()).collect() }
-    }
-
-    /// Whose `block` is, and the first block up to `end` that is the other's.
-    fn run(&self, block: u64, end: u64) -> (Owner, u64) {
-        let mut owner = None;
-        let mut at = block;
-        while at < end {
-            let (word, left) = self.word(at);
-            let first = if word & 1 == 1 { Owner::Layer } else { Owner::Base };
-            let owner = *owner.get_or_insert(first);
-            let others = if owner == Owner::Layer { !word } else { word };
-            let same = u64::from(others.trailing_zeros());
-            if same < left.min(64) {
-                return (owner, end.min(at + same));
-            }
-            at += left;
+impl Room {
+    /// `bytes` are about to be written; an error when the farm's disk has no room for them beside what has to stay.
+    fn take(&self, file: &File, bytes: u64) -> io::Result<()> {
+        let taken = i64::try_from(bytes).unwrap_or(i64::MAX);
+        if self.until_look.fetch_sub(taken, Ordering::AcqRel) >= taken {
+            return Ok(());
         }
-        (owner.unwrap_or(Owner::Base), end)
-    }
-
-    /// The bits from `block` on, the lowest first, and how many blocks they stand for: a piece that does not exist is many zeros.
-    fn word(&self, block: u64) -> (u64, u64) {
-        let inside = block % PIECE_BLOCKS;
-        match self.pieces[(block / PIECE_BLOCKS) as usize].get() {
-            None => (0, PIECE_BLOCKS - inside),
-            Some(words) => {
-                let word = words[(inside / 64) as usize].load(Ordering::Acquire);
-                (word >> (block % 64), 64 - block % 64)
-            }
+        let space = fstatvfs(file)?;
+        // The type differs between platforms.
+        #[allow(clippy::unnecessary_cast)]
+        let left = (space.blocks_available() as u64).saturating_mul(space.fragment_size() as u64);
+        if left < self.bytes_min.saturating_add(bytes) {
+            self.until_look.store(0, Ordering::Release);
+            return Err(io::ErrorKind::StorageFull.into());
         }
-    }
-
-    fn set(&self, block: u64, end: u64) {
-        let mut at = block;
-        while at < end {
-            let words = self.pieces[(at / PIECE_BLOCKS) as usize]
-                .get_or_init(|| Box::new([const { AtomicU64::new(0) }; PIECE_WORDS]));
-            let count = (64 - at % 64).min(end - at);
-            let mask = (u64::MAX >> (64 - count)) << (at % 64);
-            words[(at % PIECE_BLOCKS / 64) as usize].fetch_or(mask, Ordering::AcqRel);
-            at += count;
-        }
+        self.until_look.store(LOOK_EVERY_BYTES, Ordering::Release);
+        Ok(())
     }
 }
 
@@ -245,30 +236,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn runs_of_the_map_end_where_a_bit_changes_in_any_word_and_piece() {
-        let map = Map::new(4 * PIECE_BLOCKS);
-        let ends = [
-            (0, 1),
-            (3, 5),
-            (60, 70),
-            (128, 192),
-            (PIECE_BLOCKS - 2, PIECE_BLOCKS + 2),
-            (3 * PIECE_BLOCKS, 4 * PIECE_BLOCKS),
-        ];
-        for (start, end) in ends {
-            map.set(start, end);
-        }
-        let (mut at, mut seen) = (0, Vec::new());
-        while at < 4 * PIECE_BLOCKS {
-            let (owner, until) = map.run(at, 4 * PIECE_BLOCKS);
-            if owner == Owner::Layer {
-                seen.push((at, until));
-            }
-            assert!(until > at, "a run is never empty");
-            at = until;
-        }
-        assert_eq!(seen, ends);
-        assert_eq!(map.run(61, 65), (Owner::Layer, 65));
-        assert_eq!(map.run(5, 5), (Owner::Base, 5));
+    fn a_write_leaves_the_farm_the_room_that_it_needs() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(1 << 20).unwrap();
+        let mut layer = Layer::of(file, Map::new(256), None);
+        layer.write(0, &[1; 100], Durability::Memory).unwrap();
+        layer.room = Room { bytes_min: u64::MAX / 2, until_look: AtomicI64::new(50) };
+        layer.write(0, &[2; 50], Durability::Memory).unwrap();
+        let full = layer.write(4096, &[3; 1], Durability::Memory).unwrap_err();
+        assert_eq!(full.kind(), io::ErrorKind::StorageFull);
+        let full = layer.adopt(1, &[3; 4096]).unwrap_err();
+        assert_eq!(full.kind(), io::ErrorKind::StorageFull);
+        assert_eq!(layer.run(0, 8192), (Owner::Layer, 4096));
+        layer.zero(4096, 4096, Hole::Allowed, Speed::Any, Durability::Memory).unwrap();
+        let full = layer.zero(8192, 4096, Hole::Refused, Speed::Any, Durability::Memory).unwrap_err();
+        assert_eq!(full.kind(), io::ErrorKind::StorageFull);
     }
 }
