@@ -407,7 +407,10 @@ impl Farm {
     async fn usable(&self, id: &str) -> Result<(Arc<Hold>, Arc<Dut>, Pass), LeaseError> {
         let lease = self.unfinished_of_a_person(id).await?;
         let hold = self.holds.get(lease.id()).ok_or_else(|| over(id, "it is being released"))?;
-        let view = hold.views.borrow().clone();
+        // The row is read as soon as it is written, the view with its pass follows in the same round of the keeper.
+        let mut views = hold.views.clone();
+        let follows = |view: &LeaseView| lease.state != LeaseState::Active || view.state >= LeaseState::Active;
+        let view = views.wait_for(follows).await.map_err(|_| over(id, "the farm stops"))?.clone();
         match (view.state, view.pass, view.resource) {
             (LeaseState::Active, Some(pass), Some(name)) => {
                 let dut =

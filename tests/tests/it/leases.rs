@@ -479,9 +479,15 @@ fn a_lease_by_connection_waits_for_its_owner_over_a_restart() {
     let bench = Bench::start(WHARF, &farm_of(&[("linked", "")]));
     let socket = bench.local_socket();
     let mut command = wharf(&bench, "anna", &["lease", "take", "-t", "linked"]);
-    let child = command.env("WHARF_SERVER", &socket).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = command.env("WHARF_SERVER", &socket).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let active = || lease_on(&bench, "odd-linked-1").filter(|lease| lease["state"] == "active");
-    let id = until(SOON, active).unwrap()["id"].as_str().unwrap().to_owned();
+    let lease = until(SOON, active).unwrap_or_else(|| {
+        child.kill().unwrap();
+        let mut told = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut told).unwrap();
+        panic!("no lease became active: {told}")
+    });
+    let id = lease["id"].as_str().unwrap().to_owned();
     let bench = bench.killed_and_started_again(WHARF);
     let log = || bench.get(&format!("{}/log", path(&id))).text();
     until(SOON, || Some(()).filter(|()| log().contains("The farm was restarted")))
