@@ -112,21 +112,33 @@ pub async fn serve(
     Ok(())
 }
 
-/// Serves the same API over a unix socket, so that `wharf` finds the server of its own host without being told an address.
-pub async fn serve_locally(farm: Arc<Farm>, shutdown: impl Future<Output = ()>) {
-    let mut refusals = Vec::new();
-    for path in local_sockets() {
-        match open_socket(&path) {
-            Ok(listener) => {
-                tracing::info!(path = %path.display(), "the API is at the local socket, too");
-                serve::serve(listener, router(farm), shutdown).await;
-                let _ = std::fs::remove_file(&path);
-                return;
+/// The unix socket by which `wharf` finds the server of its own host without being told an address. Opened before the server says that
+/// it is there: whoever waited for that finds it.
+pub struct LocalSocket {
+    listener: tokio::net::UnixListener,
+    path: PathBuf,
+}
+
+impl LocalSocket {
+    /// The first place that is free; `None` when there is none, which the log explains.
+    pub fn open() -> Option<Self> {
+        let mut refusals = Vec::new();
+        for path in local_sockets() {
+            match open_socket(&path) {
+                Ok(listener) => return Some(LocalSocket { listener, path }),
+                Err(error) => refusals.push(format!("{}: {error}", path.display())),
             }
-            Err(error) => refusals.push(format!("{}: {error}", path.display())),
         }
+        tracing::info!("no local socket: {}; name this server with --server or WHARF_SERVER", refusals.join("; "));
+        None
     }
-    tracing::info!("no local socket: {}; name this server with --server or WHARF_SERVER", refusals.join("; "));
+
+    /// Serves the same API there.
+    pub async fn serve(self, farm: Arc<Farm>, shutdown: impl Future<Output = ()>) {
+        tracing::info!(path = %self.path.display(), "the API is at the local socket, too");
+        serve::serve(self.listener, router(farm), shutdown).await;
+        let _ = std::fs::remove_file(&self.path);
+    }
 }
 
 /// A socket that a dead server left behind is replaced; one that answers is another server's, and stays.

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
+use crate::api::LocalSocket;
 use crate::config::{FarmConfig, Firmware, MachineConfig, NetworkConfig};
 use crate::farm::Farm;
 use crate::virtual_dut::install::{self, Need};
@@ -41,8 +42,9 @@ pub fn main(arguments: Arguments) -> anyhow::Result<ExitCode> {
     run_threads(async move {
         let address = listener.local_addr()?;
         let farm = Farm::start(config, address).await?;
+        let (local, stop) = (LocalSocket::open(), stop_signal()?);
+        let local = local.map(|local| tokio::spawn(local.serve(farm.clone(), stop)));
         println!("farm {} with {} DUTs: http://{address}", farm.name(), farm.size());
-        let local = tokio::spawn(crate::api::serve_locally(farm.clone(), stop_signal()?));
         // The API stays until the farm has stopped: who follows a job still gets its verdict.
         let stop = stop_signal()?;
         let served = crate::api::serve(listener, farm.clone(), async {
@@ -50,7 +52,9 @@ pub fn main(arguments: Arguments) -> anyhow::Result<ExitCode> {
             farm.clone().stop().await
         })
         .await;
-        local.await?;
+        if let Some(local) = local {
+            local.await?;
+        }
         served.map(|()| ExitCode::SUCCESS).map_err(Into::into)
     })
 }
