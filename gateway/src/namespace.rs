@@ -10,17 +10,22 @@
 //! A namespace has two keys: the leased DUT's address, because firmware that asks TFTP for a fixed name cannot be taught a
 //! prefix, and an unguessable [`NamespaceKey`], for what boots behind another address (a container on the DUT, a NATed board).
 //! One *access* is one successful open, counted before its first byte; a retransmission or a resumed range belongs to the same
-//! open. Counters start again with each boot ([`Publication::begin_boot`]).
+//! open, while fewer bytes were sent than what was opened has. Counters start again with each boot ([`Publication::begin_boot`]).
+//! Where they must outlive the server, a [`Recorder`] writes each access to a name with a limit down before it is granted, and
+//! [`Publication::restore`] goes on with what it wrote.
 //!
 //! Look-up order: the job's exact names, the job's patterns in their order, then the generated names: a job that publishes the
 //! name of a generated file wins.
 
 use core::net::IpAddr;
+mod tally;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use self::tally::Tally;
 use crate::live::Answer;
 
 /// The protocols that artifacts are served by.
@@ -108,6 +113,18 @@ pub struct Exposure {
     pub port: Option<u16>,
 }
 
+impl Exposure {
+    /// Whether accesses are limited in number.
+    fn counts(&self) -> bool {
+        self.access_count.is_some_and(|limit| limit > 0)
+    }
+
+    /// Whether anything is limited.
+    pub fn is_limited(&self) -> bool {
+        self.counts() || self.first_read.is_some() || self.duration.is_some()
+    }
+}
+
 /// Who made an entry; the job's own entries win over generated ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
@@ -144,6 +161,11 @@ pub enum Refusal {
         /// The disk's `max_connections`.
         connections_max: u32,
     },
+    /// It has a limit, and that it is read cannot be written down.
+    NotRecorded {
+        /// Why not.
+        reason: String,
+    },
 }
 
 impl fmt::Display for Refusal {
@@ -160,6 +182,9 @@ impl fmt::Display for Refusal {
             Refusal::Expired { duration } => write!(f, "published more than {duration:?} ago (lifetime.duration)"),
             Refusal::Busy { connections_max } => {
                 write!(f, "already attached by {connections_max} connections (max_connections)")
+            }
+            Refusal::NotRecorded { reason } => {
+                write!(f, "it has a lifetime, and the farm cannot write down that it is read: {reason}")
             }
         }
     }
@@ -241,6 +266,18 @@ pub enum Reading {
 /// Hears every [`AccessEvent`] of one namespace. Called inside a short critical section: it must not block.
 pub type Observer = Arc<dyn Fn(AccessEvent) + Send + Sync>;
 
+/// An access that counts against a limit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Counted {
+    /// By which protocol.
+    pub protocol: Protocol,
+    /// The entry, as it was published: a pattern's own text.
+    pub entry: String,
+}
+
+/// Writes a counted access down, for good when it returns; its error is why not. Called before the first byte, with nothing locked.
+pub type Recorder = Arc<dyn Fn(&Counted) -> Result<(), String> + Send + Sync>;
+
 /// All namespaces of one gateway. `C` is what an entry holds; the servers use [`Content`](crate::content::Content). Cheap to clone.
 pub struct Namespaces<C> {
     table: Arc<Mutex<Table<C>>>,
@@ -279,6 +316,7 @@ pub struct Access {
     name: String,
     observer: Observer,
     liveness: Liveness,
+    tally: Option<Arc<Tally>>,
     bytes: u64,
     reported: u64,
     ended: bool,
@@ -309,6 +347,7 @@ struct Namespace<C> {
     entries: Vec<Entry<C>>,
     answers: Vec<(String, Arc<dyn Answer>)>,
     observer: Observer,
+    recorder: Option<Recorder>,
     accesses: u64,
     live: Arc<()>,
 }
@@ -322,6 +361,7 @@ struct Entry<C> {
     published: Instant,
     count: u64,
     first_access: Option<Instant>,
+    tally: Arc<Tally>,
     /// In any boot.
     was_read: bool,
 }
@@ -353,7 +393,9 @@ impl<C: Clone> Namespaces<C> {
         let key = NamespaceKey::random();
         table.by_key.insert(key.as_str().to_owned(), address);
         let (entries, answers) = (Vec::new(), Vec::new());
-        table.by_address.insert(address, Namespace { entries, answers, observer, accesses: 0, live: Arc::new(()) });
+        table
+            .by_address
+            .insert(address, Namespace { entries, answers, observer, recorder: None, accesses: 0, live: Arc::new(()) });
         Ok(Publication { table: Arc::clone(&self.table), address, key })
     }
 
@@ -370,34 +412,31 @@ impl<C: Clone> Namespaces<C> {
 
     /// Opens `name` for `caller`: counts one access, or says why not. The refusal is reported to the namespace's observer here.
     pub fn open(&self, caller: Caller<'_>, protocol: Protocol, name: &str, now: Instant) -> Result<Opened<C>, Refusal> {
-        let mut table = lock(&self.table);
-        let namespace = table.of(caller)?;
-        let allowed =
-            namespace.find(protocol, name).and_then(|index| namespace.entries[index].allows(now).map(|()| index));
-        let index = allowed.inspect_err(|refusal| namespace.report_refusal(protocol, name, caller.peer(), refusal))?;
-        namespace.accesses += 1;
-        let entry = &mut namespace.entries[index];
-        entry.count += 1;
-        entry.was_read = true;
-        entry.first_access.get_or_insert(now);
-        let content = entry.content.clone();
-        let access = namespace.access(protocol, name);
-        (namespace.observer)(AccessEvent::Opened {
-            access: access.number,
-            protocol,
-            name: name.to_owned(),
-            peer: caller.peer(),
-        });
-        Ok(Opened { content, access })
+        let (opened, observer, record) = {
+            let mut table = lock(&self.table);
+            let namespace = table.of(caller)?;
+            let index = namespace.allowed(caller, protocol, name, now)?;
+            namespace.accesses += 1;
+            let record = namespace.recorder.clone().zip(namespace.entries[index].count(now));
+            let opened = namespace.opened(index, protocol, name);
+            (opened, Arc::clone(&namespace.observer), record)
+        };
+        let (protocol, name, peer) = (protocol, name.to_owned(), caller.peer());
+        if let Some(Err(reason)) = record.map(|(recorder, counted)| recorder(&counted)) {
+            let refusal = Refusal::NotRecorded { reason };
+            opened.access.never_begun();
+            observer(AccessEvent::Refused { protocol, name, peer, refusal: refusal.clone() });
+            return Err(refusal);
+        }
+        observer(AccessEvent::Opened { access: opened.access.number, protocol, name, peer });
+        Ok(opened)
     }
 
     /// What `open` would give, without counting: HTTP HEAD, and the TFTP size probe of UEFI firmware that aborts after the OACK.
     pub fn look(&self, caller: Caller<'_>, protocol: Protocol, name: &str, now: Instant) -> Result<C, Refusal> {
         let mut table = lock(&self.table);
         let namespace = table.of(caller)?;
-        let allowed =
-            namespace.find(protocol, name).and_then(|index| namespace.entries[index].allows(now).map(|()| index));
-        let index = allowed.inspect_err(|refusal| namespace.report_refusal(protocol, name, caller.peer(), refusal))?;
+        let index = namespace.allowed(caller, protocol, name, now)?;
         Ok(namespace.entries[index].content.clone())
     }
 
@@ -459,8 +498,8 @@ impl<C: Clone> Namespaces<C> {
         }
     }
 
-    /// Goes on with an access that this boot already counted (a byte range of a file whose start was read). A name never opened
-    /// in this boot is opened and counted instead; a name that expired meanwhile is refused.
+    /// Goes on with an access that this boot already counted (a byte range of a file whose start was read). A name never opened in this
+    /// boot, or sent as often as it was opened, is opened and counted instead; a name that expired meanwhile is refused.
     pub fn resume(
         &self,
         caller: Caller<'_>,
@@ -472,21 +511,19 @@ impl<C: Clone> Namespaces<C> {
             let mut table = lock(&self.table);
             let namespace = table.of(caller)?;
             if let Ok(index) = namespace.find(protocol, name)
-                && namespace.entries[index].count > 0
+                && namespace.entries[index].goes_on()
             {
-                let entry = &namespace.entries[index];
-                let in_time = entry.in_time(now);
+                let in_time = namespace.entries[index].in_time(now);
                 in_time.inspect_err(|refusal| namespace.report_refusal(protocol, name, caller.peer(), refusal))?;
-                let content = namespace.entries[index].content.clone();
                 namespace.accesses += 1;
-                let access = namespace.access(protocol, name);
+                let opened = namespace.opened(index, protocol, name);
                 (namespace.observer)(AccessEvent::Resumed {
-                    access: access.number,
+                    access: opened.access.number,
                     protocol,
                     name: name.to_owned(),
                     peer: caller.peer(),
                 });
-                return Ok(Opened { content, access });
+                return Ok(opened);
             }
         }
         self.open(caller, protocol, name, now)
@@ -523,17 +560,29 @@ impl<C> Namespace<C> {
             .ok_or(Refusal::NoSuchName)
     }
 
-    fn access(&self, protocol: Protocol, name: &str) -> Access {
-        Access {
+    /// The entry that answers for `name` now; a refusal is reported.
+    fn allowed(&self, caller: Caller<'_>, protocol: Protocol, name: &str, now: Instant) -> Result<usize, Refusal> {
+        let allowed = self.find(protocol, name).and_then(|index| self.entries[index].allows(now).map(|()| index));
+        allowed.inspect_err(|refusal| self.report_refusal(protocol, name, caller.peer(), refusal))
+    }
+
+    fn opened(&self, index: usize, protocol: Protocol, name: &str) -> Opened<C>
+    where
+        C: Clone,
+    {
+        let entry = &self.entries[index];
+        let access = Access {
             number: self.accesses,
             protocol,
             name: name.to_owned(),
             observer: Arc::clone(&self.observer),
             liveness: Liveness(Arc::downgrade(&self.live)),
+            tally: entry.exposure.counts().then(|| Arc::clone(&entry.tally)),
             bytes: 0,
             reported: 0,
             ended: false,
-        }
+        };
+        Opened { content: entry.content.clone(), access }
     }
 
     fn report_refusal(&self, protocol: Protocol, name: &str, peer: IpAddr, refusal: &Refusal) {
@@ -547,6 +596,21 @@ impl<C> Entry<C> {
             Some(limit) if limit > 0 && self.count >= limit => Err(Refusal::Exhausted { access_count: limit }),
             _ => self.in_time(now),
         }
+    }
+
+    /// Counts an access; gives what is to be written down of it.
+    fn count(&mut self, now: Instant) -> Option<Counted> {
+        let is_news = self.exposure.counts() || (self.exposure.first_read.is_some() && self.first_access.is_none());
+        self.count += 1;
+        self.was_read = true;
+        self.first_access.get_or_insert(now);
+        let (Name::Exact(name) | Name::Matching(name, _)) = &self.name;
+        is_news.then(|| Counted { protocol: self.protocol, entry: name.clone() })
+    }
+
+    /// Whether a range belongs to what was opened before.
+    fn goes_on(&self) -> bool {
+        self.count > 0 && !(self.exposure.counts() && self.tally.is_sent(self.count))
     }
 
     fn in_time(&self, now: Instant) -> Result<(), Refusal> {
@@ -594,6 +658,7 @@ impl<C> Publication<C> {
                 published: now,
                 count: 0,
                 first_access: None,
+                tally: Arc::default(),
                 was_read: false,
             });
         });
@@ -611,6 +676,26 @@ impl<C> Publication<C> {
     /// Removes every entry, to publish another deployment under the same keys.
     pub fn clear(&self) {
         self.with(|namespace| namespace.entries.clear());
+    }
+
+    /// Has every access that counts against a limit written down from now on.
+    pub fn record_with(&self, recorder: Recorder) {
+        self.with(|namespace| namespace.recorder = Some(recorder));
+    }
+
+    /// Goes on with an entry that was read before: so often, and for the first time then. What was sent of it is not known, so that a
+    /// range is an access of its own.
+    pub fn restore(&self, counted: &Counted, count: u64, first_access: Instant) {
+        self.with(|namespace| {
+            let is_it = |entry: &&mut Entry<C>| {
+                let (Name::Exact(name) | Name::Matching(name, _)) = &entry.name;
+                entry.protocol == counted.protocol && *name == counted.entry && entry.origin == Origin::Job
+            };
+            if let Some(entry) = namespace.entries.iter_mut().find(is_it) {
+                (entry.count, entry.first_access, entry.was_read) = (count, Some(first_access), true);
+                entry.tally = Arc::new(Tally::all_sent());
+            }
+        });
     }
 
     /// Protocol and name of every entry, and whether it was opened since it was put here.
@@ -633,6 +718,7 @@ impl<C> Publication<C> {
             for entry in &mut namespace.entries {
                 entry.count = 0;
                 entry.first_access = None;
+                entry.tally = Arc::default();
             }
         });
     }
@@ -664,10 +750,25 @@ impl Access {
         // 256 KiB: often enough to see a stall within seconds on a slow link, rare enough to cost nothing on a fast one.
         const PROGRESS_BYTES: u64 = 256 * 1024;
         self.bytes += bytes;
+        if let Some(tally) = &self.tally {
+            tally.sent(bytes);
+        }
         if self.bytes - self.reported >= PROGRESS_BYTES {
             self.reported = self.bytes;
             (self.observer)(AccessEvent::Progress);
         }
+    }
+
+    /// What is read has so many bytes.
+    pub fn is_of(&self, size: u64) {
+        if let Some(tally) = &self.tally {
+            tally.is_of(size);
+        }
+    }
+
+    /// It was not granted after all: nobody hears of its end.
+    fn never_begun(mut self) {
+        self.ended = true;
     }
 
     /// The access is over.
@@ -707,190 +808,4 @@ fn lock<C>(table: &Mutex<Table<C>>) -> MutexGuard<'_, Table<C>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const DUT: IpAddr = IpAddr::V4(core::net::Ipv4Addr::new(10, 77, 0, 11));
-    const OTHER: IpAddr = IpAddr::V4(core::net::Ipv4Addr::new(10, 77, 0, 12));
-
-    struct Scene {
-        namespaces: Namespaces<&'static str>,
-        publication: Publication<&'static str>,
-        seen: Arc<Mutex<Vec<AccessEvent>>>,
-        start: Instant,
-    }
-
-    fn scene() -> Scene {
-        let namespaces = Namespaces::new();
-        let seen = Arc::new(Mutex::new(Vec::new()));
-        let log = Arc::clone(&seen);
-        let publication = namespaces.publish(DUT, Arc::new(move |event| log.lock().unwrap().push(event))).unwrap();
-        Scene { namespaces, publication, seen, start: Instant::now() }
-    }
-
-    impl Scene {
-        fn put(&self, name: &str, content: &'static str, exposure: Exposure) {
-            self.publication.put(Protocol::Http, Name::Exact(name.into()), content, exposure, Origin::Job, self.start);
-        }
-
-        fn open_at(&self, seconds: u64, name: &str) -> Result<&'static str, Refusal> {
-            let now = self.start + Duration::from_secs(seconds);
-            self.namespaces.open(Caller::Address(DUT), Protocol::Http, name, now).map(|opened| opened.content)
-        }
-    }
-
-    #[test]
-    fn a_dut_reads_its_own_namespace_and_no_other() {
-        let scene = scene();
-        scene.put("/a", "mine", Exposure::default());
-        assert_eq!(scene.open_at(0, "/a"), Ok("mine"));
-        let stranger = scene.namespaces.open(Caller::Address(OTHER), Protocol::Http, "/a", scene.start);
-        assert_eq!(stranger.unwrap_err(), Refusal::UnknownCaller);
-        let tftp = scene.namespaces.open(Caller::Address(DUT), Protocol::Tftp, "/a", scene.start);
-        assert_eq!(tftp.unwrap_err(), Refusal::NoSuchName);
-    }
-
-    #[test]
-    fn the_key_opens_the_namespace_from_any_address_and_a_wrong_key_does_not() {
-        let scene = scene();
-        scene.put("/a", "mine", Exposure::default());
-        let key = scene.publication.key().as_str().to_owned();
-        let opened = scene.namespaces.open(Caller::Key(&key, OTHER), Protocol::Http, "/a", scene.start);
-        assert_eq!(opened.unwrap().content, "mine");
-        let guessed = scene.namespaces.open(Caller::Key("0", OTHER), Protocol::Http, "/a", scene.start);
-        assert_eq!(guessed.unwrap_err(), Refusal::UnknownCaller);
-    }
-
-    #[test]
-    fn access_count_is_counted_per_boot() {
-        let scene = scene();
-        scene.put("/a", "once", Exposure { access_count: Some(1), ..Exposure::default() });
-        assert_eq!(scene.open_at(0, "/a"), Ok("once"));
-        assert_eq!(scene.open_at(0, "/a"), Err(Refusal::Exhausted { access_count: 1 }));
-        scene.publication.begin_boot();
-        assert_eq!(scene.open_at(0, "/a"), Ok("once"));
-    }
-
-    #[test]
-    fn a_look_and_a_resumed_range_are_not_accesses() {
-        let scene = scene();
-        scene.put("/a", "once", Exposure { access_count: Some(1), ..Exposure::default() });
-        let caller = Caller::Address(DUT);
-        assert_eq!(scene.namespaces.look(caller, Protocol::Http, "/a", scene.start), Ok("once"));
-        assert!(
-            scene.namespaces.resume(caller, Protocol::Http, "/a", scene.start).is_ok(),
-            "a range before any read opens"
-        );
-        assert!(scene.namespaces.resume(caller, Protocol::Http, "/a", scene.start).is_ok(), "a second range goes on");
-        assert_eq!(scene.open_at(0, "/a"), Err(Refusal::Exhausted { access_count: 1 }));
-    }
-
-    #[test]
-    fn a_running_access_can_be_joined_until_its_name_expires() {
-        let scene = scene();
-        let (access_count, duration) = (Some(1), Some(Duration::from_secs(5)));
-        scene.put("/disk", "d", Exposure { access_count, duration, ..Exposure::default() });
-        assert_eq!(scene.open_at(0, "/disk"), Ok("d"));
-        let join_at = |seconds| {
-            let now = scene.start + Duration::from_secs(seconds);
-            scene.namespaces.join(Caller::Address(DUT), Protocol::Http, "/disk", now)
-        };
-        assert_eq!(join_at(5), Ok("d"), "joining is not another access");
-        assert_eq!(join_at(6), Err(Refusal::Expired { duration: Duration::from_secs(5) }));
-        assert_eq!(scene.seen.lock().unwrap().len(), 3, "opened, ended, and one refusal");
-    }
-
-    #[test]
-    fn a_caller_sees_its_own_names_only() {
-        let scene = scene();
-        scene.put("/a", "a", Exposure::default());
-        let names = |address, protocol| scene.namespaces.names(Caller::Address(address), protocol);
-        assert_eq!(names(DUT, Protocol::Http), ["/a"]);
-        assert!(names(DUT, Protocol::Nbd).is_empty() && names(OTHER, Protocol::Http).is_empty());
-        let key = scene.publication.key().as_str().to_owned();
-        assert_eq!(scene.namespaces.address_of(Caller::Key(&key, OTHER)), Some(DUT));
-        assert_eq!(scene.namespaces.address_of(Caller::Address(OTHER)), None);
-    }
-
-    #[test]
-    fn first_read_and_duration_end_by_the_clock_they_name() {
-        let scene = scene();
-        let five = Some(Duration::from_secs(5));
-        scene.put("/first", "f", Exposure { first_read: five, ..Exposure::default() });
-        scene.put("/until", "u", Exposure { duration: five, ..Exposure::default() });
-        assert_eq!(scene.open_at(5, "/until"), Ok("u"));
-        assert_eq!(scene.open_at(6, "/until"), Err(Refusal::Expired { duration: Duration::from_secs(5) }));
-        assert_eq!(scene.open_at(100, "/first"), Ok("f"));
-        assert_eq!(scene.open_at(105, "/first"), Ok("f"));
-        assert_eq!(scene.open_at(106, "/first"), Err(Refusal::FirstReadOver { first_read: Duration::from_secs(5) }));
-    }
-
-    #[test]
-    fn a_jobs_own_name_wins_over_a_generated_one_and_exact_over_pattern() {
-        let scene = scene();
-        let put = |name, content, origin| {
-            scene.publication.put(Protocol::Http, name, content, Exposure::default(), origin, scene.start)
-        };
-        put(Name::Exact("/config.txt".into()), "generated", Origin::Generated);
-        assert_eq!(scene.open_at(0, "/config.txt"), Ok("generated"));
-        put(Name::Matching("/.*".into(), Arc::new(|_| true)), "pattern", Origin::Job);
-        assert_eq!(scene.open_at(0, "/config.txt"), Ok("pattern"));
-        put(Name::Matching("/config.txt".into(), Arc::new(|_| false)), "job", Origin::Job);
-        assert_eq!(scene.open_at(0, "/config.txt"), Ok("job"), "a pattern's own text is an exact name");
-    }
-
-    #[test]
-    fn dropping_the_publication_closes_both_doors() {
-        let scene = scene();
-        scene.put("/a", "mine", Exposure::default());
-        let key = scene.publication.key().as_str().to_owned();
-        assert!(scene.namespaces.publish(DUT, Arc::new(|_| ())).is_err(), "one live namespace per address");
-        let Scene { namespaces, publication, start, .. } = scene;
-        let running = namespaces.open(Caller::Address(DUT), Protocol::Http, "/a", start).unwrap().access.liveness();
-        assert!(running.is_live());
-        drop(publication);
-        assert!(!running.is_live(), "a transfer that runs hears of it");
-        assert_eq!(
-            namespaces.open(Caller::Address(DUT), Protocol::Http, "/a", start).unwrap_err(),
-            Refusal::UnknownCaller
-        );
-        assert_eq!(
-            namespaces.open(Caller::Key(&key, DUT), Protocol::Http, "/a", start).unwrap_err(),
-            Refusal::UnknownCaller
-        );
-        assert!(namespaces.publish(DUT, Arc::new(|_| ())).is_ok());
-    }
-
-    #[test]
-    fn only_exact_names_are_published_exactly() {
-        let scene = scene();
-        scene.put("/a", "a", Exposure::default());
-        let any = Name::Matching("/.*".into(), Arc::new(|_| true));
-        scene.publication.put(Protocol::Http, any, "any", Exposure::default(), Origin::Job, scene.start);
-        let publishes = |name| scene.namespaces.publishes(Caller::Address(DUT), Protocol::Http, name);
-        assert_eq!((publishes("/a"), publishes("/b")), (true, false));
-        assert!(scene.seen.lock().unwrap().is_empty(), "asking is not an access");
-    }
-
-    #[test]
-    fn every_access_and_every_refusal_is_reported_once() {
-        let scene = scene();
-        scene.put("/a", "mine", Exposure::default());
-        let opened = scene.namespaces.open(Caller::Address(DUT), Protocol::Http, "/a", scene.start).unwrap();
-        let mut access = opened.access;
-        access.took(300 * 1024);
-        access.end(Outcome::Complete);
-        let _ = scene.open_at(0, "/missing");
-        let name = || "/a".to_owned();
-        let protocol = Protocol::Http;
-        assert_eq!(
-            *scene.seen.lock().unwrap(),
-            [
-                AccessEvent::Opened { access: 1, protocol, name: name(), peer: DUT },
-                AccessEvent::Progress,
-                AccessEvent::Ended { access: 1, protocol, name: name(), bytes: 300 * 1024, outcome: Outcome::Complete },
-                AccessEvent::Refused { protocol, name: "/missing".into(), peer: DUT, refusal: Refusal::NoSuchName },
-            ]
-        );
-    }
-}
+mod tests;

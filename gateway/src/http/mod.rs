@@ -276,7 +276,7 @@ impl From<Refusal> for Failure {
         let status = match refusal {
             Refusal::UnknownCaller | Refusal::NoSuchName => StatusCode::NOT_FOUND,
             Refusal::Exhausted { .. } | Refusal::FirstReadOver { .. } | Refusal::Expired { .. } => StatusCode::GONE,
-            Refusal::Busy { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            Refusal::Busy { .. } | Refusal::NotRecorded { .. } => StatusCode::SERVICE_UNAVAILABLE,
         };
         Failure { status, sentence: refusal.to_string() }
     }
@@ -443,6 +443,7 @@ async fn send(
             return Err(Failure::from(&error));
         }
     };
+    access.is_of(size);
     let answer = answer::answer(asked, size, reader.etag().as_deref());
     let body = |reader: Reader, access: Access, offset, length| Transfer::new(reader, access, running, offset, length);
     Ok(respond(name, &reader, answer, |offset, length| Some(body(reader.clone(), access, offset, length))))

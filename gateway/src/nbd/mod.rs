@@ -311,9 +311,11 @@ fn denied(refusal: Refusal) -> Denied {
     let text = refusal.to_string();
     match refusal {
         Refusal::UnknownCaller | Refusal::NoSuchName => Denied::Unknown(text),
-        Refusal::Exhausted { .. } | Refusal::FirstReadOver { .. } | Refusal::Expired { .. } | Refusal::Busy { .. } => {
-            Denied::Policy(text)
-        }
+        Refusal::Exhausted { .. }
+        | Refusal::FirstReadOver { .. }
+        | Refusal::Expired { .. }
+        | Refusal::Busy { .. }
+        | Refusal::NotRecorded { .. } => Denied::Policy(text),
     }
 }
 

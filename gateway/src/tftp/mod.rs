@@ -427,9 +427,11 @@ async fn pending<T>(future: &mut Option<BoxFuture<'static, T>>) -> Option<T> {
 fn refused(refusal: Refusal) -> (ErrorCode, String) {
     let code = match refusal {
         Refusal::UnknownCaller | Refusal::NoSuchName => ErrorCode::FileNotFound,
-        Refusal::Exhausted { .. } | Refusal::FirstReadOver { .. } | Refusal::Expired { .. } | Refusal::Busy { .. } => {
-            ErrorCode::AccessViolation
-        }
+        Refusal::Exhausted { .. }
+        | Refusal::FirstReadOver { .. }
+        | Refusal::Expired { .. }
+        | Refusal::Busy { .. }
+        | Refusal::NotRecorded { .. } => ErrorCode::AccessViolation,
     };
     (code, refusal.to_string())
 }
