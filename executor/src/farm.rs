@@ -42,6 +42,7 @@ mod machines;
 mod network;
 mod pick_up;
 mod prepare;
+mod reads;
 mod start;
 mod texts;
 mod wants;

@@ -54,8 +54,8 @@ pub const INPUT_CHUNKS_MAX: usize = 64;
 /// Events that wait for the session; what reports progress may be lost beyond, the session sees the next one.
 pub const EVENTS_MAX: usize = 1024;
 
-/// Publishes a deployment for the next boot; quick, in memory.
-pub type Publish = Arc<dyn Fn(Which) -> Result<(), String> + Send + Sync>;
+/// Publishes a deployment for the boot of this number; quick. The same boot again goes on with it.
+pub type Publish = Arc<dyn Fn(Which, u32) -> Result<(), String> + Send + Sync>;
 
 /// What the setup gives: a console that is being listened to before power is applied.
 pub type Console = Box<dyn ConsoleStream>;
@@ -123,8 +123,8 @@ pub async fn run(mut session: Recorded, ring: Ring) -> Verdict {
             match action {
                 Action::Say(event) => log.append(event),
                 Action::CutPower => drop(tasks.spawn(cut_power(Arc::clone(&power)))),
-                Action::BootWith { deployment, .. } => {
-                    drop(tasks.spawn(boot(publish.clone(), deployment, Arc::clone(&power))))
+                Action::BootWith { deployment, boot } => {
+                    drop(tasks.spawn(begin_boot(publish.clone(), deployment, boot, Arc::clone(&power))))
                 }
                 Action::DeclareUnfit { line } => declare_unfit(line),
                 Action::End(verdict) => {
@@ -194,8 +194,8 @@ async fn cut_power(power: Arc<Mutex<Power>>) -> Done {
     })
 }
 
-async fn boot(publish: Publish, deployment: Which, power: Arc<Mutex<Power>>) -> Done {
-    if let Err(reason) = publish(deployment) {
+async fn begin_boot(publish: Publish, deployment: Which, boot: u32, power: Arc<Mutex<Power>>) -> Done {
+    if let Err(reason) = publish(deployment, boot) {
         return Done::Event(Event::FarmFailed { reason });
     }
     Done::Event(match power.lock().await.set(PowerState::On).await {
@@ -381,7 +381,7 @@ mod tests {
             power: Power::new(Arc::new(pdu), Outlet("1".into()), pass, Arc::new(|_| ())),
             setup: ready(Ok((Box::new(console) as Console, Event::SetupDone))).boxed(),
             open_console: Arc::new(|| ready(Err(io::Error::other("unplugged"))).boxed()),
-            publish: Arc::new(|_| Ok(())),
+            publish: Arc::new(|_, _| Ok(())),
             events,
             input,
             cancelled: std::future::pending().boxed(),

@@ -282,6 +282,11 @@ impl Session {
         !self.actions.is_empty()
     }
 
+    /// The boot cycle that it is in, from 1; 0 before the first.
+    pub fn boot(&self) -> u32 {
+        self.boot
+    }
+
     /// How many lines of the console meant something to it.
     pub fn lines_matched(&self) -> usize {
         self.matches_told

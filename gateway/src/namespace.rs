@@ -12,7 +12,7 @@
 //! One *access* is one successful open, counted before its first byte; a retransmission or a resumed range belongs to the same
 //! open, while fewer bytes were sent than what was opened has. Counters start again with each boot ([`Publication::begin_boot`]).
 //! Where they must outlive the server, a [`Recorder`] writes each access to a name with a limit down before it is granted, and
-//! [`Publication::restore`] goes on with what it wrote.
+//! [`Publication::remember`] goes on with what it wrote.
 //!
 //! Look-up order: the job's exact names, the job's patterns in their order, then the generated names: a job that publishes the
 //! name of a generated file wins.
@@ -37,6 +37,11 @@ pub enum Protocol {
     Nbd,
     /// TFTP, RFC 1350.
     Tftp,
+}
+
+impl Protocol {
+    /// All of them.
+    pub const ALL: [Protocol; 3] = [Protocol::Http, Protocol::Nbd, Protocol::Tftp];
 }
 
 impl fmt::Display for Protocol {
@@ -348,6 +353,8 @@ struct Namespace<C> {
     answers: Vec<(String, Arc<dyn Answer>)>,
     observer: Observer,
     recorder: Option<Recorder>,
+    /// By protocol and entry: reads of this boot that were counted before the entry was put here.
+    remembered: HashMap<(Protocol, String), (u64, Instant)>,
     accesses: u64,
     live: Arc<()>,
 }
@@ -392,10 +399,16 @@ impl<C: Clone> Namespaces<C> {
         }
         let key = NamespaceKey::random();
         table.by_key.insert(key.as_str().to_owned(), address);
-        let (entries, answers) = (Vec::new(), Vec::new());
-        table
-            .by_address
-            .insert(address, Namespace { entries, answers, observer, recorder: None, accesses: 0, live: Arc::new(()) });
+        let namespace = Namespace {
+            entries: Vec::new(),
+            answers: Vec::new(),
+            observer,
+            recorder: None,
+            remembered: HashMap::new(),
+            accesses: 0,
+            live: Arc::new(()),
+        };
+        table.by_address.insert(address, namespace);
         Ok(Publication { table: Arc::clone(&self.table), address, key })
     }
 
@@ -649,6 +662,9 @@ impl<C> Publication<C> {
                         || !matches!(&entry.name, Name::Exact(other) if other == text)
                 });
             }
+            let (Name::Exact(text) | Name::Matching(text, _)) = &name;
+            let key = (protocol, text.clone());
+            let read = namespace.remembered.get(&key).filter(|_| origin == Origin::Job).copied();
             namespace.entries.push(Entry {
                 protocol,
                 name,
@@ -656,10 +672,10 @@ impl<C> Publication<C> {
                 exposure,
                 origin,
                 published: now,
-                count: 0,
-                first_access: None,
-                tally: Arc::default(),
-                was_read: false,
+                count: read.map_or(0, |(count, _)| count),
+                first_access: read.map(|(_, first_access)| first_access),
+                tally: Arc::new(if read.is_some() { Tally::all_sent() } else { Tally::default() }),
+                was_read: read.is_some(),
             });
         });
     }
@@ -683,18 +699,11 @@ impl<C> Publication<C> {
         self.with(|namespace| namespace.recorder = Some(recorder));
     }
 
-    /// Goes on with an entry that was read before: so often, and for the first time then. What was sent of it is not known, so that a
-    /// range is an access of its own.
-    pub fn restore(&self, counted: &Counted, count: u64, first_access: Instant) {
+    /// An entry that is put here before the next boot was read before: so often, and for the first time then. What was sent of it is not
+    /// known, so that a range is an access of its own.
+    pub fn remember(&self, counted: Counted, count: u64, first_access: Instant) {
         self.with(|namespace| {
-            let is_it = |entry: &&mut Entry<C>| {
-                let (Name::Exact(name) | Name::Matching(name, _)) = &entry.name;
-                entry.protocol == counted.protocol && *name == counted.entry && entry.origin == Origin::Job
-            };
-            if let Some(entry) = namespace.entries.iter_mut().find(is_it) {
-                (entry.count, entry.first_access, entry.was_read) = (count, Some(first_access), true);
-                entry.tally = Arc::new(Tally::all_sent());
-            }
+            namespace.remembered.insert((counted.protocol, counted.entry), (count, first_access));
         });
     }
 
@@ -715,6 +724,7 @@ impl<C> Publication<C> {
     /// A new boot of the DUT: counters and first reads start again.
     pub fn begin_boot(&self) {
         self.with(|namespace| {
+            namespace.remembered.clear();
             for entry in &mut namespace.entries {
                 entry.count = 0;
                 entry.first_access = None;

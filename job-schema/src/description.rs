@@ -363,6 +363,9 @@ pub(crate) struct NbdKeys {
     #[serde(default)]
     #[schemars(range(min = 1, max = 64))]
     pub(crate) max_connections: Option<u32>,
+    /// How often and how long it may be attached.
+    #[serde(default)]
+    pub(crate) lifetime: Lifetime,
 }
 
 /// An empty disk.

@@ -563,6 +563,15 @@ pub struct NbdExport {
     pub expiration: Option<Duration>,
     /// How many connections it takes at once.
     pub max_connections: u32,
+    /// How often and how long it may be attached.
+    pub lifetime: Lifetime,
+}
+
+impl NbdExport {
+    /// Whether it is the same disk, however often it may be attached.
+    pub fn is_same_disk(&self, other: &NbdExport) -> bool {
+        *self == NbdExport { lifetime: self.lifetime.clone(), ..other.clone() }
+    }
 }
 
 /// What a block device holds.
@@ -1001,6 +1010,7 @@ impl TryFrom<NbdKeys> for NbdExport {
             shared: keys.shared,
             expiration: keys.expiration.map(duration_of).transpose()?,
             max_connections: keys.max_connections.unwrap_or(DEFAULT_NBD_CONNECTIONS),
+            lifetime: keys.lifetime,
         })
     }
 }

@@ -59,6 +59,15 @@ impl Lab {
         self.ip(&format!("link set {name} master {bridge} up"))
     }
 
+    /// A cable from this namespace's bridge to another namespace, which has this address.
+    pub fn plug(&self, bridge: &str, other: &Lab, address: Ipv4Addr) -> anyhow::Result<()> {
+        let far = format!("/proc/{}/fd/{}", std::process::id(), other.namespace.as_raw_fd());
+        self.ip(&format!("link add plug0 type veth peer name cable0 netns {far}"))?;
+        self.ip(&format!("link set plug0 master {bridge} up"))?;
+        other.ip(&format!("address add {address}/24 dev cable0"))?;
+        other.ip("link set cable0 up")
+    }
+
     /// A cable to another namespace; each end gets its addresses, the first of which the kernel sends from.
     pub fn cable(&self, addresses: &[Ipv4Addr], other: &Lab, other_addresses: &[Ipv4Addr]) -> anyhow::Result<()> {
         let far = format!("/proc/{}/fd/{}", std::process::id(), other.namespace.as_raw_fd());

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -15,13 +16,14 @@ use bytes::Bytes;
 use gateway::Gateway;
 use gateway::content::Content;
 use gateway::dhcp::Mac;
-use gateway::namespace::{AccessEvent, Name, Observer, Origin, Outcome, Protocol, Publication, Reading};
+use gateway::namespace::{AccessEvent, Counted, Name, Observer, Origin, Outcome, Protocol, Publication, Reading};
 use job_schema::job::Artifact;
 use tokio::sync::mpsc;
 
 use super::contents::Contents;
 use super::disks::Disks;
 use super::prepare::Prepared;
+use super::reads::Reads;
 use crate::boot::{BootPlan, Planned, Source};
 use crate::job_log::{AccessEnd, AccessRecord, JobEvent, JobLog};
 use crate::lease::Pass;
@@ -46,8 +48,65 @@ pub(super) struct Open {
     pub contents: Contents,
     pub disks: Disks,
     pub attachments: BTreeMap<String, Bytes>,
-    pub since: Instant,
+    pub kept: Kept,
     pub published: Option<Which>,
+}
+
+/// Whether a job is served for the first time, or was before the farm was restarted.
+#[derive(Clone, Copy)]
+pub(super) enum Serving {
+    Anew,
+    /// In the middle of this boot; `None`: its outlet was being switched.
+    Again(Option<u32>),
+}
+
+/// What is served, and since when; what of it was read, where that must outlive us.
+pub(super) struct Kept {
+    pub reads: Option<Reads>,
+    since: Instant,
+    /// The boot that the namespace is about.
+    boot: Option<u32>,
+}
+
+impl Kept {
+    /// For a machine that ends with us.
+    pub(super) fn nothing() -> Kept {
+        Kept { reads: None, since: Instant::now(), boot: None }
+    }
+
+    /// For a machine that outlives us; `folder` where something must be remembered.
+    pub(super) fn of(
+        folder: Option<&Path>,
+        serving: Serving,
+        publication: &Publication<Content>,
+    ) -> Result<Kept, SetupError> {
+        let failed = |why: String| SetupError {
+            cause: Cause::Farm,
+            reason: format!("what is read of its limited artifacts cannot be kept: {why}"),
+        };
+        let Some(folder) = folder else {
+            let boot = if let Serving::Again(boot) = serving { boot } else { None };
+            return Ok(Kept { boot, ..Kept::nothing() });
+        };
+        let kept = match serving {
+            Serving::Anew => {
+                let reads = Reads::begin(folder).map_err(|error| failed(error.to_string()))?;
+                Kept { reads: Some(reads), ..Kept::nothing() }
+            }
+            Serving::Again(boot) => {
+                let known = Reads::go_on(folder, Instant::now()).map_err(|error| failed(error.to_string()))?;
+                let (reads, known) = known.ok_or_else(|| failed("there is no record of it".to_owned()))?;
+                for ((protocol, entry), (count, first_access)) in known.read {
+                    publication.remember(Counted { protocol, entry }, count, first_access);
+                }
+                Kept { reads: Some(reads), since: known.published, boot: boot.or(Some(known.boot)) }
+            }
+        };
+        if let Some(reads) = &kept.reads {
+            publication.record_with(reads.recorder());
+        }
+        Ok(kept)
+    }
 }
 
 impl BootNamespace {
@@ -58,16 +117,16 @@ impl BootNamespace {
         Ok(())
     }
 
-    /// Serves a deployment from now on, and counts a boot.
-    pub(super) fn publish(&self, which: Which) -> Result<(), String> {
-        self.lock().as_mut().ok_or("the boot namespace is closed")?.publish(which)
+    /// Serves a deployment from now on. Of a boot of another number nothing was read yet; without a number each time is a boot.
+    pub(super) fn publish(&self, which: Which, boot: Option<u32>) -> Result<(), String> {
+        self.lock().as_mut().ok_or("the boot namespace is closed")?.publish(which, boot)
     }
 
     /// Counts a boot of what is served, if anything is.
     pub(super) fn begin_boot(&self) -> Result<(), String> {
         let mut open = self.lock();
         match open.as_mut().and_then(|open| open.published.map(|which| (open, which))) {
-            Some((open, which)) => open.publish(which),
+            Some((open, which)) => open.publish(which, None),
             None => Ok(()),
         }
     }
@@ -109,7 +168,7 @@ impl Open {
         }
     }
 
-    fn publish(&mut self, which: Which) -> Result<(), String> {
+    fn publish(&mut self, which: Which, boot: Option<u32>) -> Result<(), String> {
         self.pass.check().map_err(|revoked| revoked.to_string())?;
         if self.published != Some(which) {
             self.publication.clear();
@@ -117,12 +176,26 @@ impl Open {
             for planned in &plan.artifacts {
                 let content = self.contents.of(planned, &self.attachments)?;
                 let name = planned.name.clone();
-                self.publication.put(planned.protocol, name, content, planned.exposure, planned.origin, self.since);
+                self.publication.put(
+                    planned.protocol,
+                    name,
+                    content,
+                    planned.exposure,
+                    planned.origin,
+                    self.kept.since,
+                );
             }
-            self.disks.publish(which, &self.publication, self.since);
+            self.disks.publish(which, &self.publication, self.kept.since);
             self.gateway.dhcp().set_boot(self.mac, plan.dhcp.clone());
             self.published = Some(which);
         }
+        if boot.is_some() && boot == self.kept.boot {
+            return Ok(());
+        }
+        if let (Some(reads), Some(boot)) = (&self.kept.reads, boot) {
+            reads.boot(boot).map_err(|error| format!("a boot cannot be written down: {error}"))?;
+        }
+        self.kept.boot = boot;
         self.publication.begin_boot();
         self.disks.begin_boot(which)
     }

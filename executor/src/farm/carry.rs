@@ -17,7 +17,7 @@ use futures_util::future::{FutureExt, join_all};
 use job_schema::StartBarrier;
 use tokio::sync::{mpsc, watch};
 
-use super::boot_namespace::{Open, observer};
+use super::boot_namespace::{Kept, Open, Serving, observer};
 use super::crew::{self, Together};
 use super::disks::Disks;
 use super::machines::Dut;
@@ -449,7 +449,7 @@ impl Run {
         attachments: BTreeMap<String, Bytes>,
     ) -> impl Future<Output = Result<runner::Console, SetupError>> + Send + 'static {
         let (dut, together) = (Arc::clone(&self.dut), Arc::clone(&self.together));
-        let served = self.serve(prepared, attachments);
+        let served = self.serve(prepared, attachments, Serving::Anew);
         async move {
             let console = dut.console.open().await.map_err(|error| SetupError {
                 cause: Cause::Console,
@@ -466,10 +466,12 @@ impl Run {
         &self,
         prepared: Arc<Prepared>,
         attachments: BTreeMap<String, Bytes>,
+        serving: Serving,
     ) -> impl Future<Output = Result<(), SetupError>> + Send + 'static {
         let (farm, record) = (Arc::clone(&self.farm), Arc::clone(&self.record));
         let (dut, pass, together) = (Arc::clone(&self.dut), self.pass.clone(), Arc::clone(&self.together));
         let role = self.crew.as_ref().map(|crew| crew.role.clone());
+        let may_be_picked_up = self.may_be_picked_up();
         async move {
             let contents = farm.fetch(&record.log, &prepared).await?;
             let disks = Disks::make(&prepared.job, &farm.gateway, record.log.folder()).await?;
@@ -483,6 +485,8 @@ impl Run {
                 .namespaces()
                 .publish(dut.address(), observer)
                 .map_err(|taken| farm_failed(taken.to_string()))?;
+            let must_remember = may_be_picked_up && (prepared.is_limited() || disks.are_limited());
+            let kept = Kept::of(must_remember.then(|| record.log.folder()), serving, &publication)?;
             if let Some(seat) = role.and_then(|role| together.messages_of(&role)) {
                 publication.answer(MESSAGES, seat);
             }
@@ -495,7 +499,7 @@ impl Run {
                 contents,
                 disks,
                 attachments,
-                since: Instant::now(),
+                kept,
                 published: None,
             })
         }
@@ -516,7 +520,7 @@ impl Run {
 
     fn publisher(&self) -> runner::Publish {
         let dut = Arc::clone(&self.dut);
-        Arc::new(move |which| dut.boot.publish(which))
+        Arc::new(move |which, boot| dut.boot.publish(which, Some(boot)))
     }
 }
 

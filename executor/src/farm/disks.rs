@@ -15,7 +15,7 @@ use gateway::content::Content;
 use gateway::content::disk::{Base, Config, Disk, Mode};
 use gateway::namespace::{Exposure, Name, Origin, Protocol, Publication};
 use gateway::net::Net;
-use job_schema::job::{Job, NbdContent, NbdExport, ResetOn};
+use job_schema::job::{Job, Lifetime, NbdContent, NbdExport, ResetOn};
 
 use crate::runner::SetupError;
 use crate::session::Which;
@@ -35,7 +35,7 @@ impl Disks {
         let (start, continue_) = (job.start.storage.nbd.clone(), job.continue_.storage.nbd.clone());
         let mut made: Vec<(NbdExport, Disk)> = Vec::new();
         for export in start.iter().chain(&continue_) {
-            if !made.iter().any(|(other, _)| other == export) {
+            if !made.iter().any(|(other, _)| other.is_same_disk(export)) {
                 let disk = make_one(export, gateway, folder).await.map_err(|reason| SetupError {
                     cause: Cause::Artifact,
                     reason: format!("cannot make the disk `{}`: {reason}", export.name),
@@ -57,7 +57,7 @@ impl Disks {
             let publication = gateway.namespaces().publish(dut, Arc::new(|_| ()));
             let publication = publication.map_err(|taken| failed(taken.to_string()))?;
             self.publish(which, &publication, Instant::now());
-            for (export, disk) in self.made.iter().filter(|(export, _)| self.of(which).contains(export)) {
+            for (export, disk) in self.made.iter().filter(|(export, _)| self.has(which, export)) {
                 let name = export.name.to_string();
                 let proof = gateway::nbd::proof::prove(net, address, publication.key(), &name, disk).await;
                 proof.map_err(|error| failed(error.to_string()))?;
@@ -69,10 +69,10 @@ impl Disks {
     /// Puts the disks of a deployment into the job's namespace.
     pub(super) fn publish(&self, which: Which, publication: &Publication<Content>, since: Instant) {
         for export in self.of(which) {
-            if let Some((_, disk)) = self.made.iter().find(|(other, _)| other == export) {
+            if let Some((_, disk)) = self.made.iter().find(|(other, _)| other.is_same_disk(export)) {
                 let name = Name::Exact(export.name.to_string());
                 let content = Content::Disk(disk.clone());
-                publication.put(Protocol::Nbd, name, content, Exposure::default(), Origin::Job, since);
+                publication.put(Protocol::Nbd, name, content, exposure_of(export), Origin::Job, since);
             }
         }
     }
@@ -80,10 +80,19 @@ impl Disks {
     /// A boot begins, with the DUT off: what is kept no longer than a boot is gone.
     pub(super) fn begin_boot(&self, which: Which) -> Result<(), String> {
         let new_each_time = self.made.iter().filter(|(export, _)| export.reset_on == ResetOn::Boot);
-        for (export, disk) in new_each_time.filter(|(export, _)| self.of(which).contains(export)) {
+        for (export, disk) in new_each_time.filter(|(export, _)| self.has(which, export)) {
             disk.renew().map_err(|error| format!("cannot reset the disk `{}`: {error}", export.name))?;
         }
         Ok(())
+    }
+
+    /// Whether something of the job's is limited in how often or how long it may be attached.
+    pub(super) fn are_limited(&self) -> bool {
+        self.start.iter().chain(&self.continue_).any(|export| exposure_of(export).is_limited())
+    }
+
+    fn has(&self, which: Which, export: &NbdExport) -> bool {
+        self.of(which).iter().any(|other| other.is_same_disk(export))
     }
 
     fn of(&self, which: Which) -> &[NbdExport] {
@@ -92,6 +101,11 @@ impl Disks {
             Which::Continue => &self.continue_,
         }
     }
+}
+
+fn exposure_of(export: &NbdExport) -> Exposure {
+    let Lifetime { access_count, first_read, duration } = export.lifetime;
+    Exposure { access_count, first_read, duration, port: None }
 }
 
 async fn make_one(export: &NbdExport, gateway: &Gateway, folder: &Path) -> Result<Disk, String> {

@@ -13,7 +13,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use job_schema::problem::Problems;
@@ -23,7 +23,7 @@ pub use self::ask::{Keeps, LeaseAsk};
 use self::ask::{checked_id, ms, owner_of, request_of};
 pub(super) use self::listen::Listener;
 use self::listen::listen;
-use super::boot_namespace::{Open, observer};
+use super::boot_namespace::{Kept, Open, observer};
 use super::disks::Disks;
 use super::machines::Dut;
 use super::wants::{self, Wants};
@@ -394,11 +394,11 @@ impl Farm {
             contents,
             disks,
             attachments: BTreeMap::new(),
-            since: Instant::now(),
+            kept: Kept::nothing(),
             published: None,
         };
         dut.boot.open(open).map_err(|error| LeaseError::Failed(error.reason))?;
-        dut.boot.publish(Which::Start).map_err(LeaseError::Failed)?;
+        dut.boot.publish(Which::Start, None).map_err(LeaseError::Failed)?;
         hold.log.append(JobEvent::SetupComplete);
         Ok(())
     }

@@ -6,6 +6,7 @@
 //!                    attachments/<n>   the files that came along
 //!                    events.jsonl, console.log   (job_log.rs)
 //!                    session.journal             (journal.rs; of a machine that outlives us)
+//!                    reads.jsonl                 (reads.rs; of the same, where something is limited)
 //!                    roles/<role>/               the same two for each DUT of a job over several; messages.jsonl between them
 //!
 //!  found at the start          becomes

@@ -19,6 +19,7 @@ use job_schema::StartBarrier;
 use job_schema::job::Job;
 use tokio::time::sleep;
 
+use super::boot_namespace::Serving;
 use super::carry::{self, Inbox, Run};
 use super::crew::Together;
 use super::machines::Dut;
@@ -154,7 +155,7 @@ impl Run {
             Beginning::Again(again) => {
                 let Again { heard, mut session, start } = *again;
                 let found = tokio::select! {
-                    found = self.find(session.standing(), prepared, attachments) => found,
+                    found = self.find(session.standing(), session.boot(), prepared, attachments) => found,
                     event = ended => Err(event),
                 };
                 let now = Instant::now();
@@ -174,9 +175,13 @@ impl Run {
         }
     }
 
-    /// Of a machine that outlives us, when it is alone: several that wait for each other are not picked up.
+    /// A machine that outlives us, when it is alone: several that wait for each other are not picked up.
+    pub(super) fn may_be_picked_up(&self) -> bool {
+        self.dut.outlives_us() && self.crew.is_none()
+    }
+
     fn recorded(&self, session: Session, job: &Job, now: Instant) -> Recorded {
-        if !self.dut.outlives_us() || self.crew.is_some() {
+        if !self.may_be_picked_up() {
             return Recorded::unkept(session);
         }
         match Journal::create(&self.record.log, job, now) {
@@ -202,6 +207,7 @@ impl Run {
     async fn find(
         &self,
         standing: Standing,
+        boot: u32,
         prepared: &Arc<Prepared>,
         attachments: BTreeMap<String, Bytes>,
     ) -> Result<Box<dyn FnOnce(Duration) -> Setup + Send>, Event> {
@@ -217,10 +223,11 @@ impl Run {
             Standing::Booted(_) => self.outlet_is(PowerState::On).await.map_err(|why| failed(&why))?,
         }
         let console = self.open_patiently().await.map_err(|why| failed(&why))?;
-        let served = self.serve(Arc::clone(prepared), attachments).await;
+        let boot = matches!(standing, Standing::Booted(_)).then_some(boot);
+        let served = self.serve(Arc::clone(prepared), attachments, Serving::Again(boot)).await;
         served.map_err(|error| failed(&format!("its artifacts cannot be served again: {}", error.reason)))?;
         if let Standing::Booted(which) = standing {
-            self.dut.boot.publish(which).map_err(|why| failed(&why))?;
+            self.dut.boot.publish(which, boot).map_err(|why| failed(&why))?;
         }
         self.record.note(Severity::Info, "The farm was restarted: the job goes on where its console stands");
         Ok(Box::new(|away| ready(Ok((console, Event::PickedUp { away }))).boxed()))

@@ -31,6 +31,13 @@ pub(super) struct Prepared {
     pub attachments: Attachments,
 }
 
+impl Prepared {
+    /// Whether it says of anything how often or how long it may be read.
+    pub(super) fn is_limited(&self) -> bool {
+        self.start.artifacts.iter().chain(&self.continue_.artifacts).any(|planned| planned.exposure.is_limited())
+    }
+}
+
 /// What `wharf check --dut` shows: everything a boot would be made of, without booting.
 #[derive(Clone, Debug, Serialize, serde::Deserialize, utoipa::ToSchema)]
 pub struct Preview {

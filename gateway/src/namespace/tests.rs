@@ -142,15 +142,19 @@ fn an_access_to_a_name_with_a_limit_is_written_down_before_it_is_granted() {
 fn what_was_read_before_a_restart_is_read() {
     let scene = scene();
     let first_read = Some(Duration::from_secs(5));
-    scene.put("/a", "a", Exposure { access_count: Some(2), first_read, ..Exposure::default() });
+    let put = || scene.put("/a", "a", Exposure { access_count: Some(2), first_read, ..Exposure::default() });
     let counted = Counted { protocol: Protocol::Http, entry: "/a".into() };
-    scene.publication.restore(&counted, 1, scene.start);
+    scene.publication.remember(counted, 1, scene.start);
+    put();
     assert_eq!(scene.publication.readings(), [(Protocol::Http, "/a".to_owned(), Reading::Read)]);
     let range = scene.namespaces.resume(Caller::Address(DUT), Protocol::Http, "/a", scene.start);
     assert!(range.is_ok(), "the second and last access");
     assert_eq!(scene.open_at(0, "/a"), Err(Refusal::Exhausted { access_count: 2 }));
-    scene.publication.restore(&counted, 1, scene.start);
+    scene.publication.clear();
+    put();
     assert_eq!(scene.open_at(6, "/a"), Err(Refusal::FirstReadOver { first_read: Duration::from_secs(5) }));
+    scene.publication.begin_boot();
+    assert_eq!(scene.open_at(6, "/a"), Ok("a"), "a new boot begins anew");
 }
 
 #[test]

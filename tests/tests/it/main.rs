@@ -15,6 +15,7 @@
 //! | `http_clients` | curl reads whole, in part and resumed, over a bad link too, and is told what it may not |
 //! | `leases` | a person takes, uses, hands over and gives back a DUT; who waits knows why; what happened can be read |
 //! | `licences` | what we build on may be given away, and there is one TLS stack |
+//! | `limits` | what may be read once is read once, by any protocol, though the server is killed in between |
 //! | `messages` | DUTs of one job tell each other, over reboots, and never from job to job |
 //! | `nbd_clients` | qemu, nbdcopy and nbdinfo write, read, map and share our disks |
 //! | `nbd_root` | a DUT lives on a root file system of ours, and keeps or loses its writes as its job says |
@@ -46,6 +47,7 @@ mod faults;
 mod http_clients;
 mod leases;
 mod licences;
+mod limits;
 mod loopback;
 mod messages;
 mod nbd_clients;

@@ -21,11 +21,11 @@ use tests::lab::{Lab, Running};
 
 use crate::farms::{QEMU, WHARF};
 
-const LINK: &str = "wharf0";
-const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 88, 0, 1);
+pub const LINK: &str = "wharf0";
+pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 88, 0, 1);
 const NAME: &str = "bench-dut-1";
 /// Longer than anything here takes on a loaded machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Writes down what it is told, and does it. While the FIFO `hold` is there, switching off waits for a writer.
 const OUTLET: &str = "#!/bin/sh
@@ -41,8 +41,8 @@ esac
 ";
 
 /// A machine's place in the world: a network, an outlet, and a port for its console.
-struct Place {
-    lab: Arc<Lab>,
+pub struct Place {
+    pub lab: Arc<Lab>,
     folder: tempfile::TempDir,
     console: SocketAddr,
     listener: Option<TcpListener>,
@@ -50,7 +50,7 @@ struct Place {
 
 impl Place {
     /// `None`: nobody may make a network namespace here.
-    fn new() -> Option<Place> {
+    pub fn new() -> Option<Place> {
         let lab = match Lab::new() {
             Ok(lab) => lab,
             Err(error) => {
@@ -68,7 +68,7 @@ impl Place {
         Some(Place { lab: Arc::new(lab), folder, console, listener: Some(listener) })
     }
 
-    fn start(&self) -> Bench {
+    pub fn start(&self) -> Bench {
         let outlet = self.path("outlet").display().to_string();
         let farm = format!(
             "name: bench
@@ -103,7 +103,7 @@ duts:
     }
 
     /// The server opens the console.
-    fn opened(&self) -> TcpStream {
+    pub fn opened(&self) -> TcpStream {
         let listener = self.listener.as_ref().expect("the console is served");
         let (stream, _) = until(PATIENCE, || listener.accept().ok()).expect("the server opens the console");
         stream.set_nonblocking(false).unwrap();
