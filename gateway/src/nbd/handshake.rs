@@ -188,10 +188,8 @@ impl Handshake {
         }
     }
 
+    /// A client of the old kind does not set FIXED_NEWSTYLE and goes on with EXPORT_NAME; the protocol text lets us answer it all the same.
     fn take_flags(&mut self, flags: u32) -> Result<(), &'static str> {
-        if flags & client_flags::FIXED_NEWSTYLE == 0 {
-            return Err("the client does not speak fixed newstyle");
-        }
         if flags & !(client_flags::FIXED_NEWSTYLE | client_flags::NO_ZEROES) != 0 {
             return Err("the client set flags that nobody offered");
         }

@@ -304,6 +304,28 @@ async fn a_client_that_stops_in_mid_handshake_request_or_answer_is_given_up() {
 }
 
 #[tokio::test]
+async fn a_handshake_that_comes_byte_by_byte_is_given_up_in_its_time_and_an_option_after_go_is_no_request() {
+    let scene = scene_with(quick()).await;
+    scene.empty("disk").await;
+    let mut slow = scene.connect().await;
+    // 16 KiB of one option, at a byte a millisecond: it never gets there.
+    slow.stream.write_all(b"IHAVEOPT\0\0\0\x63\0\0\x40\0").await.unwrap();
+    let mut ticks = tokio::time::interval(Duration::from_millis(1));
+    let dripping = async {
+        while slow.stream.write_all(b"x").await.is_ok() {
+            ticks.tick().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), dripping).await.expect("300 ms are enough for a handshake");
+    let mut twice = scene.attach("disk").await;
+    twice.stream.write_all(b"IHAVEOPT\0\0\0\x07\0\0\0\x0c\0\0\0\x04disk\0\x01\0\x03").await.unwrap();
+    assert!(twice.is_closed().await);
+    let garbage = Outcome::Failed("the client sent something that is no request".to_owned());
+    let events = scene.events_of(2).await;
+    assert!(matches!(&events[1], AccessEvent::Ended { outcome, .. } if *outcome == garbage), "{events:?}");
+}
+
+#[tokio::test]
 async fn an_export_is_proven_by_a_client_that_is_not_ours() {
     let scene = scene().await;
     let image = Content::Inline(Bytes::from((0..200_000).map(|index| (index % 249) as u8).collect::<Vec<_>>()));
