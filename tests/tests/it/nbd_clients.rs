@@ -1,12 +1,13 @@
-//! Other people's NBD clients write and read our disks to the last byte: qemu-img, qemu-io, nbdcopy, nbdinfo.
+//! Other people's NBD clients write and read our disks to the last byte: qemu-img, qemu-io, nbdcopy, nbdinfo, fio.
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 use std::time::Instant;
 
 use gateway::content::Content;
 use gateway::content::disk::{Base, Disk, Mode};
 use gateway::namespace::{AccessEvent, Exposure, Outcome};
+use tests::bad_link::Faults;
 use tests::bench::need_programs;
 
 use crate::loopback::{Loopback, pattern};
@@ -31,15 +32,15 @@ fn empty(server: &Loopback, name: &str, size_bytes: u64) -> Disk {
     server.put_disk(name, Base::Zeros { size_bytes }, Mode::CopyOnWrite, Exposure::default())
 }
 
-fn run(program: &str, arguments: &[&str]) -> Output {
-    let mut command = Command::new(program);
+fn run(server: &Loopback, program: &str, arguments: &[&str]) -> Output {
+    let mut command = server.command(program);
     command.args(arguments);
     command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"))
 }
 
 #[track_caller]
-fn succeeds(program: &str, arguments: &[&str]) -> String {
-    let output = run(program, arguments);
+fn succeeds(server: &Loopback, program: &str, arguments: &[&str]) -> String {
+    let output = run(server, program, arguments);
     assert!(output.status.success(), "{program} {arguments:?}: {output:?}");
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
@@ -49,11 +50,11 @@ fn text(path: &Path) -> &str {
 }
 
 /// Reads, writes and tells of qemu-io, one after the other on one connection.
-fn qemu_io(url: &str, commands: &[&str]) -> String {
+fn qemu_io(server: &Loopback, url: &str, commands: &[&str]) -> String {
     let mut arguments = vec!["-f", "raw"];
     commands.iter().for_each(|command| arguments.extend(["-c", command]));
     arguments.push(url);
-    let output = run("qemu-io", &arguments);
+    let output = run(server, "qemu-io", &arguments);
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
@@ -63,13 +64,13 @@ fn qemu_img_copies_an_image_to_a_disk_and_finds_it_there() {
     let server = Loopback::start();
     let (image, disk) = (image(&server), empty(&server, "disk", IMAGE_BYTES));
     let url = server.nbd_url("disk");
-    succeeds("qemu-img", &["convert", "-n", "-f", "raw", "-O", "raw", text(&image), &url]);
+    succeeds(&server, "qemu-img", &["convert", "-n", "-f", "raw", "-O", "raw", text(&image), &url]);
     assert!(disk.layer_bytes() <= 33 << 20, "the hole takes space: {} bytes", disk.layer_bytes());
-    succeeds("qemu-img", &["compare", "-f", "raw", "-F", "raw", text(&image), &url]);
-    let info = succeeds("qemu-img", &["info", "--output=json", "-f", "raw", &url]);
+    succeeds(&server, "qemu-img", &["compare", "-f", "raw", "-F", "raw", text(&image), &url]);
+    let info = succeeds(&server, "qemu-img", &["info", "--output=json", "-f", "raw", &url]);
     let info: serde_json::Value = serde_json::from_str(&info).unwrap();
     assert_eq!(info["virtual-size"], IMAGE_BYTES);
-    let map = succeeds("qemu-img", &["map", "--output=json", "-f", "raw", &url]);
+    let map = succeeds(&server, "qemu-img", &["map", "--output=json", "-f", "raw", &url]);
     let map: serde_json::Value = serde_json::from_str(&map).unwrap();
     let zeros: Vec<_> = map.as_array().unwrap().iter().filter(|extent| extent["zero"] == true).collect();
     assert_eq!(zeros.len(), 1, "{map}");
@@ -82,9 +83,9 @@ fn nbdcopy_writes_and_reads_over_four_connections_as_one_access_each() {
     let server = Loopback::start();
     let (image, url) = (image(&server), server.nbd_url("disk"));
     empty(&server, "disk", IMAGE_BYTES);
-    succeeds("nbdcopy", &["--connections=4", "--flush", text(&image), &url]);
+    succeeds(&server, "nbdcopy", &["--connections=4", "--flush", text(&image), &url]);
     let copy = server.fresh("copy");
-    succeeds("nbdcopy", &["--connections=4", &url, text(&copy)]);
+    succeeds(&server, "nbdcopy", &["--connections=4", &url, text(&copy)]);
     assert!(std::fs::read(&copy).unwrap() == std::fs::read(&image).unwrap());
     let events = server.events_of(4);
     let is_complete = |event: &AccessEvent| matches!(event, AccessEvent::Ended { outcome: Outcome::Complete, .. });
@@ -102,9 +103,9 @@ fn nbdcopy_of_a_sparse_disk_of_twenty_gigabytes_reads_what_is_there() {
     assert!(made_in.as_millis() < 1000, "made in {made_in:?}");
     assert_eq!(disk.layer_bytes(), 0);
     let url = server.nbd_url("disk");
-    qemu_io(&url, &["write -P 0x5a 10G 1M", "flush"]);
+    qemu_io(&server, &url, &["write -P 0x5a 10G 1M", "flush"]);
     let copy = server.fresh("copy");
-    succeeds("nbdcopy", &[&url, text(&copy)]);
+    succeeds(&server, "nbdcopy", &[&url, text(&copy)]);
     let events = server.events_of(4);
     let AccessEvent::Ended { bytes, .. } = &events[3] else { panic!("{events:?}") };
     assert!(*bytes < 64 << 20, "{bytes} bytes were read for one of 1 MiB");
@@ -123,7 +124,7 @@ fn nbdinfo_sees_every_ability_the_list_and_the_map() {
     assert_eq!(image.size(), IMAGE_BYTES);
     empty(&server, "disk", 1 << 30);
     let list: serde_json::Value =
-        serde_json::from_str(&succeeds("nbdinfo", &["--json", "--list", &server.nbd_url("")])).unwrap();
+        serde_json::from_str(&succeeds(&server, "nbdinfo", &["--json", "--list", &server.nbd_url("")])).unwrap();
     assert_eq!(list["structured"], true, "{list}");
     let [os, disk] = &list["exports"].as_array().unwrap()[..] else { panic!("{list}") };
     for (key, on_os, on_disk) in [
@@ -142,7 +143,7 @@ fn nbdinfo_sees_every_ability_the_list_and_the_map() {
     assert_eq!((&os["export-name"], &disk["export-name"]), (&"os".into(), &"disk".into()));
     assert_eq!((&disk["block_size_minimum"], &disk["block_size_maximum"]), (&1.into(), &(32 << 20).into()));
     assert_eq!(disk["contexts"], serde_json::json!(["base:allocation"]));
-    let map = succeeds("nbdinfo", &["--map", &server.nbd_url("os")]);
+    let map = succeeds(&server, "nbdinfo", &["--map", &server.nbd_url("os")]);
     let words: Vec<Vec<_>> = map.lines().map(|line| line.split_whitespace().take(3).collect()).collect();
     assert_eq!(words, [["0", "16777216", "0"], ["16777216", "16777216", "3"], ["33554432", "16777216", "0"]]);
 }
@@ -155,6 +156,7 @@ fn qemu_io_writes_discards_and_zeroes_and_another_connection_reads_it() {
     server.put_disk("disk", base, Mode::CopyOnWrite, Exposure::default());
     let url = server.nbd_url("disk");
     let written = qemu_io(
+        &server,
         &url,
         &[
             "write -P 0x11 0 1M",
@@ -168,6 +170,7 @@ fn qemu_io_writes_discards_and_zeroes_and_another_connection_reads_it() {
     );
     assert!(!written.contains("rror") && !written.contains("failed"), "{written}");
     let read = qemu_io(
+        &server,
         &url,
         &[
             "read -P 0x11 0 1000",
@@ -194,8 +197,8 @@ fn a_read_only_disk_is_known_as_such_and_stays_as_it_is() {
     let base = Base::Image(Content::File(path.clone()));
     server.put_disk("os", base, Mode::ReadOnly, Exposure::default());
     let url = server.nbd_url("os");
-    assert!(run("nbdinfo", &["--is", "read-only", &url]).status.success());
-    let said = qemu_io(&url, &["write -P 0x11 0 512"]);
+    assert!(run(&server, "nbdinfo", &["--is", "read-only", &url]).status.success());
+    let said = qemu_io(&server, &url, &["write -P 0x11 0 512"]);
     assert!(said.contains("Permission denied"), "{said}");
     assert!(std::fs::read(path).unwrap()[..THIRD] == pattern(THIRD));
 }
@@ -208,8 +211,8 @@ fn a_reset_between_two_clients_brings_the_image_back() {
     let disk =
         server.put_disk("disk", Base::Image(Content::File(path.clone())), Mode::CopyOnWrite, Exposure::default());
     let url = server.nbd_url("disk");
-    qemu_io(&url, &["write -P 0x11 4k 1M", "flush"]);
-    let compare = || run("qemu-img", &["compare", "-f", "raw", "-F", "raw", text(&path), &url]).status.code();
+    qemu_io(&server, &url, &["write -P 0x11 4k 1M", "flush"]);
+    let compare = || run(&server, "qemu-img", &["compare", "-f", "raw", "-F", "raw", text(&path), &url]).status.code();
     assert_eq!(compare(), Some(1), "the disk differs from its image");
     server.block_on(disk.reset()).unwrap();
     assert_eq!(compare(), Some(0));
@@ -222,10 +225,75 @@ fn a_disk_that_may_be_attached_once_is_refused_the_second_time_with_the_reason()
     let once = Exposure { access_count: Some(1), ..Exposure::default() };
     server.put_disk("secret", Base::Zeros { size_bytes: 1 << 20 }, Mode::CopyOnWrite, once);
     let url = server.nbd_url("secret");
-    succeeds("nbdcopy", &["--connections=4", &url, text(&server.fresh("copy"))]);
+    succeeds(&server, "nbdcopy", &["--connections=4", &url, text(&server.fresh("copy"))]);
     server.events_of(2);
-    let second = run("nbdcopy", &[&url, text(&server.fresh("copy"))]);
+    let second = run(&server, "nbdcopy", &[&url, text(&server.fresh("copy"))]);
     assert!(!second.status.success());
     let said = String::from_utf8_lossy(&second.stderr).into_owned();
     assert!(said.contains("server policy prevents NBD_OPT_GO"), "{said}");
+}
+
+/// Random requests of odd sizes, 32 at a time, each block of which is read back and compared by its checksum.
+fn fio(server: &Loopback, url: &str, size: &str) -> String {
+    let mut arguments = vec!["--name=nbd", "--ioengine=nbd", "--rw=randrw", "--iodepth=32", "--bsrange=512-64k"];
+    arguments.extend(["--blockalign=512", "--verify=crc32c", "--verify_fatal=1", "--do_verify=1"]);
+    let (url, size) = (format!("--uri={url}"), format!("--size={size}"));
+    arguments.extend([&*url, &size]);
+    succeeds(server, "fio", &arguments)
+}
+
+#[test]
+fn fio_writes_at_random_and_finds_every_block_as_it_wrote_it() {
+    need_programs(&[("fio", "fio")]);
+    let server = Loopback::start();
+    empty(&server, "disk", 16 << 20);
+    let said = fio(&server, &server.nbd_url("disk"), "16M");
+    assert!(said.contains("err= 0"), "{said}");
+}
+
+#[test]
+fn a_link_that_loses_and_delays_changes_no_byte() {
+    need_programs(&[("nbdcopy", "libnbd-bin"), ("qemu-img", "qemu-utils"), ("fio", "fio")]);
+    let Some(server) = Loopback::across(Faults::ISSUED) else { return };
+    let (image, url) = (server.fresh("image"), server.nbd_url("disk"));
+    std::fs::write(&image, pattern(4 << 20)).unwrap();
+    empty(&server, "disk", 4 << 20);
+    succeeds(&server, "nbdcopy", &["--connections=4", "--flush", text(&image), &url]);
+    succeeds(&server, "qemu-img", &["compare", "-f", "raw", "-F", "raw", text(&image), &url]);
+    let said = fio(&server, &url, "1M");
+    assert!(said.contains("err= 0"), "{said}");
+    let link = server.link().expect("this server has one");
+    assert!(link.lost() > 8, "8 MB are 5600 frames and more: {link:?}");
+}
+
+#[test]
+fn the_map_of_an_image_is_the_one_that_qemu_makes_of_its_file() {
+    need_programs(&[("qemu-img", "qemu-utils"), ("qemu-io", "qemu-utils")]);
+    let server = Loopback::start();
+    let path = server.fresh("image");
+    std::fs::File::create(&path).unwrap().set_len(64 << 20).unwrap();
+    // A hole and some data, over and over; the last of them ends where the image does.
+    let writes: Vec<_> = (0..8).map(|index| format!("write -P 7 {}k 64k", index * 8192 + 8128)).collect();
+    qemu_io(&server, text(&path), &writes.iter().map(String::as_str).collect::<Vec<_>>());
+    let base = Base::Image(Content::File(path.clone()));
+    server.put_disk("os", base.clone(), Mode::ReadOnly, Exposure::default());
+    server.put_disk("disk", base, Mode::CopyOnWrite, Exposure::default());
+    let map = |of: &str| {
+        let json = succeeds(&server, "qemu-img", &["map", "--output=json", "-f", "raw", of]);
+        let map: serde_json::Value = serde_json::from_str(&json).unwrap();
+        let extents = map.as_array().unwrap().iter();
+        let of_extent = |extent: &serde_json::Value| ["start", "length", "zero", "data"].map(|key| extent[key].clone());
+        extents.map(of_extent).collect::<Vec<_>>()
+    };
+    let expected = map(text(&path));
+    assert_eq!(expected.len(), 16);
+    assert_eq!(map(&server.nbd_url("os")), expected);
+    assert_eq!(map(&server.nbd_url("disk")), expected);
+    // The same change to both: a page in a hole, and a hole in what was data.
+    for of in [text(&path), &server.nbd_url("disk")] {
+        qemu_io(&server, of, &["write -P 8 1M 64k", "discard 8M 64k", "write -z -u 16320k 64k"]);
+    }
+    let expected = map(text(&path));
+    assert_eq!(expected.len(), 16);
+    assert_eq!(map(&server.nbd_url("disk")), expected);
 }
