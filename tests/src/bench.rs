@@ -266,6 +266,14 @@ impl Bench {
         until(limit, || Some(()).filter(|()| is_free(&self.dut(full_name)))).ok_or_else(|| self.dut(full_name))
     }
 
+    /// The most memory that the server's own process ever had: VmHWM of proc(5), which counts what it has only for a moment.
+    pub fn memory_bytes_max(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process)).expect("the server runs");
+        let most =
+            status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.strip_suffix("kB")?.trim().parse::<u64>().ok());
+        most.expect("the kernel says it of every process") * 1024
+    }
+
     /// Processes of this farm: the server and its virtual machines.
     pub fn processes(&self) -> Vec<i32> {
         processes_marked(&self.mark)

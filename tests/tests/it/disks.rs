@@ -18,14 +18,14 @@ use crate::farms::{WHARF, linux_job};
 use crate::loopback::{Loopback, pattern};
 
 /// Two simulated machines over the loopback: a test can speak from the address of either.
-const FARM: &str = "name: here\nnetwork: {loopback: {}}\nduts:\n  \
+pub(crate) const FARM: &str = "name: here\nnetwork: {loopback: {}}\nduts:\n  \
     - {base_name: one, mac: '52:54:00:80:00:01', address: 127.80.0.1, tags: [one], machine: {simulated: {}}}\n  \
     - {base_name: two, mac: '52:54:00:80:00:02', address: 127.80.0.2, tags: [two], machine: {simulated: {}}}\n";
-const ONE: [u8; 4] = [127, 80, 0, 1];
+pub(crate) const ONE: [u8; 4] = [127, 80, 0, 1];
 const TWO: [u8; 4] = [127, 80, 0, 2];
 
 /// A job that says where its disk is, and runs until it is cancelled.
-fn job(tag: &str, disks: &str) -> String {
+pub(crate) fn job(tag: &str, disks: &str) -> String {
     let words = "disk={{ job.nbd.scratch.url }} wharf.end=hang";
     linux_job(tag, words, "overall: {minutes: 5}", &format!("    storage:\n      nbd:\n{disks}"))
 }
@@ -33,7 +33,7 @@ fn job(tag: &str, disks: &str) -> String {
 const SCRATCH: &str = "        - {name: scratch, size: 1M}\n        - {name: pristine, size: 64K, readonly: true}\n";
 
 /// Where the job's own templates say that its disk is.
-fn disk_address(bench: &Bench, running: &mut Job) -> SocketAddr {
+pub(crate) fn disk_address(bench: &Bench, running: &mut Job) -> SocketAddr {
     running.wait_for_console("wharf.end=hang");
     let console = bench.get(&format!("/api/v1/jobs/{}/log", running.id)).text();
     let url = console.split("disk=nbd://").nth(1).expect("the command line names the disk");
@@ -42,7 +42,7 @@ fn disk_address(bench: &Bench, running: &mut Job) -> SocketAddr {
     address.parse().unwrap()
 }
 
-fn connect(from: [u8; 4], to: SocketAddr) -> TcpStream {
+pub(crate) fn connect(from: [u8; 4], to: SocketAddr) -> TcpStream {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::new(IpAddr::from(from), 0).into()).unwrap();
     socket.connect(&to.into()).unwrap();

@@ -19,6 +19,7 @@
 //! | `messages` | DUTs of one job tell each other, over reboots, and never from job to job |
 //! | `nbd_clients` | qemu, nbdcopy and nbdinfo write, read, map and share our disks |
 //! | `nbd_root` | a DUT lives on a root file system of ours, and keeps or loses its writes as its job says |
+//! | `nbd_strange` | strange NBD requests are answered, and a client that asks for much does not make us grow |
 //! | `on_demand` | machines are made when jobs ask, make room for others, and go |
 //! | `picked_up` | a machine that is not the server's own goes on without it, and so does its job |
 //! | `queue` | hundreds of jobs for fifty machines: in order, and none is forgotten |
@@ -52,6 +53,7 @@ mod loopback;
 mod messages;
 mod nbd_clients;
 mod nbd_root;
+mod nbd_strange;
 mod on_demand;
 mod picked_up;
 mod queue;
