@@ -230,7 +230,7 @@ fn a_client_that_asks_for_gigabytes_and_takes_none_makes_the_server_hold_what_is
         let streams = (0..CONNECTIONS).map(|_| attach());
         streams
             .map(|mut stream| {
-                // What it was asked for before is answered: the server has seen all of it.
+                // With the first answer the server has seen what came with its question.
                 stream.write_all(what).unwrap();
                 stream.read_exact(&mut [0; 16]).unwrap();
                 stream
