@@ -6,7 +6,9 @@
 //!                              ├─► tftp  address:69                       ports.tftp     None: not started
 //!                              ├─► http  address:80                       ports.http     None: not started
 //!                              ├─► nbd   address:10809                    ports.nbd      None: not started
-//!                              └─► cache (downloads leave by the host's network)
+//!                              ├─► cache (downloads leave by the host's network)
+//!                              └─► authority, and the TLS of http and nbd made of it
+//!  Gateway::open_port ──► http | tftp  address:port, for as long as somebody holds it
 //! ```
 //! Dropping it stops every server at once; [`Gateway::drain`] lets running transfers end first.
 
@@ -16,13 +18,15 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::content::cache::{self, Cache, FileUrls};
 use crate::content::{Content, ContentError};
 use crate::dhcp::{self, ReplyTo, advertise};
-use crate::namespace::Namespaces;
+use crate::namespace::{Namespaces, Protocol};
 use crate::net::Net;
+use crate::tls::Tls;
+use crate::tls::authority::{Authority, AuthorityError};
 use crate::{http, nbd, tftp};
 
 /// Which ports the servers take: `None` switches a server off, 0 takes a free port.
@@ -81,6 +85,8 @@ pub struct Config {
     pub cache_directory: PathBuf,
     /// Whether jobs may name files of this machine.
     pub file_urls: FileUrls,
+    /// Where the key and certificate of the farm's own authority are kept; without it there is a new one at each start.
+    pub authority_directory: Option<PathBuf>,
 }
 
 impl Default for Config {
@@ -98,6 +104,7 @@ impl Default for Config {
             dhcp_observer: Arc::new(|_| ()),
             cache_directory: PathBuf::from("/var/cache/wharfinger/artifacts"),
             file_urls: FileUrls::default(),
+            authority_directory: None,
         }
     }
 }
@@ -138,6 +145,9 @@ pub enum GatewayError {
     /// The artifact cache.
     #[error(transparent)]
     Cache(#[from] ContentError),
+    /// The farm's certificate authority.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
 }
 
 /// The next step, for the errors that a farm's administrator meets first.
@@ -174,7 +184,28 @@ pub struct Gateway {
     nbd_connections: Option<nbd::Connections>,
     running: Mutex<Running>,
     config: Config,
-    ports: tokio::sync::Mutex<HashMap<u16, Weak<http::Server>>>,
+    tls: Tls,
+    ports: tokio::sync::Mutex<HashMap<(Protocol, u16), Weak<PortServer>>>,
+}
+
+/// A port besides the servers' own, closed when its last clone is dropped.
+#[derive(Clone, Debug)]
+pub struct OpenPort(Arc<PortServer>);
+
+#[derive(Debug)]
+enum PortServer {
+    Http(http::Server),
+    Tftp(tftp::Server),
+}
+
+impl OpenPort {
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        match &*self.0 {
+            PortServer::Http(server) => server.address(),
+            PortServer::Tftp(server) => server.address(),
+        }
+    }
 }
 
 /// What a drain takes away.
@@ -192,11 +223,12 @@ impl Gateway {
         let cache_config = cache::Config { file_urls: config.file_urls, ..cache::Config::new(&config.cache_directory) };
         let cache = Cache::new(cache_config)?;
         let namespaces = Namespaces::new();
+        let tls = make_tls(&config)?;
         let dhcp = start_dhcp(&config).await?;
         let running = Running {
             tftp: start_tftp(&config, &namespaces).await?,
-            http: start_http(&config, &namespaces).await?,
-            nbd: start_nbd(&config, &namespaces).await?,
+            http: start_http(&config, &namespaces, &tls).await?,
+            nbd: start_nbd(&config, &namespaces, &tls).await?,
             advertiser: start_advertiser(&config)?,
         };
         let addresses = Addresses {
@@ -207,26 +239,52 @@ impl Gateway {
         };
         let nbd_connections = running.nbd.as_ref().map(nbd::Server::connections);
         let (running, ports) = (Mutex::new(running), tokio::sync::Mutex::default());
-        Ok(Gateway { namespaces, cache, dhcp, addresses, nbd_connections, running, config, ports })
+        Ok(Gateway { namespaces, cache, dhcp, addresses, nbd_connections, running, config, tls, ports })
     }
 
-    /// HTTP at a port besides, for what is exposed there; callers share it, and it is closed when the last lets go of it.
-    pub async fn open_port(&self, port: u16) -> Result<Arc<http::Server>, GatewayError> {
+    /// HTTP (in clear and over TLS) or TFTP at a port besides, for what is exposed there; callers share it.
+    pub async fn open_port(&self, protocol: Protocol, port: u16) -> Result<OpenPort, GatewayError> {
         let mut ports = self.ports.lock().await;
         ports.retain(|_, server| server.strong_count() > 0);
-        if let Some(server) = ports.get(&port).and_then(Weak::upgrade) {
-            return Ok(server);
+        if let Some(server) = ports.get(&(protocol, port)).and_then(Weak::upgrade) {
+            return Ok(OpenPort(server));
         }
+        let server = match protocol {
+            Protocol::Tftp => self.tftp_at(port).await?,
+            Protocol::Http => self.http_at(port).await?,
+            Protocol::Nbd => {
+                let source = io::Error::new(io::ErrorKind::Unsupported, "NBD has one port for all");
+                return Err(GatewayError::Nbd { address: SocketAddr::new(self.config.address.into(), port), source });
+            }
+        };
+        let server = Arc::new(server);
+        ports.insert((protocol, port), Arc::downgrade(&server));
+        Ok(OpenPort(server))
+    }
+
+    async fn http_at(&self, port: u16) -> Result<PortServer, GatewayError> {
         let listen = SocketAddr::new(self.config.address.into(), port);
         let config = http::Config {
             interface: self.config.interface.clone(),
             serves: http::Serves::ExposedAt(port),
+            tls: Some(self.tls.clone()),
             ..http::Config::new(self.config.net.clone(), listen)
         };
         let server = http::start(config, self.namespaces.clone()).await;
-        let server = Arc::new(server.map_err(|source| GatewayError::Http { address: listen, source })?);
-        ports.insert(port, Arc::downgrade(&server));
-        Ok(server)
+        server.map(PortServer::Http).map_err(|source| GatewayError::Http { address: listen, source })
+    }
+
+    async fn tftp_at(&self, port: u16) -> Result<PortServer, GatewayError> {
+        let listen = SocketAddr::new(self.config.address.into(), port);
+        let (net, interface) = (self.config.net.clone(), self.config.interface.clone());
+        let config = tftp::Config { net, interface, listen, exposed_at: Some(port), ..tftp::Config::default() };
+        let server = tftp::start(config, self.namespaces.clone()).await;
+        server.map(PortServer::Tftp).map_err(|source| GatewayError::Tftp { address: listen, source })
+    }
+
+    /// The TLS of its servers.
+    pub fn tls(&self) -> &Tls {
+        &self.tls
     }
 
     /// Where jobs publish what their DUTs may read.
@@ -294,6 +352,15 @@ impl fmt::Debug for Gateway {
     }
 }
 
+fn make_tls(config: &Config) -> Result<Tls, AuthorityError> {
+    let now = SystemTime::now();
+    let authority = match &config.authority_directory {
+        Some(directory) => Authority::kept_in(directory, now)?,
+        None => Authority::new(now)?,
+    };
+    Tls::new(authority, config.address.into())
+}
+
 /// A server that is off keeps its table, so that the executor need not ask: it has no socket in the farm's network.
 async fn start_dhcp(config: &Config) -> Result<dhcp::Server, GatewayError> {
     let is_on = config.ports.dhcp.is_some();
@@ -332,21 +399,29 @@ async fn start_tftp(config: &Config, namespaces: &Namespaces<Content>) -> Result
     server.await.map(Some).map_err(|source| GatewayError::Tftp { address: listen, source })
 }
 
-async fn start_http(config: &Config, namespaces: &Namespaces<Content>) -> Result<Option<http::Server>, GatewayError> {
+async fn start_http(
+    config: &Config,
+    namespaces: &Namespaces<Content>,
+    tls: &Tls,
+) -> Result<Option<http::Server>, GatewayError> {
     let Some(port) = config.ports.http else { return Ok(None) };
     let listen = SocketAddr::new(config.address.into(), port);
-    let interface = config.interface.clone();
-    let server =
-        http::start(http::Config { interface, ..http::Config::new(config.net.clone(), listen) }, namespaces.clone());
+    let (interface, tls) = (config.interface.clone(), Some(tls.clone()));
+    let config = http::Config { interface, tls, ..http::Config::new(config.net.clone(), listen) };
+    let server = http::start(config, namespaces.clone());
     server.await.map(Some).map_err(|source| GatewayError::Http { address: listen, source })
 }
 
-async fn start_nbd(config: &Config, namespaces: &Namespaces<Content>) -> Result<Option<nbd::Server>, GatewayError> {
+async fn start_nbd(
+    config: &Config,
+    namespaces: &Namespaces<Content>,
+    tls: &Tls,
+) -> Result<Option<nbd::Server>, GatewayError> {
     let Some(port) = config.ports.nbd else { return Ok(None) };
     let listen = SocketAddr::new(config.address.into(), port);
-    let interface = config.interface.clone();
-    let server =
-        nbd::start(nbd::Config { interface, ..nbd::Config::new(config.net.clone(), listen) }, namespaces.clone());
+    let (interface, tls) = (config.interface.clone(), Some(tls.clone()));
+    let config = nbd::Config { interface, tls, ..nbd::Config::new(config.net.clone(), listen) };
+    let server = nbd::start(config, namespaces.clone());
     server.await.map(Some).map_err(|source| GatewayError::Nbd { address: listen, source })
 }
 
@@ -361,7 +436,7 @@ mod tests {
     use tokio::net::{TcpStream, UdpSocket};
 
     use super::*;
-    use crate::namespace::{Exposure, Name, Origin, Protocol};
+    use crate::namespace::{Exposure, Name, Origin};
 
     fn config(directory: &tempfile::TempDir, ports: Ports) -> Config {
         Config { ports, cache_directory: directory.path().to_owned(), ..Config::default() }

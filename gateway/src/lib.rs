@@ -13,6 +13,7 @@
 
 pub mod content;
 pub mod dhcp;
+pub mod door;
 pub mod gateway;
 pub mod http;
 pub mod live;
@@ -20,5 +21,6 @@ pub mod namespace;
 pub mod nbd;
 pub mod net;
 pub mod tftp;
+pub mod tls;
 
-pub use gateway::{Addresses, Config, Gateway, GatewayError, Ports};
+pub use gateway::{Addresses, Config, Gateway, GatewayError, OpenPort, Ports};

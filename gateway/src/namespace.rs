@@ -26,6 +26,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use self::tally::Tally;
+use crate::door::{Door, Transport};
 use crate::live::Answer;
 
 /// The protocols that artifacts are served by.
@@ -114,8 +115,10 @@ pub struct Exposure {
     pub first_read: Option<Duration>,
     /// Refused this long after publication.
     pub duration: Option<Duration>,
-    /// A port besides the server's own where it is read as well, by HTTP.
+    /// A port besides the server's own where it is read as well.
     pub port: Option<u16>,
+    /// What it is read over at least, at whichever port.
+    pub transport: Transport,
 }
 
 impl Exposure {
@@ -171,6 +174,16 @@ pub enum Refusal {
         /// Why not.
         reason: String,
     },
+    /// Asked for in clear.
+    TlsRequired {
+        /// The entry's port, where it has one.
+        port: Option<u16>,
+    },
+    /// Nothing was asked for: the connection did not become one of TLS.
+    TlsFailed {
+        /// Why not.
+        reason: String,
+    },
 }
 
 impl fmt::Display for Refusal {
@@ -191,6 +204,11 @@ impl fmt::Display for Refusal {
             Refusal::NotRecorded { reason } => {
                 write!(f, "it has a lifetime, and the farm cannot write down that it is read: {reason}")
             }
+            Refusal::TlsRequired { port: Some(port) } => {
+                write!(f, "only to be read over TLS, at port {port} (expose.tls)")
+            }
+            Refusal::TlsRequired { port: None } => f.write_str("only to be read over TLS (expose.tls)"),
+            Refusal::TlsFailed { reason } => f.write_str(reason),
         }
     }
 }
@@ -478,10 +496,12 @@ impl<C: Clone> Namespaces<C> {
         }
     }
 
-    /// The exact names that `caller` could ask for by `protocol`, whatever their limits.
-    pub fn names(&self, caller: Caller<'_>, protocol: Protocol) -> Vec<String> {
+    /// The exact names that `caller` could ask for by `protocol` and this door, whatever their limits.
+    pub fn names(&self, caller: Caller<'_>, protocol: Protocol, door: Door) -> Vec<String> {
         let exact = |entry: &Entry<C>| match &entry.name {
-            Name::Exact(name) if entry.protocol == protocol => Some(name.clone()),
+            Name::Exact(name) if entry.protocol == protocol && entry.exposure.admits(door).is_ok() => {
+                Some(name.clone())
+            }
             Name::Exact(_) | Name::Matching(..) => None,
         };
         let mut table = lock(&self.table);
@@ -498,17 +518,13 @@ impl<C: Clone> Namespaces<C> {
         table.by_address.contains_key(&address).then_some(address)
     }
 
-    /// Whether what `caller` means by `name` is to be had at this port of its own; counts nothing, and reports a refusal.
-    pub fn exposes(&self, caller: Caller<'_>, name: &str, port: u16) -> Result<(), Refusal> {
+    /// Whether what `caller` means by `name` is to be had by this door; counts nothing, and reports a refusal.
+    pub fn admits(&self, caller: Caller<'_>, protocol: Protocol, name: &str, door: Door) -> Result<(), Refusal> {
         let mut table = lock(&self.table);
         let namespace = table.of(caller)?;
-        match namespace.find(Protocol::Http, name) {
-            Ok(index) if namespace.entries[index].exposure.port == Some(port) => Ok(()),
-            _ => {
-                namespace.report_refusal(Protocol::Http, name, caller.peer(), &Refusal::NoSuchName);
-                Err(Refusal::NoSuchName)
-            }
-        }
+        let found = namespace.find(protocol, name);
+        let admitted = found.and_then(|index| namespace.entries[index].exposure.admits(door));
+        admitted.inspect_err(|refusal| namespace.report_refusal(protocol, name, caller.peer(), refusal))
     }
 
     /// Goes on with an access that this boot already counted (a byte range of a file whose start was read). A name never opened in this

@@ -366,6 +366,17 @@ pub(crate) struct NbdKeys {
     /// How often and how long it may be attached.
     #[serde(default)]
     pub(crate) lifetime: Lifetime,
+    /// How it is served.
+    #[serde(default)]
+    pub(crate) expose: NbdExposeKeys,
+}
+
+/// How a block device is served: always at the farm's one port.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+pub(crate) struct NbdExposeKeys {
+    /// Whether it is attached over TLS only, with a certificate of the farm's own authority.
+    pub(crate) tls: bool,
 }
 
 /// An empty disk.

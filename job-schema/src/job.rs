@@ -538,10 +538,10 @@ pub struct Lifetime {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Expose {
-    /// The port it is served on as well.
+    /// The port it is served on as well; with `tls` and without a port: 443.
     #[schemars(range(min = 1))]
     pub port: Option<u16>,
-    /// Whether it speaks TLS there, with a certificate of the farm's own authority.
+    /// Whether it is read over TLS only, with a certificate of the farm's own authority; not in `tftp`.
     pub tls: bool,
 }
 
@@ -565,12 +565,14 @@ pub struct NbdExport {
     pub max_connections: u32,
     /// How often and how long it may be attached.
     pub lifetime: Lifetime,
+    /// Whether it is attached over TLS only.
+    pub tls: bool,
 }
 
 impl NbdExport {
-    /// Whether it is the same disk, however often it may be attached.
+    /// Whether it is the same disk, however often it may be attached, and over what.
     pub fn is_same_disk(&self, other: &NbdExport) -> bool {
-        *self == NbdExport { lifetime: self.lifetime.clone(), ..other.clone() }
+        *self == NbdExport { lifetime: self.lifetime.clone(), tls: self.tls, ..other.clone() }
     }
 }
 
@@ -1011,6 +1013,7 @@ impl TryFrom<NbdKeys> for NbdExport {
             expiration: keys.expiration.map(duration_of).transpose()?,
             max_connections: keys.max_connections.unwrap_or(DEFAULT_NBD_CONNECTIONS),
             lifetime: keys.lifetime,
+            tls: keys.expose.tls,
         })
     }
 }

@@ -16,6 +16,7 @@ use job_schema::job::{Artifact, Deployment, PathMatch, StorageArtifact};
 pub mod android;
 pub mod database;
 mod depthcharge;
+pub mod doors;
 mod fastboot;
 mod grub;
 pub mod ipxe;
@@ -205,17 +206,22 @@ fn one_line(deployment: &Deployment) -> String {
 
 /// The job's own HTTP and TFTP entries, the same for every boot method.
 fn storage(deployment: &Deployment) -> Vec<Planned> {
-    let entry = |protocol, artifact: &StorageArtifact| Planned {
-        protocol,
-        name: name_of(&artifact.path),
-        source: Source::Artifacts(vec![artifact.artifact.clone()]),
-        exposure: Exposure {
-            access_count: artifact.lifetime.access_count,
-            first_read: artifact.lifetime.first_read,
-            duration: artifact.lifetime.duration,
-            port: artifact.expose.as_ref().and_then(|expose| expose.port),
-        },
-        origin: Origin::Job,
+    let entry = |protocol, artifact: &StorageArtifact| {
+        let lifetime = &artifact.lifetime;
+        let (port, transport) = doors::of(artifact.expose.as_ref());
+        Planned {
+            protocol,
+            name: name_of(&artifact.path),
+            source: Source::Artifacts(vec![artifact.artifact.clone()]),
+            exposure: Exposure {
+                access_count: lifetime.access_count,
+                first_read: lifetime.first_read,
+                duration: lifetime.duration,
+                port,
+                transport,
+            },
+            origin: Origin::Job,
+        }
     };
     let http = deployment.storage.http.iter().map(|artifact| entry(Protocol::Http, artifact));
     let tftp = deployment.storage.tftp.iter().map(|artifact| entry(Protocol::Tftp, artifact));

@@ -14,8 +14,8 @@ use bytes::Bytes;
 use gateway::content::cache::{Cache, Cached};
 use gateway::content::edit::{Addition, Edited, Recipe, Rework, Step};
 use gateway::content::{ByName, Content, ContentError};
-use gateway::http::Server;
-use gateway::namespace::{Name, Origin};
+use gateway::namespace::{Name, Origin, Protocol};
+use gateway::{Addresses, OpenPort};
 use job_schema::job::{
     Archive, ArchiveFormat, ArchiveMember, Artifact, ArtifactSource, FormatStep, Groups, Keep, PathMatch,
 };
@@ -52,8 +52,9 @@ impl Farm {
         }
         let downloads = downloads.into_iter().map(|(url, (cached, _))| (url, cached)).collect();
         let mut ports = Vec::new();
-        for port in ports_of(prepared) {
-            ports.push(self.gateway.open_port(port).await.map_err(|error| failed(format!("`expose`: {error}")))?);
+        for (protocol, port) in ports_of(prepared, self.gateway.addresses()) {
+            let open = self.gateway.open_port(protocol, port).await;
+            ports.push(open.map_err(|error| failed(format!("`expose`: {error}")))?);
         }
         let shelf = Shelf { downloads, cache: cache.clone(), edits: Mutex::default(), _ports: ports };
         let contents = Contents(Arc::new(shelf));
@@ -102,12 +103,19 @@ struct Shelf {
     /// What was made, so that the next boot and the next name are the same thing.
     edits: Mutex<Vec<(Artifact, Edited)>>,
     /// Open for as long as something of this job may be read there.
-    _ports: Vec<Arc<Server>>,
+    _ports: Vec<OpenPort>,
 }
 
-fn ports_of(prepared: &Prepared) -> BTreeSet<u16> {
+/// The ports that have to be opened: those that are not a server's own.
+fn ports_of(prepared: &Prepared, own: Addresses) -> BTreeSet<(Protocol, u16)> {
+    let is_own = |protocol, port| match protocol {
+        Protocol::Http => own.http.is_some_and(|address| address.port() == port),
+        Protocol::Tftp => own.tftp.is_some_and(|address| address.port() == port),
+        Protocol::Nbd => true,
+    };
     let all = prepared.start.artifacts.iter().chain(&prepared.continue_.artifacts);
-    all.filter_map(|planned| planned.exposure.port).collect()
+    let exposed = all.filter_map(|planned| planned.exposure.port.map(|port| (planned.protocol, port)));
+    exposed.filter(|(protocol, port)| !is_own(*protocol, *port)).collect()
 }
 
 impl Contents {

@@ -13,6 +13,7 @@ use std::time::Instant;
 use gateway::Gateway;
 use gateway::content::Content;
 use gateway::content::disk::{Base, Config, Disk, Mode};
+use gateway::door::Transport;
 use gateway::namespace::{Exposure, Name, Origin, Protocol, Publication};
 use gateway::net::Net;
 use job_schema::job::{Job, Lifetime, NbdContent, NbdExport, ResetOn};
@@ -59,7 +60,9 @@ impl Disks {
             self.publish(which, &publication, Instant::now());
             for (export, disk) in self.made.iter().filter(|(export, _)| self.has(which, export)) {
                 let name = export.name.to_string();
-                let proof = gateway::nbd::proof::prove(net, address, publication.key(), &name, disk).await;
+                let wants_tls = self.of(which).iter().any(|other| other.is_same_disk(export) && other.tls);
+                let tls = wants_tls.then(|| gateway.tls());
+                let proof = gateway::nbd::proof::prove(net, address, tls, publication.key(), &name, disk).await;
                 proof.map_err(|error| failed(error.to_string()))?;
             }
         }
@@ -105,7 +108,8 @@ impl Disks {
 
 fn exposure_of(export: &NbdExport) -> Exposure {
     let Lifetime { access_count, first_read, duration } = export.lifetime;
-    Exposure { access_count, first_read, duration, port: None }
+    let transport = if export.tls { Transport::Tls } else { Transport::Clear };
+    Exposure { access_count, first_read, duration, port: None, transport }
 }
 
 async fn make_one(export: &NbdExport, gateway: &Gateway, folder: &Path) -> Result<Disk, String> {

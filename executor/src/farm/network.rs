@@ -25,6 +25,9 @@ use crate::session::Event;
 use crate::virtual_dut::network::{NetworkError, PrivateNetwork};
 use crate::virtual_dut::{install, qemu, simulated};
 
+/// Where in the server's state the farm's own certificate authority is kept.
+const AUTHORITY: &str = "authority";
+
 /// The network that DUTs are on, made or found.
 pub(super) struct Network {
     /// The gateway's address.
@@ -76,6 +79,7 @@ impl Network {
             dhcp_range: config.dhcp_range,
             dhcp_observer: Arc::new(move |event| tell(&listeners, &event)),
             cache_directory: install::cache_folder()?.join("artifacts"),
+            authority_directory: Some(config.state.join(AUTHORITY)),
             ..gateway::Config::default()
         })
     }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use gateway::dhcp::Mac;
+use gateway::door::Transport;
 use gateway::namespace::{Exposure, Name};
 use job_schema::Roles;
 use job_schema::job::{Artifact, ArtifactSource, Deployment, Job, NbdExport};
@@ -16,8 +17,7 @@ use super::contents::Attachments;
 use super::disks;
 use super::wants::{self, Asked, Candidate, Wants};
 use super::{Submission, SubmitError, texts};
-use crate::boot::database;
-use crate::boot::{BootPlan, Dut, Place, Planned, Source};
+use crate::boot::{BootPlan, Dut, Place, Planned, Source, database, doors};
 use crate::config::{DutConfig, FarmConfig, MachineConfig, SimulatedConfig};
 use crate::lease::rows::Access;
 use crate::render;
@@ -141,7 +141,7 @@ impl Planner {
             None => rendered,
         };
         let roles = Job::parse_all(&rendered)?;
-        roles.list.iter().try_for_each(|role| served(&role.job, submission, &rendered))?;
+        roles.list.iter().try_for_each(|role| self.served(&role.job, submission, &rendered))?;
         Ok(roles)
     }
 
@@ -161,7 +161,7 @@ impl Planner {
         for choice in choices {
             let mut job = Job::parse_over(&rendered, crew.map(|crew| crew.role.as_str()), &choice.defaults)?;
             texts::render_again(&submission.source_name, &mut job, &variables).await?;
-            served(&job, submission, &rendered)?;
+            self.served(&job, submission, &rendered)?;
             let plan = |deployment| choice.plan(deployment, &boots).map_err(|why| refused(why, submission, &rendered));
             start.push(plan(&job.start)?);
             continue_.push(plan(&job.continue_)?);
@@ -230,6 +230,27 @@ impl Planner {
         roots.into_iter().filter(|name| known.get(name).is_none()).collect()
     }
 
+    /// Refuses what a job may say and this version does not do yet (a job that silently lacks its disk fails late and oddly), and what
+    /// it wants where something else is.
+    fn served(&self, job: &Job, submission: &Submission, rendered: &Rendered) -> Result<(), Problems> {
+        let mut unserved: BTreeSet<_> = unserved(&job.start).into_iter().chain(unserved(&job.continue_)).collect();
+        if !job.proxy.is_empty() {
+            unserved.insert("`proxy.allowed_endpoints`");
+        }
+        let unserved = unserved.into_iter().map(|what| {
+            let problem =
+                Problem::new(format!("{what} is checked, but not served by this version")).about("deployment");
+            problem.hint("README.md lists what this version serves")
+        });
+        let own = doors::Own { http: self.place.http_port, nbd: self.nbd_port };
+        let misplaced = doors::refused(job, own).into_iter().map(|what| Problem::new(what).about("deployment"));
+        let problems: Vec<_> = unserved.chain(misplaced).collect();
+        if problems.is_empty() {
+            return Ok(());
+        }
+        Err(Problems::new(&submission.source_name, &rendered.text, problems))
+    }
+
     /// What a job's templates may use. Without a DUT the values are CI-tron's placeholders, so that both forms of a job are checked.
     fn variables(
         &self,
@@ -265,9 +286,10 @@ impl Planner {
         let port = self.nbd_port;
         let disk = |disk: &NbdExport| {
             let name = disk.name.to_string();
+            let scheme = if disk.tls { "nbds" } else { "nbd" };
             let value = json!({
                 "name": name, "export": name, "host": address, "hostname": address, "port": port, "tcp_port": port,
-                "max_connections": disk.max_connections, "url": format!("nbd://{address}:{port}/{name}"),
+                "max_connections": disk.max_connections, "url": format!("{scheme}://{address}:{port}/{name}"),
             });
             (name, value)
         };
@@ -317,23 +339,6 @@ fn refused(why: Vec<String>, submission: &Submission, rendered: &Rendered) -> Pr
     Problems::new(&submission.source_name, &rendered.text, why.into_iter().map(problem).collect())
 }
 
-/// Refuses what a job may say and this version does not do yet: a job that silently lacks its disk fails late and oddly.
-fn served(job: &Job, submission: &Submission, rendered: &Rendered) -> Result<(), Problems> {
-    let mut unserved: BTreeSet<_> = unserved(&job.start).into_iter().chain(unserved(&job.continue_)).collect();
-    if !job.proxy.is_empty() {
-        unserved.insert("`proxy.allowed_endpoints`");
-    }
-    if unserved.is_empty() {
-        return Ok(());
-    }
-    let problem = |what: &str| {
-        Problem::new(format!("{what} is checked, but not served by this version"))
-            .about("deployment")
-            .hint("README.md lists what this version serves")
-    };
-    Err(Problems::new(&submission.source_name, &rendered.text, unserved.into_iter().map(problem).collect()))
-}
-
 /// What is not served yet. `fastboot` is not among them: it only speaks to machines that boot so.
 fn unserved(deployment: &Deployment) -> Vec<&'static str> {
     let storage = &deployment.storage;
@@ -348,8 +353,6 @@ fn unserved(deployment: &Deployment) -> Vec<&'static str> {
         ("`storage.s3`", !storage.s3.is_empty()),
         ("`storage.imagestore`", !storage.imagestore.is_empty()),
         ("an artifact's `s3://` URL", artifacts().any(is_s3)),
-        ("`expose: {tls: true}`", files().any(|file| file.expose.as_ref().is_some_and(|expose| expose.tls))),
-        ("`expose` in `storage.tftp`", storage.tftp.iter().any(|file| file.expose.is_some())),
     ];
     let files_and_rest = table.into_iter().filter(|(_, used)| *used).map(|(what, _)| what);
     files_and_rest.chain(disks::unserved(&storage.nbd)).collect()
@@ -398,8 +401,11 @@ fn describe_exposure(exposure: &Exposure) -> String {
     if let Some(duration) = exposure.duration {
         limits.push(format!("{duration:?} in all"));
     }
-    if let Some(port) = exposure.port {
-        limits.push(format!("at port {port} as well"));
+    match (exposure.port, exposure.transport) {
+        (Some(port), Transport::Clear) => limits.push(format!("at port {port} as well")),
+        (Some(port), Transport::Tls) => limits.push(format!("over TLS at port {port}")),
+        (None, Transport::Tls) => limits.push("over TLS".to_owned()),
+        (None, Transport::Clear) => {}
     }
     if limits.is_empty() { "no limit".to_owned() } else { limits.join(", ") }
 }

@@ -1,7 +1,7 @@
 //! One TCP connection: hyper's HTTP/1 around a stream that gives up on a peer who stops reading.
 //!
 //! ```text
-//!  TcpStream ── Patient (write timeout) ──► hyper http1 ──► service
+//!  Wire ── Patient (write timeout) ──► hyper http1 ──► service
 //!                                             ▲
 //!  every LIVENESS_PERIOD: does the publication of the running transfer still stand? no → the connection is dropped
 //! ```
@@ -14,32 +14,46 @@ use std::time::Duration;
 
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
+use super::wire::Wire;
+use crate::door::Transport;
 use crate::namespace::Liveness;
 
 /// How soon a transfer ends after its publication was dropped.
 pub(super) const LIVENESS_PERIOD: Duration = Duration::from_millis(250);
 
-/// What the connection's task and its service share: the publication behind the transfer that runs now.
-#[derive(Debug, Default)]
-pub(super) struct Running(Mutex<Option<Liveness>>);
+/// What the connection's task and its service share: what it travels over, and the publication behind the transfer that runs now.
+#[derive(Debug)]
+pub(super) struct Running {
+    transport: Transport,
+    transfer: Mutex<Option<Liveness>>,
+}
 
 impl Running {
+    /// A connection over `transport`, on which nothing runs.
+    pub(super) fn over(transport: Transport) -> Self {
+        Running { transport, transfer: Mutex::default() }
+    }
+
+    /// What the connection travels over.
+    pub(super) fn transport(&self) -> Transport {
+        self.transport
+    }
+
     /// A transfer began (HTTP/1 has one at a time on a connection).
     pub(super) fn begin(&self, liveness: Liveness) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(liveness);
+        *self.transfer.lock().unwrap_or_else(PoisonError::into_inner) = Some(liveness);
     }
 
     /// It is over.
     pub(super) fn end(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.transfer.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// Whether a transfer runs whose publication is gone.
     fn is_orphaned(&self) -> bool {
-        let running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let running = self.transfer.lock().unwrap_or_else(PoisonError::into_inner);
         running.as_ref().is_some_and(|liveness| !liveness.is_live())
     }
 
@@ -54,19 +68,19 @@ impl Running {
 
 /// A stream whose writes fail when the peer takes nothing for `patience`.
 pub(super) struct Patient {
-    stream: TokioIo<TcpStream>,
+    stream: TokioIo<Wire>,
     patience: Duration,
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
 impl Patient {
     /// Wraps `stream`.
-    pub(super) fn new(stream: TcpStream, patience: Duration) -> Self {
+    pub(super) fn new(stream: Wire, patience: Duration) -> Self {
         Patient { stream: TokioIo::new(stream), patience, deadline: None }
     }
 
     /// `Pending` becomes an error once it lasted too long.
-    fn limit(&mut self, context: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    fn limit<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.deadline = None;
             return written;
@@ -109,7 +123,9 @@ impl Write for Patient {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+        // TLS writes here what it still holds.
+        let flushed = Pin::new(&mut self.stream).poll_flush(context);
+        self.limit(context, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -1,7 +1,7 @@
 //! HTTP towards DUTs: hyper's HTTP/1 server over the namespaces.
 //!
 //! ```text
-//!  TcpListener ── accept (at most CONNECTIONS_MAX, CONNECTIONS_PER_PEER_MAX) ──► connection.rs
+//!  TcpListener ── accept (at most CONNECTIONS_MAX, CONNECTIONS_PER_PEER_MAX) ──► wire.rs: clear, or TLS ──► connection.rs
 //!    request ──► answer.rs: target ──► Namespaces: live? ──► ask.rs: form.rs ──► Answer, for as long as the client waits
 //!            ──► answer.rs: way ──► Namespaces: look (HEAD) | open | resume ──► Content ──► Reader
 //!                                             └─ Refusal ──► 404, 410               └─ error ──► 500, 502, 504
@@ -14,6 +14,7 @@ mod ask;
 mod connection;
 mod form;
 mod transfer;
+mod wire;
 
 use core::net::{IpAddr, SocketAddr};
 use std::collections::HashMap;
@@ -40,9 +41,12 @@ use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use self::answer::{Conditions, Method, Target, Way};
 use self::connection::{Patient, Running};
 use self::transfer::{AnswerBody, Transfer};
+use self::wire::Wire;
 use crate::content::{Content, ContentError, Reader, content_type};
+use crate::door::Door;
 use crate::namespace::{Access, Caller, Live, Namespaces, Opened, Outcome, Protocol, Refusal};
 use crate::net::Net;
+use crate::tls::{Inside, Tls};
 
 /// How HTTP is served.
 #[derive(Clone, Debug)]
@@ -59,6 +63,8 @@ pub struct Config {
     pub idle_timeout: Duration,
     /// What is served.
     pub serves: Serves,
+    /// The farm's authority, whose certificate is told at the server's own port, and spoken with at others.
+    pub tls: Option<Tls>,
 }
 
 /// What a server has of the namespaces.
@@ -75,7 +81,7 @@ impl Config {
     /// keeps, longer than any firmware waits between its HEAD and its GET.
     pub fn new(net: Net, listen: SocketAddr) -> Self {
         let (write_timeout, idle_timeout) = (Duration::from_secs(120), Duration::from_secs(75));
-        Config { net, interface: None, listen, write_timeout, idle_timeout, serves: Serves::Everything }
+        Config { net, interface: None, listen, write_timeout, idle_timeout, serves: Serves::Everything, tls: None }
     }
 }
 
@@ -100,6 +106,9 @@ const CONNECTIONS_MAX: usize = 1024;
 
 /// 64 per peer: iPXE and EDK2 use one or two, a Linux installer a dozen; a DUT that leaks connections must not starve the others.
 const CONNECTIONS_PER_PEER_MAX: usize = 64;
+
+/// Where everybody on the DUTs' network finds the certificate of the farm's authority.
+pub const CA_PEM: &str = "/_/ca.pem";
 
 /// What a request's head may take, and what is buffered of an answer.
 const BUFFER_BYTES_MAX: usize = 256 * 1024;
@@ -232,7 +241,12 @@ async fn converse(stream: TcpStream, seat: Seat, mut stopped: watch::Receiver<St
     // Without it a 1 KiB script takes 44 ms: Nagle waits for the peer's delayed ACK.
     let _ = stream.set_nodelay(true);
     let (desk, peer) = (Arc::clone(&seat.desk), seat.peer);
-    let running = Arc::new(Running::default());
+    let wire = tokio::select! {
+        wire = desk.wire(stream, peer) => wire,
+        () = stop_wanted(&mut stopped) => return,
+    };
+    let Some(wire) = wire else { return };
+    let running = Arc::new(Running::over(wire.transport()));
     let handed_on = stopped.clone();
     let service = service_fn(|request| {
         let (desk, running, stopped) = (Arc::clone(&desk), Arc::clone(&running), handed_on.clone());
@@ -242,7 +256,7 @@ async fn converse(stream: TcpStream, seat: Seat, mut stopped: watch::Receiver<St
         .timer(TokioTimer::new())
         .header_read_timeout(desk.config.idle_timeout)
         .max_buf_size(BUFFER_BYTES_MAX)
-        .serve_connection(Patient::new(stream, desk.config.write_timeout), service);
+        .serve_connection(Patient::new(wire, desk.config.write_timeout), service);
     let mut connection = std::pin::pin!(connection);
     let mut stopping = false;
     loop {
@@ -277,6 +291,7 @@ impl From<Refusal> for Failure {
             Refusal::UnknownCaller | Refusal::NoSuchName => StatusCode::NOT_FOUND,
             Refusal::Exhausted { .. } | Refusal::FirstReadOver { .. } | Refusal::Expired { .. } => StatusCode::GONE,
             Refusal::Busy { .. } | Refusal::NotRecorded { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            Refusal::TlsRequired { .. } | Refusal::TlsFailed { .. } => StatusCode::FORBIDDEN,
         };
         Failure { status, sentence: refusal.to_string() }
     }
@@ -309,6 +324,29 @@ impl From<&ContentError> for Failure {
 }
 
 impl Desk {
+    /// What `stream` is, by its first byte; the job of a DUT whose handshake fails hears why.
+    async fn wire(&self, stream: TcpStream, peer: IpAddr) -> Option<Wire> {
+        let (Serves::ExposedAt(port), Some(tls)) = (self.config.serves, &self.config.tls) else {
+            return Some(Wire::Clear(stream));
+        };
+        let mut first = [0];
+        let peeked = tokio::time::timeout(self.config.idle_timeout, stream.peek(&mut first)).await;
+        match peeked {
+            Ok(Ok(1)) if first[0] == wire::TLS_HANDSHAKE => {}
+            Ok(Ok(1..)) => return Some(Wire::Clear(stream)),
+            Ok(Ok(0) | Err(_)) | Err(_) => return None,
+        }
+        match tls.accept(stream, peer, Inside::Http).await {
+            Ok(stream) => Some(Wire::Tls(Box::new(stream))),
+            Err(failure) => {
+                tracing::debug!(%peer, port, %failure, "no TLS");
+                let refusal = Refusal::TlsFailed { reason: failure.to_string() };
+                self.namespaces.report(Caller::Address(peer), Protocol::Http, &format!("at port {port}"), &refusal);
+                None
+            }
+        }
+    }
+
     async fn answer(
         &self,
         request: Request<Incoming>,
@@ -318,9 +356,10 @@ impl Desk {
     ) -> Response<AnswerBody> {
         let (asked, path) = (request.method().clone(), request.uri().path().to_owned());
         let response = match answer::route(&path) {
-            Ok(target) => match self.live(caller(&target, peer), &target.name) {
-                Some(live) => ask::ask(live, request, self.config.idle_timeout, stopped).await,
-                None => self.answer_artifact(&target, &request, peer, running).await,
+            Ok(target) => match (self.authority(&target), self.live(caller(&target, peer), &target.name)) {
+                (Some(pem), _) => certificate(pem, &request),
+                (None, Some(live)) => ask::ask(live, request, self.config.idle_timeout, stopped).await,
+                (None, None) => self.answer_artifact(&target, &request, peer, running).await,
             },
             Err(bad) => {
                 let status = StatusCode::from_u16(bad.status()).unwrap_or(StatusCode::BAD_REQUEST);
@@ -329,6 +368,12 @@ impl Desk {
         };
         tracing::debug!(%peer, method = %asked, path, status = response.status().as_u16(), "HTTP request");
         response
+    }
+
+    /// The certificate to trust; told at the server's own port only.
+    fn authority(&self, target: &Target) -> Option<&str> {
+        let is_it = target.key.is_none() && target.name == CA_PEM && self.config.serves == Serves::Everything;
+        self.config.tls.as_ref().filter(|_| is_it).map(Tls::ca_pem)
     }
 
     /// What answers by itself does so at the server's own port only.
@@ -348,10 +393,7 @@ impl Desk {
     ) -> Response<AnswerBody> {
         let answered = match method(request) {
             Some(method) => self.artifact(method, target, request.headers(), peer, running).await,
-            None => Err(Failure {
-                status: StatusCode::METHOD_NOT_ALLOWED,
-                sentence: format!("artifacts are read with GET or HEAD, not {}", request.method()),
-            }),
+            None => Err(not_read(request)),
         };
         answered.unwrap_or_else(|failure| sentence(&failure))
     }
@@ -367,9 +409,11 @@ impl Desk {
         let caller = caller(target, peer);
         let name = self.name(caller, &target.name);
         let asked = conditions(headers);
-        if let Serves::ExposedAt(port) = self.config.serves {
-            self.namespaces.exposes(caller, name, port)?;
-        }
+        let port = match self.config.serves {
+            Serves::Everything => None,
+            Serves::ExposedAt(port) => Some(port),
+        };
+        self.namespaces.admits(caller, Protocol::Http, name, Door { port, transport: running.transport() })?;
         match method {
             Method::Head => {
                 let content = self.namespaces.look(caller, Protocol::Http, name, Instant::now())?;
@@ -406,6 +450,21 @@ fn method(request: &Request<Incoming>) -> Option<Method> {
         hyper::Method::HEAD => Some(Method::Head),
         _ => None,
     }
+}
+
+fn not_read(request: &Request<Incoming>) -> Failure {
+    let sentence = format!("artifacts are read with GET or HEAD, not {}", request.method());
+    Failure { status: StatusCode::METHOD_NOT_ALLOWED, sentence }
+}
+
+/// The farm's authority. It is nobody's secret, and asked for before there is a job.
+fn certificate(pem: &str, request: &Request<Incoming>) -> Response<AnswerBody> {
+    if method(request).is_none() {
+        return sentence(&not_read(request));
+    }
+    let mut response = text(StatusCode::OK, pem.to_owned());
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/x-pem-file"));
+    response
 }
 
 fn caller(target: &Target, peer: IpAddr) -> Caller<'_> {

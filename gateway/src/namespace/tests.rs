@@ -176,7 +176,8 @@ fn a_running_access_can_be_joined_until_its_name_expires() {
 fn a_caller_sees_its_own_names_only() {
     let scene = scene();
     scene.put("/a", "a", Exposure::default());
-    let names = |address, protocol| scene.namespaces.names(Caller::Address(address), protocol);
+    let names =
+        |address, protocol| scene.namespaces.names(Caller::Address(address), protocol, Door::main(Transport::Clear));
     assert_eq!(names(DUT, Protocol::Http), ["/a"]);
     assert!(names(DUT, Protocol::Nbd).is_empty() && names(OTHER, Protocol::Http).is_empty());
     let key = scene.publication.key().as_str().to_owned();

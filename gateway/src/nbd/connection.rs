@@ -1,7 +1,7 @@
 //! One connection: the ring around [`Handshake`] and [`Export`].
 //!
 //! ```text
-//!  greeting ─► handshake (10 s) ─► attached ─► loop { requests ─► works (the disk) ─► answers ─► socket } ─► one end:
+//!  greeting ─► handshake, perhaps TLS (wire.rs), 10 s ─► attached ─► loop { requests ─► works (the disk) ─► answers ─► socket } ─► one end:
 //!     goodbye → complete   broken off → aborted   job ended, disk reset, DUT switched off, stalled, garbage → failed
 //! ```
 //! One task does all of it: a read that the page cache holds is answered without waking another thread. Nothing is read from the socket
@@ -14,16 +14,19 @@ use std::time::Duration;
 use bytes::BytesMut;
 use futures_util::future::{BoxFuture, FutureExt};
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::desk::Place;
 use super::export::{Done, End, Export, Output, Refused, Step, Ticket, Work};
-use super::handshake::{self, Agreed, Handshake};
+use super::handshake::{self, Agreed, Handshake, Step as Haggled};
 use super::message::Errno;
+use super::wire::Wire;
 use super::{Attach, Attached, Reach, Ring};
 use crate::content::disk::{Attachment, DiskError};
-use crate::namespace::Outcome;
+use crate::door::Transport;
+use crate::namespace::{Caller, Outcome, Protocol, Refusal};
+use crate::tls::Inside;
 
 /// How a connection ends that nobody ended: the machine lost its power, or its program was killed.
 pub(super) const BROKEN_OFF: &str = "the connection ended without a goodbye";
@@ -39,7 +42,7 @@ const TICK: Duration = Duration::from_secs(1);
 const CACHE_BYTES_MAX: u64 = 32 * 1024 * 1024;
 
 /// Serves one client to its end.
-pub(super) async fn serve(place: Place, mut stream: TcpStream, ring: Arc<Ring>) {
+pub(super) async fn serve(place: Place, stream: TcpStream, ring: Arc<Ring>) {
     let peer = place.peer();
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%peer, %error, "an NBD connection was gone at once");
@@ -47,10 +50,10 @@ pub(super) async fn serve(place: Place, mut stream: TcpStream, ring: Arc<Ring>) 
     }
     let mut input = BytesMut::new();
     let haggled = tokio::select! {
-        haggled = tokio::time::timeout(ring.config.handshake_timeout, haggle(&mut stream, &mut input, &ring, &place)) => haggled,
+        haggled = tokio::time::timeout(ring.config.handshake_timeout, haggle(stream, &mut input, &ring, &place)) => haggled,
         _ = place.closing() => return,
     };
-    let (attached, agreed) = match haggled {
+    let (wire, attached, agreed) = match haggled {
         Ok(Ok(agreed)) => agreed,
         Ok(Err(error)) => return tracing::debug!(%peer, %error, "no NBD export was chosen"),
         Err(_) => return tracing::debug!(%peer, "an NBD handshake took too long"),
@@ -68,33 +71,66 @@ pub(super) async fn serve(place: Place, mut stream: TcpStream, ring: Arc<Ring>) 
         attach: Arc::clone(&attach),
         still_ticks: 0,
         stall_ticks,
-        stream,
+        wire,
     };
     let outcome = tokio::select! {
         outcome = connection.run() => outcome,
         reason = place.closing() => Outcome::Failed(reason.to_owned()),
     };
+    connection.wire.close();
     tracing::debug!(%peer, ?outcome, "NBD detached");
     attach.ended(outcome);
 }
 
+/// From the greeting to an export, in clear for as long as the client does not ask for TLS.
 async fn haggle(
-    stream: &mut TcpStream,
+    mut stream: TcpStream,
     input: &mut BytesMut,
     ring: &Ring,
     place: &Place,
-) -> io::Result<(Attached, Agreed)> {
-    let reach = Reach { ring, peer: place.peer() };
+) -> io::Result<(Wire, Attached, Agreed)> {
+    let peer = place.peer();
+    let offered = if ring.config.tls.is_some() { handshake::Tls::Offered } else { handshake::Tls::Absent };
     let mut out = Vec::new();
-    let mut handshake = Handshake::begin(&mut out);
+    let mut handshake = Handshake::begin(offered, &mut out);
+    let reach = Reach { ring, peer, transport: Transport::Clear };
+    if let Some((attached, agreed)) = choose(&mut handshake, &mut stream, input, &mut out, &reach).await? {
+        return Ok((Wire::Clear(stream), attached, agreed));
+    }
+    let Some(tls) = ring.config.tls.as_ref().filter(|_| input.is_empty()) else {
+        return Err(io::Error::other("something came in clear after STARTTLS"));
+    };
+    let secured = tls.accept(stream, peer, Inside::Nbd).await;
+    let mut stream = secured.map_err(|failure| {
+        let refusal = Refusal::TlsFailed { reason: failure.to_string() };
+        ring.namespaces.report(Caller::Address(peer), Protocol::Nbd, "STARTTLS", &refusal);
+        io::Error::other(failure)
+    })?;
+    let reach = Reach { ring, peer, transport: Transport::Tls };
+    match choose(&mut handshake, &mut stream, input, &mut out, &reach).await? {
+        Some((attached, agreed)) => Ok((Wire::from(stream), attached, agreed)),
+        None => Err(io::Error::other("STARTTLS came twice")),
+    }
+}
+
+/// Goes on until an export is chosen; `None`: until the client asked for TLS.
+async fn choose(
+    handshake: &mut Handshake,
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    input: &mut BytesMut,
+    out: &mut Vec<u8>,
+    reach: &Reach<'_>,
+) -> io::Result<Option<(Attached, Agreed)>> {
     loop {
-        let step = handshake.advance(input, &mut out, &reach);
-        stream.write_all(&out).await?;
+        let step = handshake.advance(input, out, reach);
+        stream.write_all(out).await?;
+        stream.flush().await?;
         out.clear();
         match step {
-            handshake::Step::Attached(attached, agreed) => return Ok((attached, agreed)),
-            handshake::Step::Closed(reason) => return Err(io::Error::other(reason)),
-            handshake::Step::Wanted(_) => {
+            Haggled::Attached(attached, agreed) => return Ok(Some((attached, agreed))),
+            Haggled::StartTls => return Ok(None),
+            Haggled::Closed(reason) => return Err(io::Error::other(reason)),
+            Haggled::Wanted(_) => {
                 if stream.read_buf(input).await? == 0 {
                     return Err(io::Error::other("the client went away"));
                 }
@@ -116,7 +152,7 @@ struct Connection {
     still_ticks: u64,
     stall_ticks: u64,
     /// Dropped last: a client that sees it close finds its place at the disk free.
-    stream: TcpStream,
+    wire: Wire,
 }
 
 /// What happened.
@@ -148,7 +184,7 @@ impl Connection {
                 Step::Full | Step::Work(..) => (0, false),
                 Step::Wanted(bytes) => (bytes, false),
             };
-            if is_over && self.export.requests() == 0 && self.out.is_empty() {
+            if is_over && self.export.requests() == 0 && self.out.is_empty() && !self.wire.has_unsent() {
                 return Outcome::Complete;
             }
             if let Some(reason) = self.reason_to_end() {
@@ -157,8 +193,8 @@ impl Connection {
             let event = tokio::select! {
                 biased;
                 Some(finished) = self.works.next(), if !self.works.is_empty() => Event::Finished(finished),
-                _ = self.stream.readable(), if wanted > 0 => Event::Readable,
-                _ = self.stream.writable(), if !self.out.is_empty() => Event::Writable,
+                _ = self.wire.readable(), if wanted > 0 => Event::Readable,
+                _ = self.wire.writable(), if !self.out.is_empty() || self.wire.has_unsent() => Event::Writable,
                 _ = ticks.tick() => Event::Tick,
             };
             match event {
@@ -183,7 +219,7 @@ impl Connection {
         if self.attachment.view().is_stale() {
             return Some("the disk was reset");
         }
-        if self.input.is_empty() && self.out.is_empty() {
+        if self.input.is_empty() && self.out.is_empty() && !self.wire.has_unsent() {
             self.still_ticks = 0;
         }
         (self.still_ticks > self.stall_ticks).then_some("the client stopped in the middle of a request or an answer")
@@ -225,6 +261,7 @@ impl Connection {
     /// Sends what the socket takes now.
     fn send(&mut self) -> io::Result<usize> {
         let mut total = 0;
+        self.wire.push()?;
         while !self.out.is_empty() {
             let mut slices = [IoSlice::new(&[]); SLICES_MAX];
             let mut count = 0;
@@ -232,7 +269,7 @@ impl Connection {
                 *slice = IoSlice::new(chunk);
                 count += 1;
             }
-            match self.stream.try_write_vectored(&slices[..count]) {
+            match self.wire.try_write_vectored(&slices[..count]) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(sent) => {
                     self.out.sent(sent);
@@ -250,7 +287,7 @@ impl Connection {
         let missing = wanted.saturating_sub(self.input.len());
         // Doubled, so that bytes are moved a few times at most; never more than twice what has come.
         self.input.reserve(missing.min(self.input.len()).max(READ_BYTES));
-        match self.stream.try_read_buf(&mut self.input) {
+        match self.wire.try_read_buf(&mut self.input) {
             Ok(0) => Err(Outcome::Aborted(BROKEN_OFF.to_owned())),
             Ok(_) => {
                 self.still_ticks = 0;

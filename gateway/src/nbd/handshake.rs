@@ -5,9 +5,11 @@
 //!  Flags ─────────► Options ─────────────────────► Step::Attached      EXPORT_NAME that fails, ABORT: Step::Closed
 //!                    │   ▲  INFO, LIST, STRUCTURED_REPLY,
 //!                    ▼   │  LIST_META_CONTEXT, SET_META_CONTEXT
-//!                   answered; unknown ones and TLS: ERR_UNSUP; too long: Skipping, then ERR_TOO_BIG
+//!                   answered; unknown ones: ERR_UNSUP; too long: Skipping, then ERR_TOO_BIG
+//!  Options ── STARTTLS ─► Step::StartTls ─► the ring makes the stream one of TLS ─► Options, with everything agreed before forgotten
 //! ```
-//! Which exports there are, and whether this caller may have one, an [`Exports`] says; attaching is what counts as an access.
+//! Which exports there are, and whether this caller may have one, an [`Exports`] says; attaching is what counts as an access. TLS is
+//! the protocol text's SELECTIVETLS: an export that wants it is not listed in clear, and refused with ERR_TLS_REQD.
 
 use bytes::{Buf, BytesMut};
 
@@ -86,6 +88,8 @@ pub enum Denied {
     Unknown(String),
     /// There is one, but not now.
     Policy(String),
+    /// There is one, but not in clear.
+    TlsRequired(String),
 }
 
 /// The exports of one caller.
@@ -107,6 +111,8 @@ pub enum Step<A> {
     Wanted(usize),
     /// The requests follow.
     Attached(A, Agreed),
+    /// What comes next comes over TLS, and what is still in the input came in clear after it should have.
+    StartTls,
     /// The connection ends, with the reason.
     Closed(&'static str),
 }
@@ -120,6 +126,18 @@ pub struct Handshake {
     context: Option<String>,
     options: usize,
     zeros: usize,
+    tls: Tls,
+}
+
+/// Whether STARTTLS is still to come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tls {
+    /// There is none here.
+    Absent,
+    /// The client may ask for it.
+    Offered,
+    /// It is spoken.
+    Spoken,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,15 +150,16 @@ enum State {
 /// What an option led to.
 enum Turn<A> {
     On,
+    StartTls,
     Attached(A, Shape),
     Closed(&'static str),
 }
 
 impl Handshake {
     /// A handshake, and its greeting in `out`.
-    pub fn begin(out: &mut Vec<u8>) -> Self {
+    pub fn begin(tls: Tls, out: &mut Vec<u8>) -> Self {
         out.extend_from_slice(&GREETING);
-        Handshake { state: State::Flags, replies: Replies::Simple, context: None, options: 0, zeros: 124 }
+        Handshake { state: State::Flags, replies: Replies::Simple, context: None, options: 0, zeros: 124, tls }
     }
 
     /// Goes on as far as `input` reaches; answers are appended to `out`.
@@ -181,6 +200,7 @@ impl Handshake {
                     match self.take_option(head.option, &data, out, exports) {
                         Turn::On => {}
                         Turn::Attached(attached, shape) => return Step::Attached(attached, self.agreed(shape)),
+                        Turn::StartTls => return Step::StartTls,
                         Turn::Closed(reason) => return Step::Closed(reason),
                     }
                 }
@@ -243,8 +263,25 @@ impl Handshake {
                 encode_reply(out, option, reply::ACK, &[]);
             }
             option::LIST_META_CONTEXT | option::SET_META_CONTEXT => self.contexts(option, data, out),
-            _ => encode_reply(out, option, reply::ERR_UNSUP, &[b"this server does not know the option, nor TLS"]),
+            option::STARTTLS if !data.is_empty() => invalid(out),
+            option::STARTTLS => return self.start_tls(out),
+            _ => encode_reply(out, option, reply::ERR_UNSUP, &[b"this server does not know the option"]),
         }
+        Turn::On
+    }
+
+    /// What was agreed on before could have been said by someone in between (CVE-2021-3716 of nbdkit).
+    fn start_tls<A>(&mut self, out: &mut Vec<u8>) -> Turn<A> {
+        let (code, text): (u32, &[u8]) = match self.tls {
+            Tls::Absent => (reply::ERR_POLICY, b"this server has no TLS"),
+            Tls::Spoken => (reply::ERR_INVALID, b"this is TLS already"),
+            Tls::Offered => {
+                (self.tls, self.replies, self.context) = (Tls::Spoken, Replies::Simple, None);
+                encode_reply(out, option::STARTTLS, reply::ACK, &[]);
+                return Turn::StartTls;
+            }
+        };
+        encode_reply(out, option::STARTTLS, code, &[text]);
         Turn::On
     }
 
@@ -383,6 +420,7 @@ fn deny(option: u32, denied: &Denied, out: &mut Vec<u8>) {
     let (code, text) = match denied {
         Denied::Unknown(text) => (reply::ERR_UNKNOWN, text),
         Denied::Policy(text) => (reply::ERR_POLICY, text),
+        Denied::TlsRequired(text) => (reply::ERR_TLS_REQD, text),
     };
     encode_reply(out, option, code, &[text.as_bytes()]);
 }

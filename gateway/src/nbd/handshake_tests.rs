@@ -18,6 +18,7 @@ impl Exports for Two {
             "disk" => Ok(Shape { size: 20 << 30, writes: Writes::Taken }),
             "iso" => Ok(Shape { size: 4096, writes: Writes::Refused }),
             "taken" => Err(Denied::Policy("already attached".to_owned())),
+            "sealed" => Err(Denied::TlsRequired("only over TLS".to_owned())),
             other => Err(Denied::Unknown(format!("no {other}"))),
         }
     }
@@ -56,7 +57,7 @@ fn context_query(name: &str, queries: &[&str]) -> Vec<u8> {
 /// What is answered to these bytes after the greeting, and how it went on.
 fn haggle(sent: &[&[u8]]) -> (Vec<u8>, Step<&'static str>) {
     let mut out = Vec::new();
-    let mut handshake = Handshake::begin(&mut out);
+    let mut handshake = Handshake::begin(Tls::Offered, &mut out);
     assert_eq!(out, b"NBDMAGICIHAVEOPT\x00\x03");
     out.clear();
     let mut input = BytesMut::from(&sent.concat()[..]);
@@ -145,7 +146,7 @@ fn contexts_are_listed_by_name_by_their_space_and_without_a_query() {
 fn what_is_unknown_malformed_or_refused_is_said_so_and_the_haggling_goes_on() {
     let options = [
         (option(99, b"?"), reply::ERR_UNSUP),
-        (option(5, b""), reply::ERR_UNSUP),
+        (option(option::STARTTLS, b"x"), reply::ERR_INVALID),
         (option(option::LIST, b"x"), reply::ERR_INVALID),
         (option(option::STRUCTURED_REPLY, b"x"), reply::ERR_INVALID),
         (option(option::GO, b"\0\0\0\x09disk\0\0"), reply::ERR_INVALID),
@@ -159,6 +160,45 @@ fn what_is_unknown_malformed_or_refused_is_said_so_and_the_haggling_goes_on() {
     let (out, step) = haggle(&sent);
     assert_eq!(answers(&out), options.map(|(_, code)| code));
     assert_eq!(step, Step::Wanted(OPTION_BYTES));
+}
+
+#[test]
+fn starttls_is_acknowledged_once_and_what_was_agreed_in_clear_is_forgotten() {
+    let go = option(option::GO, &go("disk", &[]));
+    let sent = [FLAGS, &option(option::STRUCTURED_REPLY, b""), &option(option::STARTTLS, b"")].concat();
+    let (mut out, mut input) = (Vec::new(), BytesMut::from(&sent[..]));
+    let mut handshake = Handshake::begin(Tls::Offered, &mut out);
+    out.clear();
+    assert_eq!(handshake.advance(&mut input, &mut out, &Two), Step::StartTls);
+    assert!(input.is_empty());
+    assert_eq!(answers(&out), [reply::ACK, reply::ACK]);
+    out.clear();
+    input.extend_from_slice(&[option(option::STARTTLS, b""), go].concat());
+    let Step::Attached(_, agreed) = handshake.advance(&mut input, &mut out, &Two) else { panic!("no disk") };
+    assert_eq!(agreed.replies, Replies::Simple);
+    assert_eq!(answers(&out)[0], reply::ERR_INVALID);
+}
+
+#[test]
+fn what_comes_in_clear_after_starttls_is_left_for_the_ring_to_see() {
+    let sent = [FLAGS, &option(option::STARTTLS, b""), &option(option::LIST, b"")].concat();
+    let (mut out, mut input) = (Vec::new(), BytesMut::from(&sent[..]));
+    let mut handshake = Handshake::begin(Tls::Offered, &mut out);
+    assert_eq!(handshake.advance(&mut input, &mut out, &Two), Step::StartTls);
+    assert_eq!(input, option(option::LIST, b""));
+}
+
+#[test]
+fn a_server_without_tls_says_so_and_an_export_that_wants_it_is_refused_in_clear() {
+    let (mut out, mut input) = (Vec::new(), BytesMut::from(&[FLAGS, &option(option::STARTTLS, b"")].concat()[..]));
+    let mut handshake = Handshake::begin(Tls::Absent, &mut out);
+    out.clear();
+    assert_eq!(handshake.advance(&mut input, &mut out, &Two), Step::Wanted(OPTION_BYTES));
+    assert_eq!(answers(&out), [reply::ERR_POLICY]);
+    let (out, _) = haggle(&[FLAGS, &option(option::GO, &go("sealed", &[])), &option(option::INFO, &go("sealed", &[]))]);
+    assert_eq!(answers(&out), [reply::ERR_TLS_REQD, reply::ERR_TLS_REQD]);
+    let (out, step) = haggle(&[FLAGS, &option(option::EXPORT_NAME, b"sealed")]);
+    assert!(out.is_empty() && matches!(step, Step::Closed(_)));
 }
 
 #[test]
@@ -185,7 +225,7 @@ fn bytes_may_come_one_by_one() {
     let sent = [FLAGS, &option(99, &vec![0; 17_000]), &option(option::GO, &go("disk", &[info::NAME]))].concat();
     let (whole, _) = haggle(&[&sent]);
     let (mut out, mut input) = (Vec::new(), BytesMut::new());
-    let mut handshake = Handshake::begin(&mut out);
+    let mut handshake = Handshake::begin(Tls::Offered, &mut out);
     out.clear();
     for (index, byte) in sent.iter().enumerate() {
         input.extend_from_slice(&[*byte]);

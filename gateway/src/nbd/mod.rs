@@ -19,6 +19,7 @@ pub mod message;
 pub mod proof;
 #[cfg(test)]
 mod tests;
+mod wire;
 
 use core::net::{IpAddr, SocketAddr};
 use std::collections::HashMap;
@@ -37,8 +38,10 @@ use self::desk::Desk;
 use self::handshake::{Denied, Exports, Shape, Writes};
 use crate::content::Content;
 use crate::content::disk::{Attachment, Busy, Disk, Mode};
+use crate::door::{Door, Transport};
 use crate::namespace::{Access, Caller, Liveness, Namespaces, Outcome, Protocol, Refusal};
 use crate::net::Net;
+use crate::tls::Tls;
 
 /// The port that clients ask unless told otherwise (IANA).
 pub const PORT: u16 = 10809;
@@ -56,6 +59,8 @@ pub struct Config {
     pub handshake_timeout: Duration,
     /// A peer that leaves a request half sent, or takes no byte of an answer, for this long loses its connection.
     pub stall_timeout: Duration,
+    /// What STARTTLS is answered with; without it there is none.
+    pub tls: Option<Tls>,
 }
 
 impl Config {
@@ -63,7 +68,7 @@ impl Config {
     /// attached, as with HTTP.
     pub fn new(net: Net, listen: SocketAddr) -> Self {
         let (handshake_timeout, stall_timeout) = (Duration::from_secs(10), Duration::from_secs(120));
-        Config { net, interface: None, listen, handshake_timeout, stall_timeout }
+        Config { net, interface: None, listen, handshake_timeout, stall_timeout, tls: None }
     }
 }
 
@@ -204,6 +209,7 @@ impl fmt::Debug for Server {
 struct Reach<'a> {
     ring: &'a Ring,
     peer: IpAddr,
+    transport: Transport,
 }
 
 /// An attached disk: the access it belongs to, its place at the disk, and the DUT it was published for.
@@ -218,11 +224,11 @@ impl Exports for Reach<'_> {
     type Attached = Attached;
 
     fn names(&self) -> Vec<String> {
-        self.ring.namespaces.names(Caller::Address(self.peer), Protocol::Nbd)
+        self.ring.namespaces.names(Caller::Address(self.peer), Protocol::Nbd, Door::main(self.transport))
     }
 
     fn look(&self, asked: &str) -> Result<Shape, Denied> {
-        let (caller, name) = self.resolve(asked);
+        let (caller, name) = self.admitted(asked)?;
         let content = match self.ring.running(&(self.peer, asked.to_owned())) {
             Some(_) => self.ring.namespaces.join(caller, Protocol::Nbd, &name, Instant::now()),
             None => self.ring.namespaces.look(caller, Protocol::Nbd, &name, Instant::now()),
@@ -231,7 +237,7 @@ impl Exports for Reach<'_> {
     }
 
     fn attach(&self, asked: &str) -> Result<(Shape, Attached), Denied> {
-        let (caller, name) = self.resolve(asked);
+        let (caller, name) = self.admitted(asked)?;
         let Ring { namespaces, attaches, .. } = self.ring;
         let key = (self.peer, asked.to_owned());
         // Held to the end: of two connections at once, one counts and the other joins.
@@ -258,6 +264,14 @@ impl Exports for Reach<'_> {
 }
 
 impl Reach<'_> {
+    /// Whose export is meant, if it may be had over what the connection travels over.
+    fn admitted<'n>(&self, asked: &'n str) -> Result<(Caller<'n>, String), Denied> {
+        let (caller, name) = self.resolve(asked);
+        let door = Door::main(self.transport);
+        self.ring.namespaces.admits(caller, Protocol::Nbd, &name, door).map_err(denied)?;
+        Ok((caller, name))
+    }
+
     /// `key/name` is `name` of that key's namespace; any other name belongs to the peer's address. No name is the only one.
     fn resolve<'n>(&self, asked: &'n str) -> (Caller<'n>, String) {
         let is_key = |key: &str| key.len() == 32 && key.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -268,7 +282,7 @@ impl Reach<'_> {
         if !name.is_empty() {
             return (caller, name.to_owned());
         }
-        match <[String; 1]>::try_from(self.ring.namespaces.names(caller, Protocol::Nbd)) {
+        match <[String; 1]>::try_from(self.ring.namespaces.names(caller, Protocol::Nbd, Door::main(Transport::Tls))) {
             Ok([only]) => (caller, only),
             Err(_) => (caller, String::new()),
         }
@@ -315,7 +329,9 @@ fn denied(refusal: Refusal) -> Denied {
         | Refusal::FirstReadOver { .. }
         | Refusal::Expired { .. }
         | Refusal::Busy { .. }
-        | Refusal::NotRecorded { .. } => Denied::Policy(text),
+        | Refusal::NotRecorded { .. }
+        | Refusal::TlsFailed { .. } => Denied::Policy(text),
+        Refusal::TlsRequired { .. } => Denied::TlsRequired(text),
     }
 }
 

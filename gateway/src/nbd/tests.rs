@@ -332,16 +332,16 @@ async fn an_export_is_proven_by_a_client_that_is_not_ours() {
     let disk = scene.disk(Base::Image(image.clone()), 1).await;
     scene.put("disk", &disk, Exposure::default());
     let (net, address, key) = (Net::host(), scene.server.address(), scene.publication.key());
-    proof::prove(&net, address, key, "disk", &disk).await.unwrap();
-    let missing = proof::prove(&net, address, key, "none", &disk).await.unwrap_err();
+    proof::prove(&net, address, None, key, "disk", &disk).await.unwrap();
+    let missing = proof::prove(&net, address, None, key, "none", &disk).await.unwrap_err();
     let words = format!("export `none` cannot be attached at {address}: ");
     assert!(missing.to_string().starts_with(&words), "{missing}");
     let longer = scene.disk(Base::Zeros { size_bytes: 200_001 }, 1).await;
-    let differs = proof::prove(&net, address, key, "disk", &longer).await.unwrap_err();
+    let differs = proof::prove(&net, address, None, key, "disk", &longer).await.unwrap_err();
     assert_eq!(differs.to_string(), "export `disk` is not its disk: 200000 bytes long instead of 200001");
     let other = scene.disk(Base::Image(image), 1).await;
     other.view().write(70, Bytes::from_static(b"~"), disk::Durability::Memory).await.unwrap();
-    let differs = proof::prove(&net, address, key, "disk", &other).await.unwrap_err();
+    let differs = proof::prove(&net, address, None, key, "disk", &other).await.unwrap_err();
     assert_eq!(differs.to_string(), "export `disk` is not its disk: byte 70 is another");
 }
 

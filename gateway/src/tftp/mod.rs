@@ -34,6 +34,7 @@ use self::packet::{ErrorCode, Packet, Request};
 use self::socket::{Arrival, Segmentation};
 use self::transfer::{Burst, Event, Limits, Terms, Transfer};
 use crate::content::{Content, ContentError, Reader};
+use crate::door::{Door, Transport};
 use crate::namespace::{Access, Caller, Namespaces, Opened, Outcome, Protocol, Refusal};
 use crate::net::Net;
 
@@ -51,6 +52,8 @@ pub struct Config {
     pub interface: Option<String>,
     /// Port 0 takes any free one.
     pub listen: SocketAddr,
+    /// `Some`: a port besides the server's own, where only what is exposed at it is read.
+    pub exposed_at: Option<u16>,
     /// The largest block granted. Default 1468: with its headers a block fills an Ethernet packet of 1500 bytes. Larger blocks
     /// travel as fragments, which much firmware cannot put together.
     pub block_size_max: u16,
@@ -70,6 +73,7 @@ impl Default for Config {
             net: Net::host(),
             interface: None,
             listen: SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 69),
+            exposed_at: None,
             block_size_max: 1468,
             window_size_max: 64,
             window_bytes_max_per_peer: 1024 * 1024,
@@ -253,6 +257,8 @@ impl Asked<'_> {
     /// The content's reader, without counting an access yet.
     async fn begin(&self) -> Result<Reader, (ErrorCode, String)> {
         let (caller, name) = self.caller();
+        let door = Door { port: self.ring.config.exposed_at, transport: Transport::Clear };
+        self.ring.namespaces.admits(caller, Protocol::Tftp, name, door).map_err(refused)?;
         let content = self.ring.namespaces.look(caller, Protocol::Tftp, name, Instant::now()).map_err(refused)?;
         match content.open_as(name).await {
             Ok(reader) => Ok(reader),
@@ -431,7 +437,9 @@ fn refused(refusal: Refusal) -> (ErrorCode, String) {
         | Refusal::FirstReadOver { .. }
         | Refusal::Expired { .. }
         | Refusal::Busy { .. }
-        | Refusal::NotRecorded { .. } => ErrorCode::AccessViolation,
+        | Refusal::NotRecorded { .. }
+        | Refusal::TlsRequired { .. }
+        | Refusal::TlsFailed { .. } => ErrorCode::AccessViolation,
     };
     (code, refusal.to_string())
 }
