@@ -25,7 +25,6 @@ mod raspberry_pi;
 pub mod settings;
 mod u_boot;
 mod uefi;
-mod uimage;
 
 use settings::Settings;
 

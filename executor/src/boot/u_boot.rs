@@ -8,13 +8,14 @@
 //! `initrd_addr`, `fdt_addr` where those are not set), or from the setting `load`. A board without a device tree of the job's keeps its
 //! own.
 
+use gateway::content::edit::uimage;
 use gateway::dhcp::BootRule;
 use gateway::namespace::Protocol;
 use job_schema::job::{Deployment, UbootArchitecture};
 
 use super::settings::{Load, Settings};
 use super::{BootMethod, BootPlan, DTB, Dut, INITRAMFS, KERNEL, Source};
-use super::{always, generated, nothing_to_boot, one_line, plan_of, uimage};
+use super::{always, generated, nothing_to_boot, one_line, plan_of};
 
 /// U-Boot's network boot asks for this name whatever DHCP says (include/config_distro_bootcmd.h, `boot_script_dhcp`).
 const SCRIPT_NAME: &str = "boot.scr.uimg";
@@ -35,7 +36,7 @@ impl BootMethod for UBoot {
             return nothing_to_boot(deployment);
         }
         let text = self.script(deployment, dut);
-        let bytes = uimage::script(&text, self.architecture, "wharf");
+        let bytes = uimage::script(&text, self.architecture);
         let script =
             |name: &str| generated(Protocol::Tftp, name, Source::Wrapped { text: text.clone(), bytes: bytes.clone() });
         let menu = format!("/pxelinux.cfg/01-{}", dut.mac_with_dashes());

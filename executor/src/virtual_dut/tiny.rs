@@ -6,7 +6,7 @@
 /// A multiboot image for BIOS machines.
 pub const ELF: &[u8] = include_bytes!("../../../fixtures/virtual-dut/tiny.elf");
 
-/// An arm64 kernel image for QEMU's `virt` machine (`fixtures/virtual-dut/tiny-arm64.S`): it says what it was booted with.
+/// An arm64 kernel image and EFI program for QEMU's `virt` machine (`fixtures/virtual-dut/tiny-arm64.S`): it says what it was booted with.
 pub const ARM64: &[u8] = include_bytes!("../../../fixtures/virtual-dut/tiny-arm64");
 
 /// What it says last before it powers the machine off.

@@ -294,7 +294,7 @@ fn u_boot_boots_an_arm64_machine_by_tftp_with_the_device_tree_that_we_served() {
     ended.expect("PASS", "test").expect_in_order(&[
         "first DHCP request",
         "TFTP /boot.scr.uimg: ",
-        "TFTP /_/job/kernel: 684 bytes, complete",
+        "TFTP /_/job/kernel: 1120 bytes, complete",
         "TFTP /_/job/initramfs/0: 5 bytes, complete",
         "TFTP /_/job/initramfs/1: 6 bytes, complete",
         &fetched,

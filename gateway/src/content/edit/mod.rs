@@ -15,7 +15,7 @@ mod iso;
 mod member;
 mod packing;
 mod tar;
-mod uimage;
+pub mod uimage;
 mod zip;
 
 use std::collections::{BTreeSet, HashMap};

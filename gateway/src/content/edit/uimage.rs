@@ -7,8 +7,7 @@
 //! A script has a list of lengths before its text: its own, and a zero (what `mkimage -T script` writes). Times are zero, so that the
 //! same bytes give the same image.
 
-use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Cursor, Read, Seek, SeekFrom, Write};
 
 use flate2::Crc;
 use job_schema::job::{UbootArchitecture, UbootCompression, UbootFormat, UbootSystem};
@@ -29,8 +28,20 @@ const TYPES: &[(&str, u8)] = &[
     ("standalone", 1),
 ];
 
-/// Writes `content` as an image into `target`, an empty file.
-pub(super) fn wrap(format: &UbootFormat, content: &mut dyn Read, target: &mut File) -> io::Result<()> {
+/// A boot script of our own, which U-Boot's `source` takes.
+pub fn script(text: &str, architecture: UbootArchitecture) -> Vec<u8> {
+    let format = UbootFormat { architecture, kind: "script".to_owned(), ..UbootFormat::default() };
+    let mut image = Cursor::new(Vec::new());
+    wrap(&format, &mut text.as_bytes(), &mut image).expect("memory takes a script, which is short and of a known type");
+    image.into_inner()
+}
+
+/// Writes `content` as an image into `target`, which is empty.
+pub(super) fn wrap(
+    format: &UbootFormat,
+    content: &mut dyn Read,
+    target: &mut (impl Read + Write + Seek),
+) -> io::Result<()> {
     let kind = TYPES.iter().find(|(name, _)| *name == format.kind).map(|(_, number)| *number).ok_or_else(|| {
         let names: Vec<_> = TYPES.iter().map(|(name, _)| *name).collect();
         evil(format!("U-Boot has no image type `{}` here; use one of {}", format.kind, names.join(", ")))
@@ -50,10 +61,10 @@ pub(super) fn wrap(format: &UbootFormat, content: &mut dyn Read, target: &mut Fi
     target.write_all(&header(format, kind, size, checksum))
 }
 
-fn checksum(file: &mut File) -> io::Result<u32> {
+fn checksum(content: &mut impl Read) -> io::Result<u32> {
     let (mut crc, mut buffer) = (Crc::new(), vec![0; 64 * 1024]);
     loop {
-        match file.read(&mut buffer)? {
+        match content.read(&mut buffer)? {
             0 => return Ok(crc.sum()),
             count => crc.update(&buffer[..count]),
         }
@@ -83,5 +94,35 @@ fn processor(architecture: UbootArchitecture) -> u8 {
         UbootArchitecture::Arm64 => 22,
         UbootArchitecture::X86_64 => 24,
         UbootArchitecture::Riscv32 | UbootArchitecture::Riscv64 => 26,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn a_script_is_what_u_boot_s_own_tool_makes_of_it_for_every_architecture_where_it_is_installed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (source, image) = (folder.path().join("script"), folder.path().join("image"));
+        std::fs::write(&source, "echo of any length\n").unwrap();
+        let names = [
+            ("arm", UbootArchitecture::Arm32),
+            ("arm64", UbootArchitecture::Arm64),
+            ("x86", UbootArchitecture::X86),
+            ("x86_64", UbootArchitecture::X86_64),
+            ("riscv", UbootArchitecture::Riscv64),
+        ];
+        for (name, architecture) in names {
+            let mut tool = Command::new("mkimage");
+            tool.args(["-A", name, "-O", "linux", "-T", "script", "-C", "none", "-n", ""]).arg("-d").arg(&source);
+            match tool.arg(&image).env("SOURCE_DATE_EPOCH", "0").output() {
+                Ok(output) => assert!(output.status.success(), "{output:?}"),
+                Err(error) => return eprintln!("SKIPPED: no mkimage: {error}"),
+            }
+            assert_eq!(script("echo of any length\n", architecture), std::fs::read(&image).unwrap(), "{name}");
+        }
     }
 }
