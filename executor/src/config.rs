@@ -10,6 +10,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use gateway::dhcp::Role;
+
 use crate::boot::database::Database;
 use crate::boot::settings::Settings;
 use crate::farm::WhenBusy;
@@ -28,8 +30,8 @@ pub struct FarmConfig {
     pub name: String,
     /// The network that the DUTs are on.
     pub network: NetworkConfig,
-    /// Addresses for machines that the farm file does not name.
-    pub dhcp_range: Option<(Ipv4Addr, Ipv4Addr)>,
+    /// Whether the farm gives addresses, and which to machines that the farm file does not name.
+    pub dhcp: Role,
     /// The operator's listener.
     pub api: SocketAddr,
     /// How jobs are taken from CI-tron's clients.

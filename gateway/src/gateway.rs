@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  Config ──► Gateway::start ──┬─► dhcp  0.0.0.0:67 on the interface      ports.dhcp     None: reservations kept, nobody answered
+//!                              │         and :4011 as a proxy             dhcp_role
 //!                              ├─► dhcp::advertise (IPv6, lifetime 0)     with an interface only
 //!                              ├─► tftp  address:69                       ports.tftp     None: not started
 //!                              ├─► http  address:80                       ports.http     None: not started
@@ -73,8 +74,8 @@ pub struct Config {
     pub prefix_length: u8,
     /// Which ports.
     pub ports: Ports,
-    /// First and last address for machines without reservation; without it they get no answer.
-    pub dhcp_range: Option<(Ipv4Addr, Ipv4Addr)>,
+    /// Whether the DHCP server gives addresses.
+    pub dhcp_role: dhcp::Role,
     /// The router to announce to DUTs.
     pub router: Option<Ipv4Addr>,
     /// The name servers to announce to DUTs.
@@ -98,7 +99,7 @@ impl Default for Config {
             address: Ipv4Addr::LOCALHOST,
             prefix_length: 8,
             ports: Ports::ephemeral(),
-            dhcp_range: None,
+            dhcp_role: dhcp::Role::default(),
             router: None,
             name_servers: Vec::new(),
             dhcp_observer: Arc::new(|_| ()),
@@ -379,7 +380,7 @@ async fn start_dhcp(config: &Config) -> Result<dhcp::Server, GatewayError> {
         prefix_length: config.prefix_length,
         router: config.router,
         dns: config.name_servers.clone(),
-        range: config.dhcp_range,
+        role: config.dhcp_role,
         // On loopback all clients share a host, and port 68.
         reply_to: if config.address.is_loopback() { ReplyTo::Source } else { ReplyTo::Standard },
         observer: Arc::clone(&config.dhcp_observer),

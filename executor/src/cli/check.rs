@@ -157,7 +157,7 @@ fn no_farm() -> FarmConfig {
     FarmConfig {
         name: "farm".into(),
         network: NetworkConfig::Loopback,
-        dhcp_range: None,
+        dhcp: gateway::dhcp::Role::default(),
         api: ([127, 0, 0, 1], 0).into(),
         submission: crate::config::SubmissionConfig::default(),
         state: PathBuf::new(),

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use gateway::dhcp::Role;
+
 use super::serve::{enter_private_world, install_for, run_threads, stop_signal};
 use super::view::View;
 use crate::config::{FarmConfig, NetworkConfig};
@@ -89,7 +91,7 @@ fn find_a_network(config: &mut FarmConfig, kind: DutKind) -> anyhow::Result<()> 
         (Ok(()) | Err(_), DutKind::Simulated) => {
             eprintln!("no network namespace may be made here: the simulated DUT boots over the loopback");
             config.network = NetworkConfig::Loopback;
-            config.dhcp_range = None;
+            config.dhcp = Role::default();
             for (index, dut) in (1u8..).zip(&mut config.duts) {
                 dut.address = [127, 77, 0, index].into();
             }

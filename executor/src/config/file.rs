@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use gateway::dhcp::Role;
 use job_schema::problem::{Problems, quoted};
 use job_schema::{DutId, Findings, field_of, load_checked};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -99,13 +100,25 @@ struct InterfaceKeys {
 #[serde(default)]
 struct LoopbackKeys {}
 
-/// Dynamic addresses.
+/// What the farm is to the DHCP of its network.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 struct DhcpKeys {
+    /// Whether it gives addresses; `server` when absent.
+    mode: Option<DhcpModeKey>,
     /// The first and the last one; machines without an entry get no address when absent.
     #[schemars(with = "Vec<AddressForm>")]
     range: Vec<String>,
+}
+
+/// Whether the farm gives addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum DhcpModeKey {
+    /// It is its network's only DHCP server.
+    Server,
+    /// Another server gives them; this one only says what to boot.
+    Proxy,
 }
 
 /// The schema of an IPv4 address inside a list.
@@ -324,12 +337,12 @@ fn check(file: FarmFile, findings: &mut Findings, directory: &Path) -> FarmConfi
     let on_demand = inventory.on_demand(&file, findings);
     on_demand::needs(&file, &duts, &on_demand, findings);
     let members = duts.iter().cloned().chain(on_demand.iter().flat_map(OnDemandConfig::members));
-    let range = dhcp_range(&file.dhcp, &network, members, findings);
+    let dhcp = dhcp(&file.dhcp, &network, members, findings);
     let api = api(&file.listen, findings);
     FarmConfig {
         state: file.state.map_or_else(|| default_state(&file.name), PathBuf::from),
         network,
-        dhcp_range: range,
+        dhcp,
         api,
         submission: submission(&file.listen),
         job_variables: file.variables,
@@ -558,6 +571,28 @@ fn fault(keys: &FaultKeys) -> Fault {
     };
     let lasts = keys.for_s.map(Duration::from_secs_f64).or(what.usually_lasts());
     Fault { what, boot: keys.boot, lasts }
+}
+
+fn dhcp(
+    keys: &DhcpKeys,
+    network: &NetworkConfig,
+    members: impl Iterator<Item = DutConfig>,
+    findings: &mut Findings,
+) -> Role {
+    let range = dhcp_range(keys, network, members, findings);
+    if keys.mode != Some(DhcpModeKey::Proxy) {
+        return Role::Server { range };
+    }
+    let at = |key: &str| ["dhcp".to_owned(), key.to_owned()];
+    if !matches!(network, NetworkConfig::Interface { .. }) {
+        let hint = "leave `dhcp.mode` out, or name an `interface` that leads to such a network";
+        findings.tell(&at("mode"), "there is no other DHCP server on this network".to_owned(), hint);
+    }
+    if !keys.range.is_empty() {
+        let hint = "leave it out: the other server gives the addresses";
+        findings.tell(&at("range"), "a proxy gives no addresses".to_owned(), hint);
+    }
+    Role::Proxy
 }
 
 fn dhcp_range(

@@ -1,10 +1,11 @@
 //! The network that the DUTs are on: made or found, with the gateway's place on it and the wires of virtual machines.
 
+use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use gateway::dhcp::DhcpEvent;
+use gateway::dhcp::{DhcpEvent, Mac, Outcome, Silence};
 use gateway::net::Net;
 use gateway::{Gateway, Ports};
 
@@ -27,6 +28,8 @@ use crate::virtual_dut::{install, qemu, simulated};
 
 /// Where in the server's state the farm's own certificate authority is kept.
 const AUTHORITY: &str = "authority";
+/// Times that jobs of one DUT are told that it takes a wrong address: anybody on its link can say so in its name, as often as he likes.
+const COMPLAINTS_MAX: u32 = 100;
 
 /// The network that DUTs are on, made or found.
 pub(super) struct Network {
@@ -69,15 +72,17 @@ impl Network {
         config: &FarmConfig,
         listeners: &Arc<Listeners>,
     ) -> Result<gateway::Config, StartError> {
-        let listeners = Arc::clone(listeners);
+        let (listeners, complaints) = (Arc::clone(listeners), Mutex::new(HashMap::new()));
+        let tell =
+            move |event| tell(&listeners, &mut complaints.lock().unwrap_or_else(PoisonError::into_inner), &event);
         Ok(gateway::Config {
             net: self.net(),
             interface: self.interface.clone(),
             address: self.address,
             prefix_length: self.prefix_length,
             ports: if self.interface.is_some() { Ports::standard() } else { Ports::ephemeral() },
-            dhcp_range: config.dhcp_range,
-            dhcp_observer: Arc::new(move |event| tell(&listeners, &event)),
+            dhcp_role: config.dhcp,
+            dhcp_observer: Arc::new(tell),
             cache_directory: install::cache_folder()?.join("artifacts"),
             authority_directory: Some(config.state.join(AUTHORITY)),
             ..gateway::Config::default()
@@ -148,9 +153,17 @@ pub(super) struct Drivers {
     pub console: Arc<dyn Console>,
 }
 
-/// A DHCP request of a leased DUT's firmware: its session waits for it. A booted system that renews its address is not firmware.
-fn tell(listeners: &Listeners, event: &DhcpEvent) {
+/// A DHCP request of a leased DUT's firmware: its session waits for it. A booted system that renews its address is not firmware. One
+/// that takes an address by which nobody knows it is told so: it will read nothing.
+fn tell(listeners: &Listeners, complaints: &mut HashMap<Mac, u32>, event: &DhcpEvent) {
     if event.client.boots_from_network() {
         listeners.tell(&event.mac.to_string(), Event::FirmwareSeen);
+    }
+    if let Outcome::Unanswered(silence @ Silence::AnotherAddress { .. }) = event.outcome
+        && let count = complaints.entry(event.mac).or_default()
+        && *count < COMPLAINTS_MAX
+    {
+        *count += 1;
+        listeners.tell(&event.mac.to_string(), Event::Evidence(format!("DHCP: {silence}")));
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!  UDP 67 ──► Request::parse ──► reply() ──► Reply + Destination ──► UDP
-//!              (request.rs ◆)   (reply.rs ◆)        └──► DhcpEvent ──► observer (the executor)
+//!  UDP 4011     (request.rs ◆)   (reply.rs ◆,       └──► DhcpEvent ──► observer (the executor)
+//!  as a proxy                     proxy.rs ◆)
 //!                                 Table ◆ ◄── Server: reserve, set_boot, … (the executor)
 //!  ICMPv6 133 ──► advertise.rs ──► 134, lifetime 0
 //! ```
@@ -23,6 +24,7 @@ use crate::net::Net;
 pub mod advertise;
 pub mod boot;
 pub mod options;
+pub mod proxy;
 pub mod reply;
 pub mod request;
 pub mod table;
@@ -33,6 +35,7 @@ pub use reply::{DhcpEvent, Outcome, Silence};
 pub use request::{ClientKind, Mac, MachineUuid, NotAMac};
 pub use table::{AddressProblem, Lease, Machine, Network, Refusal, Reservation};
 
+use proxy::Port;
 use reply::{Destination, Reply};
 use request::Request;
 use table::Table;
@@ -42,6 +45,9 @@ const DATAGRAM_BYTES_MAX: usize = 2048;
 
 /// Pause after a failed receive (the link went down, say), so that a lasting failure costs one line of log a second.
 const RECEIVE_RETRY: Duration = Duration::from_secs(1);
+
+/// Where firmware asks a proxy that it heard of (PXE 2.1, chapter 2).
+const PXE_PORT: u16 = 4011;
 
 /// Hears every request. Called between two datagrams: it must not block.
 pub type Observer = Arc<dyn Fn(DhcpEvent) + Send + Sync>;
@@ -63,12 +69,30 @@ pub struct Config {
     pub router: Option<Ipv4Addr>,
     /// The name servers to announce.
     pub dns: Vec<Ipv4Addr>,
-    /// First and last address for machines without reservation; without it they get no answer.
-    pub range: Option<(Ipv4Addr, Ipv4Addr)>,
+    /// Whether it gives addresses.
+    pub role: Role,
     /// Where replies go.
     pub reply_to: ReplyTo,
     /// Who hears of each request.
     pub observer: Observer,
+}
+
+/// What this server is on its link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The only DHCP server.
+    Server {
+        /// First and last address for machines without reservation; without it they get no answer.
+        range: Option<(Ipv4Addr, Ipv4Addr)>,
+    },
+    /// Beside another one: it says what to boot, and gives no addresses.
+    Proxy,
+}
+
+impl Default for Role {
+    fn default() -> Self {
+        Role::Server { range: None }
+    }
 }
 
 /// Where replies go.
@@ -91,22 +115,36 @@ pub struct Server {
 struct Shared {
     table: Mutex<Table>,
     address: SocketAddr,
+    pxe_address: Option<SocketAddr>,
 }
 
 struct Task(Mutex<Option<JoinHandle<()>>>);
 
 /// Starts serving.
 pub async fn start(config: Config) -> io::Result<Server> {
-    let Config { net, interface, listen, server, prefix_length, router, dns, range, reply_to, observer } = config;
+    let Config { net, interface, listen, server, prefix_length, router, dns, role, reply_to, observer } = config;
     let network = Network { server, prefix_length, router, dns };
+    let range = match role {
+        Role::Server { range } => range,
+        Role::Proxy => None,
+    };
     let table = Table::new(network, range).map_err(|problem| io::Error::new(io::ErrorKind::InvalidInput, problem))?;
-    let socket =
-        net.udp(listen, interface.as_deref()).map_err(|error| explain(&error, listen, interface.as_deref()))?;
-    let shared = Arc::new(Shared { table: Mutex::new(table), address: socket.local_addr()? });
-    tracing::info!(address = %shared.address, interface = interface.as_deref(), "DHCP server started");
-    let ring = Ring { socket, shared: Arc::clone(&shared), reply_to, observer };
+    let open =
+        |listen| net.udp(listen, interface.as_deref()).map_err(|error| explain(&error, listen, interface.as_deref()));
+    let socket = open(listen)?;
+    let pxe_socket = (role == Role::Proxy).then(|| open(pxe_listen(listen))).transpose()?;
+    let pxe_address = pxe_socket.as_ref().map(UdpSocket::local_addr).transpose()?;
+    let shared = Arc::new(Shared { table: Mutex::new(table), address: socket.local_addr()?, pxe_address });
+    tracing::info!(address = %shared.address, interface = interface.as_deref(), ?role, "DHCP server started");
+    let ring = Ring { socket, pxe_socket, shared: Arc::clone(&shared), reply_to, observer };
     let task = Task(Mutex::new(Some(tokio::spawn(ring.serve()))));
     Ok(Server { shared, task: Arc::new(task) })
+}
+
+/// Beside the standard port the standard one, beside another port a free one.
+fn pxe_listen(listen: SocketAddr) -> SocketAddr {
+    let port = if listen.port() == dhcproto::v4::SERVER_PORT { PXE_PORT } else { 0 };
+    SocketAddr::new(listen.ip(), port)
 }
 
 fn explain(error: &io::Error, listen: SocketAddr, interface: Option<&str>) -> io::Error {
@@ -160,6 +198,11 @@ impl Server {
         self.shared.address
     }
 
+    /// The same of the socket for PXE requests, which a proxy has.
+    pub fn pxe_address(&self) -> Option<SocketAddr> {
+        self.shared.pxe_address
+    }
+
     /// Stops serving and waits until the socket is closed. The table can still be read.
     pub async fn drain(&self) {
         let task = self.task.0.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -198,6 +241,8 @@ impl Drop for Task {
 
 struct Ring {
     socket: UdpSocket,
+    /// A proxy has it.
+    pxe_socket: Option<UdpSocket>,
     shared: Arc<Shared>,
     reply_to: ReplyTo,
     observer: Observer,
@@ -205,10 +250,23 @@ struct Ring {
 
 impl Ring {
     async fn serve(self) {
+        match &self.pxe_socket {
+            None => self.serve_at(&self.socket, Port::Dhcp).await,
+            Some(pxe_socket) => {
+                tokio::join!(self.serve_at(&self.socket, Port::Dhcp), self.serve_at(pxe_socket, Port::Pxe));
+            }
+        }
+    }
+
+    async fn serve_at(&self, socket: &UdpSocket, port: Port) {
         let mut buffer = vec![0; DATAGRAM_BYTES_MAX];
         loop {
-            match self.socket.recv_from(&mut buffer).await {
-                Ok((length, source)) => self.answer(&buffer[..length], source).await,
+            match socket.recv_from(&mut buffer).await {
+                Ok((length, source)) => {
+                    if let Some((reply, target)) = self.answer(&buffer[..length], source, port) {
+                        send(socket, &reply, target).await;
+                    }
+                }
                 Err(error) => {
                     tracing::warn!(%error, address = %self.shared.address, "no DHCP request could be received");
                     tokio::time::sleep(RECEIVE_RETRY).await;
@@ -217,31 +275,37 @@ impl Ring {
         }
     }
 
-    async fn answer(&self, datagram: &[u8], source: SocketAddr) {
+    fn answer(&self, datagram: &[u8], source: SocketAddr, port: Port) -> Option<(Reply, SocketAddr)> {
         let request = match Request::parse(datagram) {
             Ok(request) => request,
             Err(malformed) => {
                 tracing::debug!(%source, %malformed, "a datagram on the DHCP port was dropped");
-                return;
+                return None;
             }
         };
-        let decision = reply::reply(&request, &mut self.shared.table(), Instant::now());
+        let now = Instant::now();
+        let decision = match &self.pxe_socket {
+            None => reply::reply(&request, &mut self.shared.table(), now),
+            Some(_) => proxy::reply(&request, &self.shared.table(), port, now),
+        };
         log(&decision.event);
         // Told first: whatever the machine does with the answer happens after.
         (self.observer)(decision.event);
-        if let Some((reply, destination)) = decision.reply {
-            self.send(&reply, destination, source).await;
-        }
+        decision.reply.map(|(reply, destination)| (reply, self.target(destination, source, port)))
     }
 
-    async fn send(&self, reply: &Reply, destination: Destination, source: SocketAddr) {
-        let target = match self.reply_to {
-            ReplyTo::Source if is_unicast(source.ip()) => source,
-            ReplyTo::Source | ReplyTo::Standard => SocketAddr::V4(destination.address()),
-        };
-        if let Err(error) = self.socket.send_to(&reply.encode(), target).await {
-            tracing::warn!(%target, %error, "a DHCP reply could not be sent; is the link up and has it this server's address?");
+    /// What came to the port for PXE is answered where it came from: firmware listens there, be that port 68 or 4011.
+    fn target(&self, destination: Destination, source: SocketAddr, port: Port) -> SocketAddr {
+        match (self.reply_to, port) {
+            (ReplyTo::Source, _) | (_, Port::Pxe) if is_unicast(source.ip()) => source,
+            _ => SocketAddr::V4(destination.address()),
         }
+    }
+}
+
+async fn send(socket: &UdpSocket, reply: &Reply, target: SocketAddr) {
+    if let Err(error) = socket.send_to(&reply.encode(), target).await {
+        tracing::warn!(%target, %error, "a DHCP reply could not be sent; is the link up and has it this server's address?");
     }
 }
 

@@ -128,6 +128,19 @@ pub enum Silence {
     ForeignRelay(Ipv4Addr),
     /// The request lacks the address that it is about.
     NoAddressNamed,
+    /// A proxy gives no addresses.
+    OfTheOtherServer,
+    /// A proxy speaks to PXE and UEFI HTTP clients only.
+    NoProxyClient,
+    /// A proxy has nothing to say to a client that boots nothing now.
+    NothingToBoot,
+    /// The other server gives it an address that is not its reserved one.
+    AnotherAddress {
+        /// What it takes from the other server.
+        given: Ipv4Addr,
+        /// What is reserved for it here.
+        reserved: Ipv4Addr,
+    },
 }
 
 impl fmt::Display for Outcome {
@@ -155,6 +168,16 @@ impl fmt::Display for Silence {
                 write!(f, "relay {relay} is of another network; reserve an address for the machine")
             }
             Silence::NoAddressNamed => f.write_str("the request names no address"),
+            Silence::OfTheOtherServer => f.write_str("addresses are the other DHCP server's"),
+            Silence::NoProxyClient => {
+                f.write_str("it does not boot by PXE or UEFI HTTP, and the rest is the other DHCP server's")
+            }
+            Silence::NothingToBoot => f.write_str("there is nothing for it to boot now"),
+            Silence::AnotherAddress { given, reserved } => write!(
+                f,
+                "it takes the address {given} from the other DHCP server, and {reserved} is reserved here; make the other one \
+                 give it {reserved}"
+            ),
         }
     }
 }
@@ -229,20 +252,20 @@ fn request_address(
 
 /// What of the machine's boot offer goes into this reply.
 #[derive(Default)]
-struct Boot {
+pub(super) struct Boot {
     rule: Option<BootRule>,
     extra: Option<Extra>,
 }
 
 impl Boot {
     /// The boot file that the client is told in the end.
-    fn bootfile(&self) -> Option<String> {
+    pub fn bootfile(&self) -> Option<String> {
         let own = || self.rule.as_ref().map(|rule| rule.bootfile.clone());
         self.extra.as_ref().and_then(Extra::bootfile).or_else(own)
     }
 }
 
-fn boot_for(request: &Request, table: &Table, outcome: &Outcome) -> Boot {
+pub(super) fn boot_for(request: &Request, table: &Table, outcome: &Outcome) -> Boot {
     let offer = match outcome {
         Outcome::Offered | Outcome::Acknowledged | Outcome::Informed => table.boot(request.mac),
         Outcome::Refused(_) | Outcome::Declined | Outcome::Released | Outcome::Unanswered(_) => None,
@@ -251,7 +274,13 @@ fn boot_for(request: &Request, table: &Table, outcome: &Outcome) -> Boot {
     Boot { rule: rule.cloned(), extra: offer.and_then(|offer| offer.extra_for(request)).cloned() }
 }
 
-fn event(request: &Request, table: &Table, outcome: &Outcome, address: Option<Ipv4Addr>, boot: &Boot) -> DhcpEvent {
+pub(super) fn event(
+    request: &Request,
+    table: &Table,
+    outcome: &Outcome,
+    address: Option<Ipv4Addr>,
+    boot: &Boot,
+) -> DhcpEvent {
     DhcpEvent {
         mac: request.mac,
         outcome: outcome.clone(),
@@ -266,7 +295,7 @@ fn event(request: &Request, table: &Table, outcome: &Outcome, address: Option<Ip
     }
 }
 
-fn destination(request: &Request, outcome: &Outcome) -> Destination {
+pub(super) fn destination(request: &Request, outcome: &Outcome) -> Destination {
     match (request.relay, request.client_address) {
         (Some(relay), _) => Destination::Relay(relay),
         // A NAK tells the client that its address is wrong: it would not hear it there.
@@ -274,6 +303,15 @@ fn destination(request: &Request, outcome: &Outcome) -> Destination {
         (None, Some(client)) => Destination::Client(client),
         (None, None) => Destination::Broadcast,
     }
+}
+
+/// As what this server speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Voice {
+    /// As the link's only one.
+    Server,
+    /// As a proxy beside another one.
+    Proxy,
 }
 
 /// A reply, with its options in the order in which they are sent.
@@ -296,11 +334,20 @@ impl Reply {
             reply.options.extend(lease_options());
         }
         reply.options.extend(network_options(table, request.mac));
-        if let Some(rule) = &boot.rule {
-            reply.boot(request, table.network().server, rule);
+        reply.boot(request, table.network().server, boot, Voice::Server);
+        reply.copy_back(request);
+        reply
+    }
+
+    /// OFFER or ACK of a proxy: what to boot, and no address. Option 97 has to be in all packets of PXE (RFC 4578 2.3).
+    pub(super) fn of_a_proxy(kind: MessageType, request: &Request, network: &Network, boot: &Boot) -> Reply {
+        let mut reply = Reply::start(kind, request, network);
+        if kind == MessageType::Ack {
+            reply.header.set_ciaddr(request.client_address.unwrap_or(Ipv4Addr::UNSPECIFIED));
         }
-        if let Some(extra) = &boot.extra {
-            reply.add(extra);
+        reply.boot(request, network.server, boot, Voice::Proxy);
+        if let Some(identifier) = &request.machine_identifier {
+            reply.options.push(raw(97, identifier.clone()));
         }
         reply.copy_back(request);
         reply
@@ -333,16 +380,25 @@ impl Reply {
         Reply { header, options, bytes_max: usize::from(datagram - HEADER_BYTES) }
     }
 
-    fn boot(&mut self, request: &Request, server: Ipv4Addr, rule: &BootRule) {
+    fn boot(&mut self, request: &Request, server: Ipv4Addr, boot: &Boot, voice: Voice) {
+        if let Some(rule) = &boot.rule {
+            self.obey(request, server, rule, voice);
+        }
+        if let Some(extra) = &boot.extra {
+            self.add(extra);
+        }
+    }
+
+    fn obey(&mut self, request: &Request, server: Ipv4Addr, rule: &BootRule, voice: Voice) {
         let next_server = rule.next_server.unwrap_or(server);
         self.header.set_siaddr(next_server);
         self.set_file(rule.bootfile.as_bytes());
-        self.options.extend(vendor_options(request, rule));
+        self.options.extend(vendor_options(request, rule, voice));
         self.options.push(DhcpOption::TFTPServerName(next_server.to_string().into_bytes()));
         self.options.push(DhcpOption::BootfileName(rule.bootfile.as_bytes().to_vec()));
         // EDK2 writes a NUL over the byte behind option 67 (PxeBcParseDhcp4Packet): let that byte be padding.
         self.options.push(DhcpOption::Pad);
-        if request.client == ClientKind::Ipxe {
+        if (request.client, voice) == (ClientKind::Ipxe, Voice::Server) {
             // iPXE's encapsulated option 176 (no-pxedhcp) = 1: do not wait for a ProxyDHCP server. Measured: the REQUEST follows the
             // OFFER in 4 ms instead of 2.2 s.
             self.options.push(raw(175, vec![176, 1, 1]));
@@ -457,9 +513,15 @@ fn network_options(table: &Table, mac: Mac) -> Vec<DhcpOption> {
 /// with it for a BINL server's and asks port 4011 for the file it was just told (PxeBcParseDhcp4Packet, PxeBcRetryBinlOffer; FOG
 /// documents the same of Windows DHCP servers), unless PXE's discovery control (43.6) comes along; 8 there means "take the boot file
 /// from this offer". Without option 60, iPXE, EDK2 and U-Boot all take the file (captures of dnsmasq: fixtures/packets/dhcp).
-fn vendor_options(request: &Request, rule: &BootRule) -> Vec<DhcpOption> {
-    let http_boot = (request.client == ClientKind::HttpBoot).then_some("HTTPClient");
-    let Some(class) = rule.vendor_class_reply.as_deref().or(http_boot) else {
+///
+/// A proxy has to say who it speaks to: by that its offer is told from one of a server that forgot the address.
+fn vendor_options(request: &Request, rule: &BootRule, voice: Voice) -> Vec<DhcpOption> {
+    let usual = match (request.client, voice) {
+        (ClientKind::HttpBoot, _) => Some("HTTPClient"),
+        (_, Voice::Proxy) => Some("PXEClient"),
+        (_, Voice::Server) => None,
+    };
+    let Some(class) = rule.vendor_class_reply.as_deref().or(usual) else {
         return Vec::new();
     };
     let mut options = vec![DhcpOption::ClassIdentifier(class.as_bytes().to_vec())];
@@ -479,4 +541,4 @@ fn is_essential(option: &DhcpOption) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -49,6 +49,8 @@ pub struct Request {
     pub architecture: Option<Architecture>,
     /// Option 97, unless it is all zero.
     pub uuid: Option<MachineUuid>,
+    /// Option 97 as it came, to be copied back.
+    pub machine_identifier: Option<Vec<u8>>,
     /// Option 61, to be copied back.
     pub client_identifier: Option<Vec<u8>>,
     /// Option 82, to be copied back.
@@ -153,6 +155,7 @@ impl Request {
             user_classes,
             architecture,
             uuid: options.get(97).and_then(MachineUuid::from_option),
+            machine_identifier: options.get(97).map(<[u8]>::to_vec),
             client_identifier: options.get(61).map(<[u8]>::to_vec),
             relay_information: options.get(82).map(<[u8]>::to_vec),
             client,

@@ -35,7 +35,7 @@ fn config(observer: Observer) -> Config {
         prefix_length: 24,
         router: None,
         dns: Vec::new(),
-        range: None,
+        role: Role::default(),
         reply_to: ReplyTo::Source,
         observer,
     }
@@ -75,6 +75,30 @@ async fn a_firmware_boots_over_a_real_socket_and_the_executor_hears_of_it() {
     assert_eq!((first.outcome, first.bootfile.as_deref()), (Outcome::Offered, Some("http://10.77.0.1/boot.ipxe")));
     assert_eq!((second.outcome, second.bootfile), (Outcome::Acknowledged, None));
     assert_eq!((first.mac, first.address, first.machine), (DUT, Some(DUT_ADDRESS), Machine::Reserved));
+}
+
+#[tokio::test]
+async fn a_proxy_answers_on_both_of_its_ports_and_has_no_address_to_give() {
+    let server = start(Config { role: Role::Proxy, ..config(Arc::new(|_| {})) }).await.unwrap();
+    server.reserve(Reservation { mac: DUT, address: DUT_ADDRESS, hostname: None }).unwrap();
+    let rule = BootRule { bootfile: "http://10.77.0.1/boot.ipxe".to_owned(), ..BootRule::default() };
+    server.set_boot(DUT, BootOffer { rules: vec![rule], ..BootOffer::default() });
+    let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let mut at_the_pxe_port = request();
+    // Its address, as firmware has it by then.
+    at_the_pxe_port[12..16].copy_from_slice(&DUT_ADDRESS.octets());
+    let asked = [
+        (discover(), server.address(), MessageType::Offer),
+        (at_the_pxe_port, server.pxe_address().unwrap(), MessageType::Ack),
+    ];
+    for (datagram, address, kind) in asked {
+        client.send_to(&datagram, address).await.unwrap();
+        let answer = receive(&client).await;
+        assert_eq!((answer.opts().msg_type(), answer.yiaddr()), (Some(kind), Ipv4Addr::UNSPECIFIED));
+        let bootfile = DhcpOption::BootfileName(b"http://10.77.0.1/boot.ipxe".to_vec());
+        assert_eq!(answer.opts().get(OptionCode::BootfileName), Some(&bootfile));
+    }
+    assert_eq!(start(config(Arc::new(|_| {}))).await.unwrap().pxe_address(), None);
 }
 
 #[tokio::test]
@@ -124,7 +148,7 @@ async fn draining_or_dropping_the_last_handle_frees_the_port() {
 
 #[tokio::test]
 async fn a_range_that_cannot_be_served_is_refused_at_start() {
-    let range = Some((Ipv4Addr::new(10, 77, 0, 9), Ipv4Addr::new(10, 77, 0, 5)));
-    let error = start(Config { range, ..config(Arc::new(|_| {})) }).await.unwrap_err();
+    let role = Role::Server { range: Some((Ipv4Addr::new(10, 77, 0, 9), Ipv4Addr::new(10, 77, 0, 5))) };
+    let error = start(Config { role, ..config(Arc::new(|_| {})) }).await.unwrap_err();
     assert_eq!(error.to_string(), "the DHCP range ends at 10.77.0.5, before its start 10.77.0.9; swap the two");
 }

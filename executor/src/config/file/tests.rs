@@ -40,6 +40,18 @@ fn the_farms_of_the_fixtures_are_right() {
 }
 
 #[test]
+fn a_proxy_stands_on_a_network_with_another_dhcp_server_and_gives_no_addresses() {
+    let text = |network: &str, dhcp: &str| format!("name: lab\nnetwork: {network}\ndhcp: {dhcp}\nduts: []\n");
+    let interface = "{interface: {name: eth1, address: 10.0.0.1/24}}";
+    let role = |dhcp: &str| parse("farm.yml", &text(interface, dhcp), Path::new("")).unwrap().dhcp;
+    assert_eq!((role("{mode: proxy}"), role("{mode: server}")), (Role::Proxy, Role::default()));
+    assert_eq!(
+        problems(&text("{private: {address: 10.0.0.1/24}}", "{mode: proxy, range: [10.0.0.5, 10.0.0.9]}")),
+        ["3: dhcp.mode: there is no other DHCP server on this network", "3: dhcp.range: a proxy gives no addresses",]
+    );
+}
+
+#[test]
 fn mistakes_of_shape_and_of_sense_are_told_together() {
     let text = "name: lab\nnetwork: {private: {address: 10.77.0.1/24}}\ndhcp: {range: [10.77.0.10, 10.77.0.20]}\n\
                 listen: {api: '0.0.0.0:80'}\nduts:\n\

@@ -82,7 +82,7 @@ impl Bench {
             prefix_length,
             router: Some(gateway),
             dns: vec![],
-            range: None,
+            role: dhcp::Role::default(),
             reply_to: if on == On::Loopback { ReplyTo::Source } else { ReplyTo::Standard },
             observer: Arc::new(|_| ()),
         })

@@ -13,10 +13,10 @@ use crate::dhcp::request::Malformed;
 use crate::dhcp::table::{OFFER, PARKED, Reservation};
 
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
-const DUT: Mac = Mac([0x52, 0x54, 0, 0x77, 0, 1]);
-const DUT_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 202);
+pub(in crate::dhcp) const DUT: Mac = Mac([0x52, 0x54, 0, 0x77, 0, 1]);
+pub(in crate::dhcp) const DUT_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 202);
 const U_BOOT: Mac = Mac([0x52; 6]);
-const STRANGER: Mac = Mac([2, 0, 0, 0, 0, 9]);
+pub(in crate::dhcp) const STRANGER: Mac = Mac([2, 0, 0, 0, 0, 9]);
 
 macro_rules! packet {
     ($name:literal) => {
@@ -24,17 +24,17 @@ macro_rules! packet {
     };
 }
 
-fn unhex(text: &str) -> Vec<u8> {
+pub(in crate::dhcp) fn unhex(text: &str) -> Vec<u8> {
     let digits: Vec<u8> = text.bytes().filter(u8::is_ascii_hexdigit).collect();
     digits.chunks(2).map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap()).collect()
 }
 
-struct Scene {
-    table: Table,
-    now: Instant,
+pub(in crate::dhcp) struct Scene {
+    pub table: Table,
+    pub now: Instant,
 }
 
-fn scene() -> Scene {
+pub(in crate::dhcp) fn scene() -> Scene {
     let network = Network { server: SERVER, prefix_length: 24, router: Some(SERVER), dns: vec![SERVER] };
     let mut table = Table::new(network, Some(([10, 77, 0, 100].into(), [10, 77, 0, 102].into()))).unwrap();
     let reservations = [(DUT, DUT_ADDRESS, Some("dut-1")), (U_BOOT, Ipv4Addr::new(10, 77, 0, 150), None)];
@@ -89,7 +89,7 @@ impl Scene {
 }
 
 /// Reads a reply without the codec under test.
-fn describe(bytes: &[u8], destination: Destination) -> String {
+pub(in crate::dhcp) fn describe(bytes: &[u8], destination: Destination) -> String {
     let mut text = String::new();
     let address = |at: usize| Ipv4Addr::new(bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]);
     writeln!(text, "{} bytes to {}", bytes.len(), destination.address()).unwrap();
@@ -145,7 +145,7 @@ fn string(bytes: &[u8]) -> String {
 }
 
 /// A request of our own: `kind` is the message type, further options follow as given.
-fn request(kind: u8, mac: Mac, options: &[(u8, &[u8])]) -> Vec<u8> {
+pub(in crate::dhcp) fn request(kind: u8, mac: Mac, options: &[(u8, &[u8])]) -> Vec<u8> {
     let mut bytes = vec![0; 240];
     bytes[0..4].copy_from_slice(&[1, 1, 6, 0]);
     bytes[4..8].copy_from_slice(&[0xde, 0xad, 0xbe, 0xef]);
@@ -161,16 +161,16 @@ fn request(kind: u8, mac: Mac, options: &[(u8, &[u8])]) -> Vec<u8> {
 }
 
 /// Writes `address` into a header field: 12 is `ciaddr`, 24 is `giaddr`.
-fn with_address(mut datagram: Vec<u8>, at: usize, address: [u8; 4]) -> Vec<u8> {
+pub(in crate::dhcp) fn with_address(mut datagram: Vec<u8>, at: usize, address: [u8; 4]) -> Vec<u8> {
     datagram[at..at + 4].copy_from_slice(&address);
     datagram
 }
 
-const DISCOVER: u8 = 1;
-const REQUEST: u8 = 3;
+pub(in crate::dhcp) const DISCOVER: u8 = 1;
+pub(in crate::dhcp) const REQUEST: u8 = 3;
 const DECLINE: u8 = 4;
-const RELEASE: u8 = 7;
-const INFORM: u8 = 8;
+pub(in crate::dhcp) const RELEASE: u8 = 7;
+pub(in crate::dhcp) const INFORM: u8 = 8;
 const US: &[u8] = &[10, 77, 0, 1];
 
 #[test]
