@@ -10,6 +10,7 @@ use job_schema::job::Deployment;
 
 use super::settings::{Files, Settings};
 use super::{BootMethod, BootPlan, Dut, Source, always, generated, nothing_to_boot, one, one_line, plan_of};
+use super::{archives, joined};
 
 struct Depthcharge(Files);
 
@@ -28,12 +29,12 @@ impl BootMethod for Depthcharge {
             // The whole file is the command line: no newline at its end.
             generated(Protocol::Tftp, &name(&self.0.cmdline, "/cmdline"), Source::Text(one_line(deployment))),
         ];
-        let lists = [
-            (name(&self.0.initramfs, "/initramfs"), &deployment.initramfs),
-            (name(&self.0.dtb, "/dtb"), &deployment.dtb),
-        ];
-        for (name, list) in lists.into_iter().filter(|(_, list)| !list.is_empty()) {
-            own.push(generated(Protocol::Tftp, &name, Source::Artifacts(list.clone())));
+        if !deployment.initramfs.is_empty() {
+            let name = name(&self.0.initramfs, "/initramfs");
+            own.push(generated(Protocol::Tftp, &name, archives(&deployment.initramfs)));
+        }
+        if !deployment.dtb.is_empty() {
+            own.push(generated(Protocol::Tftp, &name(&self.0.dtb, "/dtb"), joined(&deployment.dtb)));
         }
         // Depthcharge takes the name from DHCP where none was written into its flash.
         plan_of(deployment, &[Protocol::Http, Protocol::Tftp], own, vec![always(kernel_name.trim_start_matches('/'))])

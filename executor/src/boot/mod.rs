@@ -133,6 +133,8 @@ pub enum Source {
     Firmware(PathBuf),
     /// Artifacts of the job, one after the other.
     Artifacts(Vec<Artifact>),
+    /// Initial RAM disks of the job, one after the other as the kernel finds them.
+    Archives(Vec<Artifact>),
 }
 
 /// A way to boot.
@@ -165,18 +167,32 @@ fn plan_of(deployment: &Deployment, protocols: &[Protocol], own: Vec<Planned>, r
 /// Kernel, initial RAM disks and device trees under their lasting names.
 fn job_files(deployment: &Deployment, protocol: Protocol) -> Vec<Planned> {
     let kernel = deployment.kernel.iter().map(|kernel| generated(protocol, KERNEL, one(&kernel.artifact)));
-    let parts = [(INITRAMFS, &deployment.initramfs), (DTB, &deployment.dtb)];
-    kernel.chain(parts.into_iter().flat_map(|(name, list)| parts_of(protocol, name, list))).collect()
+    let parts = [(INITRAMFS, archives(&deployment.initramfs)), (DTB, joined(&deployment.dtb))];
+    let lists = parts.into_iter().zip([&deployment.initramfs, &deployment.dtb]);
+    kernel.chain(lists.flat_map(|((name, whole), list)| parts_of(protocol, name, whole, list))).collect()
 }
 
-/// The list as a whole under `name` (its parts one after the other), and each part under `name/<index>`.
-fn parts_of(protocol: Protocol, name: &str, list: &[Artifact]) -> Vec<Planned> {
+/// The list as a whole under `name`, and each part under `name/<index>`.
+fn parts_of(protocol: Protocol, name: &str, whole: Source, list: &[Artifact]) -> Vec<Planned> {
     if list.is_empty() {
         return Vec::new();
     }
-    let whole = generated(protocol, name, Source::Artifacts(list.to_vec()));
+    let whole = generated(protocol, name, whole);
     let part = |(index, artifact): (usize, &Artifact)| generated(protocol, &format!("{name}/{index}"), one(artifact));
     std::iter::once(whole).chain(list.iter().enumerate().map(part)).collect()
+}
+
+/// Initial RAM disks as one file.
+fn archives(list: &[Artifact]) -> Source {
+    match list {
+        [artifact] => one(artifact),
+        _ => Source::Archives(list.to_vec()),
+    }
+}
+
+/// Device trees as one file.
+fn joined(list: &[Artifact]) -> Source {
+    Source::Artifacts(list.to_vec())
 }
 
 fn one(artifact: &Artifact) -> Source {

@@ -17,7 +17,7 @@ use gateway::namespace::{Name, Protocol};
 use job_schema::job::Deployment;
 
 use super::settings::Settings;
-use super::{BootMethod, BootPlan, Dut, Planned, Source, generated, one_line, plan_of};
+use super::{BootMethod, BootPlan, Dut, Planned, Source, archives, generated, joined, one_line, plan_of};
 
 /// Boot files of a board at most: the full boot partition, overlays included, has some 400.
 const FILES_MAX: usize = 2000;
@@ -66,10 +66,11 @@ impl BootMethod for RaspberryPi {
             offer("config.txt", Source::Text(self.config_txt(deployment)));
             offer("cmdline.txt", Source::Text(one_line(deployment) + "\n"));
             offer("kernel8.img", super::one(&kernel.artifact));
-            for (name, list) in [("initramfs", &deployment.initramfs), ("wharf.dtb", &deployment.dtb)] {
-                if !list.is_empty() {
-                    offer(name, Source::Artifacts(list.clone()));
-                }
+            if !deployment.initramfs.is_empty() {
+                offer("initramfs", archives(&deployment.initramfs));
+            }
+            if !deployment.dtb.is_empty() {
+                offer("wharf.dtb", joined(&deployment.dtb));
             }
         }
         // Last, so that a file of the folder does not hide what this boot is made of.

@@ -83,6 +83,7 @@ fn source(source: &Source) -> String {
         Source::Wrapped { bytes, .. } => format!("the text below, wrapped in {} bytes", bytes.len()),
         Source::Firmware(path) => path.display().to_string(),
         Source::Artifacts(list) => artifacts(list),
+        Source::Archives(list) => format!("{} (aligned)", artifacts(list)),
         Source::Android(image) => format!(
             "boot image of {}, {}, {}; {}",
             artifact(&image.kernel),

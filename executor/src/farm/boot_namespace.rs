@@ -276,8 +276,10 @@ fn sentence(access: &AccessRecord) -> String {
 fn never_read(plan: &BootPlan, readings: &[(Protocol, String, Reading)]) -> Vec<String> {
     let reading = |planned: &Planned| {
         let (Name::Exact(name) | Name::Matching(name, _)) = &planned.name;
-        let mut of_it = readings.iter().filter(|(protocol, other, _)| *protocol == planned.protocol && other == name);
-        of_it.next_back().map(|(_, _, reading)| *reading)
+        let of_it = readings.iter().filter(|(protocol, other, _)| *protocol == planned.protocol && other == name);
+        let of_it: Vec<Reading> = of_it.map(|(_, _, reading)| *reading).collect();
+        // A job's file and the generated one that it replaces have one name.
+        of_it.contains(&Reading::Read).then_some(Reading::Read).or(of_it.first().copied())
     };
     let read: Vec<&Planned> = plan.artifacts.iter().filter(|planned| reading(planned) == Some(Reading::Read)).collect();
     let has_read = |artifact: &Artifact| read.iter().any(|planned| is_made_of(&planned.source, artifact));
@@ -302,7 +304,7 @@ fn never_read(plan: &BootPlan, readings: &[(Protocol, String, Reading)]) -> Vec<
 
 fn is_made_of(source: &Source, artifact: &Artifact) -> bool {
     match source {
-        Source::Artifacts(list) => list.contains(artifact),
+        Source::Artifacts(list) | Source::Archives(list) => list.contains(artifact),
         Source::Android(image) => {
             image.kernel == *artifact || image.ramdisk.contains(artifact) || image.dtb.contains(artifact)
         }
@@ -350,6 +352,8 @@ mod tests {
         let artifacts = vec![
             entry(Protocol::Http, "/secret", "s", Origin::Job),
             entry(Protocol::Http, "/read", "r", Origin::Job),
+            entry(Protocol::Tftp, "/boot.scr", "of the job", Origin::Job),
+            entry(Protocol::Tftp, "/boot.scr", "hidden by it", Origin::Generated),
             entry(Protocol::Tftp, "/vmlinuz", "k", Origin::Generated),
             entry(Protocol::Http, "/_/job/kernel", "k", Origin::Generated),
             entry(Protocol::Http, "/_/job/initramfs", "i", Origin::Generated),
@@ -361,7 +365,8 @@ mod tests {
             .iter()
             .map(|planned| {
                 let (Name::Exact(name) | Name::Matching(name, _)) = &planned.name;
-                let was_read = ["/read", "/vmlinuz"].contains(&name.as_str());
+                let is_hidden = name == "/boot.scr" && planned.origin == Origin::Generated;
+                let was_read = ["/read", "/vmlinuz", "/boot.scr"].contains(&name.as_str()) && !is_hidden;
                 (planned.protocol, name.clone(), if was_read { Reading::Read } else { Reading::Never })
             })
             .collect();

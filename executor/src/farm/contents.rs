@@ -127,8 +127,9 @@ impl Contents {
             Source::Firmware(path) => Ok(Content::File(path.clone())),
             Source::Artifacts(artifacts) => match (path_with_groups(planned), artifacts.as_slice()) {
                 (Some(path), [artifact]) => Ok(self.by_name(path, artifact, attachments)),
-                _ => self.joined(artifacts, attachments),
+                _ => self.joined(artifacts, attachments, Content::Joined),
             },
+            Source::Archives(artifacts) => self.joined(artifacts, attachments, Content::Archives),
             Source::Android(image) => self.boot_image(image, attachments),
         }
     }
@@ -136,7 +137,7 @@ impl Contents {
     /// Makes what is made of others before the first boot, so that what cannot be made ends the setup.
     async fn make_all(&self, prepared: &Prepared) -> Result<(), String> {
         let artifacts = |source: &Source| match source {
-            Source::Artifacts(artifacts) => artifacts.clone(),
+            Source::Artifacts(artifacts) | Source::Archives(artifacts) => artifacts.clone(),
             Source::Android(image) => {
                 std::iter::once(&image.kernel).chain(&image.ramdisk).chain(&image.dtb).cloned().collect()
             }
@@ -155,11 +156,16 @@ impl Contents {
         Ok(())
     }
 
-    fn joined(&self, artifacts: &[Artifact], attachments: &Attachments) -> Result<Content, String> {
+    fn joined(
+        &self,
+        artifacts: &[Artifact],
+        attachments: &Attachments,
+        join: fn(Arc<[Content]>) -> Content,
+    ) -> Result<Content, String> {
         let parts: Result<Vec<_>, _> =
             artifacts.iter().map(|artifact| self.artifact(artifact, attachments, None)).collect();
         let mut parts = parts?;
-        Ok(if parts.len() == 1 { parts.remove(0) } else { Content::Joined(parts.into()) })
+        Ok(if parts.len() == 1 { parts.remove(0) } else { join(parts.into()) })
     }
 
     /// What the groups of its path make of an artifact is only known by the name that is asked for.
@@ -178,8 +184,8 @@ impl Contents {
     /// Generated files are there whole before a boot, so that the sizes in the image's header are known.
     fn boot_image(&self, image: &BootImage, attachments: &Attachments) -> Result<Content, String> {
         let kernel = self.artifact(&image.kernel, attachments, None)?;
-        let ramdisk = self.joined(&image.ramdisk, attachments)?;
-        let dtb = self.joined(&image.dtb, attachments)?;
+        let ramdisk = self.joined(&image.ramdisk, attachments, Content::Archives)?;
+        let dtb = self.joined(&image.dtb, attachments, Content::Joined)?;
         let sizes = Sizes { kernel: size_of(&kernel)?, ramdisk: size_of(&ramdisk)?, dtb: size_of(&dtb)? };
         let content = |piece| match piece {
             Piece::Bytes(bytes) => Content::Inline(Bytes::from(bytes)),
@@ -345,6 +351,10 @@ fn size_of(content: &Content) -> Result<u64, String> {
         Content::Inline(bytes) => Ok(bytes.len() as u64),
         Content::Url(cached) => Ok(cached.state().bytes),
         Content::Joined(parts) => parts.iter().map(size_of).sum(),
+        // Each begins on a boundary of four bytes.
+        Content::Archives(parts) => {
+            parts.iter().try_fold(0_u64, |sum, part| Ok(sum.next_multiple_of(4) + size_of(part)?))
+        }
         Content::Edited(edited) => edited.size().ok_or_else(|| format!("{edited} is not made yet")),
         Content::File(path) => std::fs::metadata(path)
             .map(|metadata| metadata.len())
@@ -360,7 +370,9 @@ fn urls(planned: &Planned) -> Vec<&str> {
         return found;
     }
     match &planned.source {
-        Source::Artifacts(artifacts) => artifacts.iter().for_each(|artifact| collect(artifact, &mut found)),
+        Source::Artifacts(artifacts) | Source::Archives(artifacts) => {
+            artifacts.iter().for_each(|artifact| collect(artifact, &mut found));
+        }
         Source::Android(image) => {
             let all = std::iter::once(&image.kernel).chain(&image.ramdisk).chain(&image.dtb);
             all.for_each(|artifact| collect(artifact, &mut found));

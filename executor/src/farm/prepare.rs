@@ -326,7 +326,7 @@ impl Preview {
             continue_cmdline: prepared.job.continue_.cmdline_text(),
             boot_script: prepared.start.artifacts.iter().find_map(|planned| match &planned.source {
                 Source::Text(text) | Source::Wrapped { text, .. } => Some(text.clone()),
-                Source::Android(_) | Source::Firmware(_) | Source::Artifacts(_) => None,
+                Source::Android(_) | Source::Firmware(_) | Source::Artifacts(_) | Source::Archives(_) => None,
             }),
             artifacts: prepared.start.artifacts.iter().map(describe).collect(),
         }
@@ -386,7 +386,9 @@ fn describe_source(source: &Source) -> String {
         Source::Wrapped { bytes, .. } => format!("{} bytes, generated", bytes.len()),
         Source::Android(_) => "a boot image, generated".to_owned(),
         Source::Firmware(path) => path.display().to_string(),
-        Source::Artifacts(artifacts) => artifacts.iter().map(artifact).collect::<Vec<_>>().join(" + "),
+        Source::Artifacts(artifacts) | Source::Archives(artifacts) => {
+            artifacts.iter().map(artifact).collect::<Vec<_>>().join(" + ")
+        }
     }
 }
 

@@ -5,7 +5,8 @@
 //!    Inline   bytes in memory
 //!    File     preads: no mapping, because a file that shrinks under a mapping kills the process     (file.rs)
 //!    Url      a cached download; read while it is still arriving                                     (cache.rs)
-//!    Joined   one after the other (initramfs archives)
+//!    Joined   one after the other
+//!    Archives the same, each on a boundary of four bytes (initramfs archives)
 //!    Edited   what is made of others, once: archives, files out of them, U-Boot images               (edit/)
 //!    ByName   another content for each name that it is asked for by
 //!    Disk     a copy-on-write disk, as it is at that moment                                          (disk.rs)
@@ -42,8 +43,11 @@ pub enum Content {
     File(PathBuf),
     /// A download, shared through the cache.
     Url(cache::Cached),
-    /// Several contents one after the other (initramfs archives).
+    /// Several contents one after the other.
     Joined(Arc<[Content]>),
+    /// Several initramfs archives one after the other, with zeroes between them up to a boundary of four bytes: an archive that is not
+    /// compressed is found only there (Linux, Documentation/driver-api/early-userspace/buffer-format.rst).
+    Archives(Arc<[Content]>),
     /// Made of others when it is first asked for.
     Edited(edit::Edited),
     /// What it is depends on the name that it is asked for by.
@@ -177,6 +181,7 @@ impl Content {
             Content::File(path) => Source::File(file::OpenFile::open(path).await?),
             Content::Url(cached) => Source::Url(cached.open().await?),
             Content::Joined(parts) => Source::Joined(open_all(parts).await?),
+            Content::Archives(parts) => Source::Joined(aligned(open_all(parts).await?).await?),
             Content::Edited(edited) => Source::File(edited.open().await?),
             Content::ByName(_) => {
                 let reason = "it is known only by the name that it is asked for by".to_owned();
@@ -207,6 +212,20 @@ async fn open_all(parts: &[Content]) -> Result<Vec<Reader>, ContentError> {
         readers.push(part.open_boxed().await?);
     }
     Ok(readers)
+}
+
+/// With zeroes behind each part, up to where the next one may begin. Waits for a download whose server did not tell its length.
+async fn aligned(parts: Vec<Reader>) -> Result<Vec<Reader>, ContentError> {
+    const ZEROES: &[u8] = &[0; 3];
+    let mut all = Vec::with_capacity(2 * parts.len());
+    for part in parts {
+        let missing = part.complete_size_boxed().await?.wrapping_neg() as usize % 4;
+        all.push(part);
+        all.push(Reader(Arc::new(Source::Inline(Bytes::from_static(&ZEROES[..missing])))));
+    }
+    // Nothing follows the last one.
+    all.pop();
+    Ok(all)
 }
 
 impl Reader {
@@ -377,7 +396,7 @@ impl fmt::Display for Content {
             Content::Inline(bytes) => write!(f, "{} bytes inline", bytes.len()),
             Content::File(path) => write!(f, "{}", path.display()),
             Content::Url(cached) => f.write_str(cached.url()),
-            Content::Joined(parts) => write!(f, "{} parts joined", parts.len()),
+            Content::Joined(parts) | Content::Archives(parts) => write!(f, "{} parts joined", parts.len()),
             Content::Edited(edited) => write!(f, "{edited}"),
             Content::ByName(_) => f.write_str("a content chosen by its name"),
             Content::Disk(disk) => write!(f, "{disk:?}"),
@@ -407,6 +426,15 @@ mod tests {
         assert_eq!(reader.read_at(2, 2).await.unwrap(), "cd");
         assert_eq!(reader.read_at(8, 1).await.unwrap(), "");
         assert_eq!(reader.read_at(u64::MAX, 1).await.unwrap(), "");
+    }
+
+    #[tokio::test]
+    async fn archives_begin_on_boundaries_of_four_bytes_and_end_where_the_last_one_does() {
+        let parts = [inline("abcde"), inline("fghi"), inline(""), inline("jkl"), inline("m")];
+        let reader = Content::Archives(parts.into()).open().await.unwrap();
+        assert_eq!(reader.read_at(0, 100).await.unwrap(), "abcde\0\0\0fghijkl\0m");
+        assert_eq!((reader.size(), reader.read_at(4, 5).await.unwrap().as_ref()), (Some(17), &b"e\0\0\0f"[..]));
+        assert_eq!(Content::Archives([inline("abc")].into()).open().await.unwrap().size(), Some(3));
     }
 
     #[tokio::test]

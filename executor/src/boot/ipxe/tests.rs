@@ -20,7 +20,11 @@ fn plan(start: &str) -> BootPlan {
 fn script_of(plan: &BootPlan) -> String {
     let text = |planned: &Planned| match &planned.source {
         Source::Text(text) => Some(text.clone()),
-        Source::Wrapped { .. } | Source::Android(_) | Source::Firmware(_) | Source::Artifacts(_) => None,
+        Source::Wrapped { .. }
+        | Source::Android(_)
+        | Source::Firmware(_)
+        | Source::Artifacts(_)
+        | Source::Archives(_) => None,
     };
     plan.artifacts.iter().find_map(text).unwrap()
 }

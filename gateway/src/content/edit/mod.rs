@@ -270,8 +270,9 @@ fn version(content: &Content) -> BoxFuture<'_, Result<String, ContentError>> {
                     content.open_boxed().await?.etag().unwrap_or_else(|| format!("{:032x}", rand::random::<u128>()));
                 format!("url {} {tag}", cached.url())
             }
-            Content::Joined(parts) => {
-                let mut text = format!("joined {}", parts.len());
+            Content::Joined(parts) | Content::Archives(parts) => {
+                let how = if matches!(content, Content::Joined(_)) { "joined" } else { "archives" };
+                let mut text = format!("{how} {}", parts.len());
                 for part in parts.iter() {
                     text.push_str(&format!(" ({})", version(part).await?));
                 }
