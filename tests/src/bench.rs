@@ -26,6 +26,8 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::lab::Lab;
+use crate::packages::cache_folder;
+pub use crate::packages::{need_packages, need_programs, need_virtual_machines};
 use crate::workspace;
 
 /// Names a farm's processes: they inherit it.
@@ -549,6 +551,16 @@ impl Ended {
         self
     }
 
+    /// Checks that the evidence has each of these words, in whatever order: when an access is over is heard by tasks that do not wait for
+    /// each other.
+    #[track_caller]
+    pub fn expect_evidence(&self, words: &[&str]) -> &Self {
+        for word in words {
+            assert!(self.evidence.iter().any(|entry| entry.contains(word)), "no `{word}` in the evidence\n{self}");
+        }
+        self
+    }
+
     /// Checks that the console said these, in this order.
     #[track_caller]
     pub fn expect_said(&self, texts: &[&str]) -> &Self {
@@ -594,47 +606,6 @@ pub fn until<T>(limit: Duration, mut look: impl FnMut() -> Option<T>) -> Option<
     }
 }
 
-/// Installs the Debian packages of the programs that are not there: pairs of program (or a file's path) and package.
-pub fn need_programs(programs: &[(&str, &'static str)]) {
-    let missing =
-        || programs.iter().filter(|(program, _)| !is_installed(program)).map(|(_, package)| *package).collect();
-    need_packages(missing);
-}
-
-/// Installs the Debian packages that `missing` says; it is asked again when another test has installed some meanwhile.
-pub fn need_packages(missing: impl Fn() -> Vec<&'static str>) {
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    let _guard = lock(&ONE_AT_A_TIME);
-    let packages = missing();
-    if packages.is_empty() {
-        return;
-    }
-    let list = packages.join(" ");
-    let is_root = nix::unistd::geteuid().is_root();
-    assert!(is_root, "this test needs programs that are not here; run: apt-get install {list}");
-    println!("installing what this test needs: {list}");
-    for arguments in [vec!["update"], [vec!["install", "-y", "--no-install-recommends"], packages].concat()] {
-        let mut command = Command::new("apt-get");
-        command.args(["-qq", "-o", "DPkg::Lock::Timeout=300"]).args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
-        let output = command.output().expect("these tests run on a Debian system");
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "apt-get could not install {list}: {said}");
-    }
-}
-
-/// Runs `wharf virtual install`, once.
-pub fn need_virtual_machines(wharf: &str) {
-    static DONE: Mutex<bool> = Mutex::new(false);
-    let mut is_done = lock(&DONE);
-    if !*is_done {
-        let output = Command::new(wharf).args(["virtual", "install"]).env("WHARF_CACHE", cache_folder()).output();
-        let output = output.expect("the binary was built");
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "the tests with QEMU need what `wharf virtual install` installs: {said}");
-        *is_done = true;
-    }
-}
-
 /// Whether this user may make mount namespaces; the error is why not.
 pub fn may_mount() -> Result<(), String> {
     let output = Command::new("unshare").args(own_mounts()).arg("true").output();
@@ -653,18 +624,6 @@ fn on_a_small_disk(wharf: &str, folder: &Path, bytes: u64) -> Command {
     let mut command = Command::new("unshare");
     command.args(own_mounts()).args(["sh", "-c", script, "sh"]).arg(folder).arg(bytes.to_string()).arg(wharf);
     command
-}
-
-/// Where the user's `wharf` keeps its downloads: another XDG_RUNTIME_DIR must not move it.
-fn cache_folder() -> PathBuf {
-    let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
-    let home = || variable("HOME").unwrap_or_else(|| "/root".into()).join(".cache");
-    variable("WHARF_CACHE").unwrap_or_else(|| variable("XDG_CACHE_HOME").unwrap_or_else(home).join("wharf"))
-}
-
-fn is_installed(program: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -2,6 +2,8 @@
 //!
 //! ```text
 //!  bench       a farm in a process of its own, seen through its API
+//!  board       a QEMU machine that a farm knows as hardware
+//!  packages    programs of Debian that a test needs
 //!  workspace   the tree of sources and pages, for the rules that it shall keep
 //!  crowd       a thousand DUTs and their queue, read back from events
 //!  lab         network namespaces
@@ -13,8 +15,10 @@
 
 pub mod bad_link;
 pub mod bench;
+pub mod board;
 pub mod crowd;
 pub mod lab;
 pub mod measure;
+pub mod packages;
 pub mod peers;
 pub mod workspace;

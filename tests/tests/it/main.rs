@@ -12,6 +12,7 @@
 //! | `docs` | every command, example and link of the pages works |
 //! | `executorctl` | CI-tron's own client, unmodified, runs jobs on our server |
 //! | `faults` | outlets, consoles, DUTs, disk and clock that go wrong: the right cause, and the DUT free or a person called |
+//! | `firmware` | machines that are not ours boot by GRUB on arm64, and beside another DHCP server |
 //! | `http_clients` | curl reads whole, in part and resumed, over a bad link too, and is told what it may not |
 //! | `leases` | a person takes, uses, hands over and gives back a DUT; who waits knows why; what happened can be read |
 //! | `licences` | what we build on may be given away, and there is one TLS stack |
@@ -45,6 +46,7 @@ mod docs;
 mod executorctl;
 mod farms;
 mod faults;
+mod firmware;
 mod http_clients;
 mod leases;
 mod licences;

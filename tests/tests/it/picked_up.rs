@@ -11,12 +11,12 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
-use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
 use tests::bench::{Bench, Ended, Surroundings, need_virtual_machines, until};
+use tests::board::spawn_qemu;
 use tests::lab::{Lab, Running};
 
 use crate::farms::{QEMU, WHARF};
@@ -69,6 +69,11 @@ impl Place {
     }
 
     pub fn start(&self) -> Bench {
+        self.start_with("")
+    }
+
+    /// Its DUT has further keys, each a line.
+    pub fn start_with(&self, keys: &str) -> Bench {
         let outlet = self.path("outlet").display().to_string();
         let farm = format!(
             "name: bench
@@ -77,7 +82,7 @@ duts:
   - mac: 52:54:00:88:00:01
     address: 10.88.0.11
     tags: ['firmware:bios']
-    machine:
+{keys}    machine:
       hardware:
         power: {{exec: {{on: [sh, '{outlet}', 'on'], off: [sh, '{outlet}', 'off'], state: [sh, '{outlet}', state]}}}}
         console: {{tcp: {{host: 127.0.0.1, port: {}}}}}
@@ -326,64 +331,15 @@ fn is_restart(event: &Value) -> bool {
     event["text"].as_str().is_some_and(|text| text.starts_with("The farm was restarted: the job "))
 }
 
-/// QEMU's monitor as an outlet: off is stopped and reset, on is running.
-const MONITOR: &str = "import json, socket, sys
-folder = sys.argv[0].rsplit('/', 1)[0]
-monitor = socket.socket(socket.AF_UNIX)
-monitor.connect(folder + '/monitor')
-lines = monitor.makefile('rw')
-def ask(command):
-    lines.write(json.dumps({'execute': command}) + '\\n')
-    lines.flush()
-    while True:
-        answer = json.loads(lines.readline())
-        if 'return' in answer:
-            return answer['return']
-        if 'error' in answer:
-            sys.exit(answer['error']['desc'])
-lines.readline()
-ask('qmp_capabilities')
-if sys.argv[1] != 'state':
-    with open(folder + '/calls', 'a') as calls:
-        calls.write(sys.argv[1] + '\\n')
-if sys.argv[1] == 'on':
-    ask('cont')
-elif sys.argv[1] == 'off':
-    ask('stop')
-    ask('system_reset')
-else:
-    print('on' if ask('query-status')['status'] == 'running' else 'off')
-";
-
 /// A machine that the server did not start and cannot end, at the bridge, with its console on our port.
 fn qemu(place: &mut Place) -> Running {
     place.lab.tap("tap0", LINK).unwrap();
     // QEMU takes the port over.
     place.listener = None;
-    fs::write(place.path("monitor.py"), MONITOR).unwrap();
-    fs::write(place.path("outlet"), "exec python3 \"${0%/*}/monitor.py\" \"$1\"\n").unwrap();
-    let mut command = place.lab.command("qemu-system-x86_64").unwrap();
-    command.args([
-        "-nodefaults",
-        "-no-user-config",
-        "-display",
-        "none",
-        "-S",
-        "-m",
-        "128",
-        "-machine",
-        "q35,graphics=off",
-    ]);
-    command.args(["-accel", "tcg,tb-size=64", "-action", "shutdown=pause,reboot=reset,panic=pause"]);
-    let monitor = place.path("monitor");
-    command.args(["-qmp", &format!("unix:{},server=on,wait=off", monitor.display())]);
-    command.args(["-serial", &format!("tcp:{},server=on,wait=off", place.console)]);
-    command.args(["-netdev", "tap,id=n0,ifname=tap0,script=no,downscript=no"]);
-    command.args(["-device", "virtio-net-pci,netdev=n0,bootindex=1,mac=52:54:00:88:00:01"]).stdin(Stdio::null());
-    let running = Running::spawn("qemu", command, &place.path("qemu.log")).unwrap();
-    let log = || fs::read_to_string(place.path("qemu.log")).unwrap_or_default();
-    until(PATIENCE, || monitor.exists().then_some(())).unwrap_or_else(|| panic!("QEMU does not run: {}", log()));
-    running
+    let machine =
+        ["-m", "128", "-machine", "q35,graphics=off", "-netdev", "tap,id=n0,ifname=tap0,script=no,downscript=no"];
+    let card = ["-device", "virtio-net-pci,netdev=n0,bootindex=1,mac=52:54:00:88:00:01"];
+    spawn_qemu(&place.lab, place.folder.path(), place.console, "qemu-system-x86_64", &[&machine[..], &card].concat())
 }
 
 #[test]

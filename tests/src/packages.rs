@@ -1,0 +1,109 @@
+//! Programs of Debian that a test needs: found, or installed as `wharf virtual install` does it.
+//!
+//! ```text
+//!  need_programs, need_packages ─► apt-get install         need_virtual_machines ─► wharf virtual install
+//!  unpacked: files for another machine ─► apt-get download, with lists and state of its own ─► the user's cache
+//! ```
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Installs the Debian packages of the programs that are not there: pairs of program (or a file's path) and package.
+pub fn need_programs(programs: &[(&str, &'static str)]) {
+    let missing =
+        || programs.iter().filter(|(program, _)| !is_installed(program)).map(|(_, package)| *package).collect();
+    need_packages(missing);
+}
+
+/// Installs the Debian packages that `missing` says; it is asked again when another test has installed some meanwhile.
+pub fn need_packages(missing: impl Fn() -> Vec<&'static str>) {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _guard = lock(&ONE_AT_A_TIME);
+    let packages = missing();
+    if packages.is_empty() {
+        return;
+    }
+    let list = packages.join(" ");
+    let is_root = nix::unistd::geteuid().is_root();
+    assert!(is_root, "this test needs programs that are not here; run: apt-get install {list}");
+    println!("installing what this test needs: {list}");
+    for arguments in [vec!["update"], [vec!["install", "-y", "--no-install-recommends"], packages].concat()] {
+        let mut command = Command::new("apt-get");
+        command.args(["-qq", "-o", "DPkg::Lock::Timeout=300"]).args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
+        let output = command.output().expect("these tests run on a Debian system");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "apt-get could not install {list}: {said}");
+    }
+}
+
+/// Runs `wharf virtual install`, once.
+pub fn need_virtual_machines(wharf: &str) {
+    static DONE: Mutex<bool> = Mutex::new(false);
+    let mut is_done = lock(&DONE);
+    if !*is_done {
+        let output = Command::new(wharf).args(["virtual", "install"]).env("WHARF_CACHE", cache_folder()).output();
+        let output = output.expect("the binary was built");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "the tests with QEMU need what `wharf virtual install` installs: {said}");
+        *is_done = true;
+    }
+}
+
+/// What is unpacked of a package.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Files {
+    /// Its own.
+    Own,
+    /// Those of all that it depends on, too.
+    WithDependencies,
+}
+
+/// The files of a Debian package of any architecture, downloaded once and not installed: what is for another machine to run.
+pub fn unpacked(architecture: &str, package: &str, files: Files) -> PathBuf {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _guard = lock(&ONE_AT_A_TIME);
+    let home = cache_folder().join("unpacked").join(architecture);
+    let folder = home.join(package);
+    if folder.is_dir() {
+        return folder;
+    }
+    println!("downloading what this test needs: {package} for {architecture}");
+    std::fs::create_dir_all(&home).expect("the cache is the user's own");
+    let work = tempfile::Builder::new().prefix(".unpacking-").tempdir_in(&home).expect("the folder is the user's own");
+    // Lists and state of its own: the system's dpkg need not know of the architecture, and does not hear of the packages.
+    let script = "set -e; cd \"$1\"; mkdir -p tree state/lists/partial cache/archives/partial
+options=\"-qq -y -o APT::Architecture=$2 -o APT::Architectures=$2 -o Dir::State=$1/state -o Dir::Cache=$1/cache
+-o Dir::State::status=/dev/null -o APT::Sandbox::User=root -o Acquire::Retries=3\"
+apt-get $options update
+case $4 in
+Own) (cd cache/archives && apt-get $options download \"$3\") ;;
+*) apt-get $options install --download-only --no-install-recommends \"$3\" ;;
+esac
+for archive in cache/archives/*.deb; do dpkg-deb -x \"$archive\" tree; done";
+    let mut command = Command::new("sh");
+    command.args(["-c", script, "sh"]).arg(work.path()).args([architecture, package, &format!("{files:?}")]);
+    let output = command.output().expect("these tests run on a Debian system");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "apt-get could not download {package} for {architecture}: {said}");
+    // Somebody else may have been faster: theirs is as good.
+    let moved = std::fs::rename(work.path().join("tree"), &folder);
+    assert!(folder.is_dir(), "cannot move {package} into the cache: {moved:?}");
+    folder
+}
+
+/// Where the user's `wharf` keeps its downloads: another XDG_RUNTIME_DIR must not move it.
+pub(crate) fn cache_folder() -> PathBuf {
+    let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    let home = || variable("HOME").unwrap_or_else(|| "/root".into()).join(".cache");
+    variable("WHARF_CACHE").unwrap_or_else(|| variable("XDG_CACHE_HOME").unwrap_or_else(home).join("wharf"))
+}
+
+fn is_installed(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
