@@ -245,6 +245,8 @@ pub enum SimulatedFirmware {
     PlainBios,
     /// UEFI's own PXE client: chainloads `snponly.efi` after a size probe, then goes on as iPXE.
     PlainUefi,
+    /// A loader that waits at its address to be given a boot image by fastboot over TCP.
+    Fastboot,
 }
 
 /// A fault and when it happens.
@@ -283,6 +285,14 @@ pub enum Misbehaviour {
     ConsoleAway,
     /// Goes on talking after its console script's end, and heeds nothing but its power.
     TalksOn,
+    /// Its fastboot loader answers what means nothing.
+    LoaderBabbles,
+    /// Its fastboot loader talks for ever, and never answers.
+    LoaderChatters,
+    /// Its fastboot loader hangs up in the middle of the boot image.
+    LoaderHangsUp,
+    /// Its fastboot loader takes no more in the middle of the boot image.
+    LoaderStalls,
 }
 
 impl Misbehaviour {

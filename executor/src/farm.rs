@@ -36,6 +36,7 @@ mod carry;
 mod contents;
 mod crew;
 mod disks;
+mod hand_over;
 mod hold;
 mod ledger;
 mod machines;

@@ -69,7 +69,7 @@ pub enum JobEvent {
     PoweredOn { boot: u32 },
     /// Power is off; the read-back agrees.
     PoweredOff,
-    /// The first DHCP request of this boot: the firmware lives.
+    /// The first DHCP request of this boot, or its loader: the firmware lives.
     FirmwareBooted { seconds: f64 },
     /// The DUT finished reading an artifact, or was refused it. `access` is not in logs of before 2026-11-21.
     Access {

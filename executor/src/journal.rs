@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::job_log::{JobEvent, JobLog};
-use crate::session::{Action, Event, Session};
+use crate::session::{Action, Event, HandOver, Session};
 use crate::verdict::{Cause, Verdict};
 
 /// In the job's folder.
@@ -343,7 +343,7 @@ impl Replay<'_> {
                 Action::Say(event) => self.said.push(event),
                 Action::DeclareUnfit { line } => self.unfit = Some(line),
                 Action::End(verdict) => self.verdict = Some(verdict),
-                Action::CutPower | Action::BootWith { .. } => {}
+                Action::CutPower | Action::BootWith { .. } | Action::HandOver { .. } => {}
             }
         }
     }
@@ -385,6 +385,7 @@ enum Happened {
     ConsoleBack,
     FirmwareSeen,
     BootProgress,
+    HandOver { boot: u32, hand_over: HandOver },
     Evidence { text: String },
     Cancelled { by: String },
     SubmitterGone,
@@ -412,6 +413,7 @@ impl Noted {
             Event::ConsoleBack => Happened::ConsoleBack,
             Event::FirmwareSeen => Happened::FirmwareSeen,
             Event::BootProgress => Happened::BootProgress,
+            Event::HandOver { boot, news } => Happened::HandOver { boot: *boot, hand_over: news.clone() },
             Event::Evidence(text) => Happened::Evidence { text: text.clone() },
             Event::Cancelled { by } => Happened::Cancelled { by: by.clone() },
             Event::SubmitterGone => Happened::SubmitterGone,
@@ -433,6 +435,7 @@ impl From<Happened> for Event {
             Happened::ConsoleBack => Event::ConsoleBack,
             Happened::FirmwareSeen => Event::FirmwareSeen,
             Happened::BootProgress => Event::BootProgress,
+            Happened::HandOver { boot, hand_over } => Event::HandOver { boot, news: hand_over },
             Happened::Evidence { text } => Event::Evidence(text),
             Happened::Cancelled { by } => Event::Cancelled { by },
             Happened::SubmitterGone => Event::SubmitterGone,

@@ -3,7 +3,7 @@
 //! ```text
 //!   console bytes ─┐
 //!   gateway events ┤            ┌─► Say → log
-//!   finished tasks ┼─► Session ─┼─► CutPower, BootWith → a task each; its result comes back as an event
+//!   finished tasks ┼─► Session ─┼─► CutPower, BootWith, HandOver → a task each; its result comes back as an event
 //!   timer          ┤            └─► End → verdict
 //!   typed input ───┴─► console writer
 //!
@@ -57,6 +57,9 @@ pub const EVENTS_MAX: usize = 1024;
 /// Publishes a deployment for the boot of this number; quick. The same boot again goes on with it.
 pub type Publish = Arc<dyn Fn(Which, u32) -> Result<(), String> + Send + Sync>;
 
+/// Gives the DUT's loader what a deployment has for it, in this boot; the event says how that ended. `None`: there is nothing to give.
+pub type HandOver = Arc<dyn Fn(Which, u32) -> Option<BoxFuture<'static, Event>> + Send + Sync>;
+
 /// What the setup gives: a console that is being listened to before power is applied.
 pub type Console = Box<dyn ConsoleStream>;
 
@@ -75,6 +78,8 @@ pub struct Ring {
     pub open_console: OpenConsole,
     /// Publishes a deployment.
     pub publish: Publish,
+    /// Gives the DUT's loader what there is for it.
+    pub hand_over: HandOver,
     /// Events from the gateway, from operators, from the submitter.
     pub events: mpsc::Receiver<Event>,
     /// What the submitter types.
@@ -106,7 +111,8 @@ type Tasks = JoinSet<Done>;
 
 /// Runs `session` to its verdict. Nothing is cleaned up here: that is the tear-down's, which also runs after a crash.
 pub async fn run(mut session: Recorded, ring: Ring) -> Verdict {
-    let Ring { log, power, setup, open_console, publish, mut events, mut input, cancelled, declare_unfit } = ring;
+    let Ring { log, power, setup, open_console, publish, hand_over, mut events, mut input, cancelled, declare_unfit } =
+        ring;
     let mut cancelled = cancelled.fuse();
     // One command at a time, in order: an `on` that is still on its way must not overtake the `off` after it.
     let power = Arc::new(Mutex::new(power));
@@ -118,13 +124,22 @@ pub async fn run(mut session: Recorded, ring: Ring) -> Verdict {
         }
     });
     let mut line = Line::new(open_console);
+    let mut handing: Option<AbortHandle> = None;
     loop {
         while let Some(action) = session.poll_action() {
             match action {
                 Action::Say(event) => log.append(event),
-                Action::CutPower => drop(tasks.spawn(cut_power(Arc::clone(&power)))),
+                Action::CutPower => {
+                    // To a loader without power nothing is given.
+                    handing.take().iter().for_each(AbortHandle::abort);
+                    drop(tasks.spawn(cut_power(Arc::clone(&power))));
+                }
                 Action::BootWith { deployment, boot } => {
                     drop(tasks.spawn(begin_boot(publish.clone(), deployment, boot, Arc::clone(&power))))
+                }
+                Action::HandOver { deployment, boot } => {
+                    let begun = hand_over(deployment, boot).map(|giving| tasks.spawn(giving.map(Done::Event)));
+                    handing = begun;
                 }
                 Action::DeclareUnfit { line } => declare_unfit(line),
                 Action::End(verdict) => {
@@ -382,6 +397,7 @@ mod tests {
             setup: ready(Ok((Box::new(console) as Console, Event::SetupDone))).boxed(),
             open_console: Arc::new(|| ready(Err(io::Error::other("unplugged"))).boxed()),
             publish: Arc::new(|_, _| Ok(())),
+            hand_over: Arc::new(|_, _| None),
             events,
             input,
             cancelled: std::future::pending().boxed(),

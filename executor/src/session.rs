@@ -8,6 +8,8 @@
 //!      │                              └───────── retried: boot cycle n + 1 ──────────┘    Ended(verdict)
 //!      └───────────────────── cancel, power failure, console away for too long, timeout without retry: from any state ──► Ended
 //!
+//!  a boot image that the farm gives to the loader: HandOver ─► Awaited ─► Found ─► Done │ Failed: a boot that counts against firmware_boot
+//!
 //!  ConsoleAway: the clocks that the console drives stand still, and no boot begins │ ConsoleBack: they go on
 //!
 //!  clock                                                       while the console is away
@@ -30,6 +32,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use job_schema::job::{Job, Timeout};
 use job_schema::pattern::Pattern;
+use serde::{Deserialize, Serialize};
 
 use crate::blueprint::console::lines::Lines;
 use crate::job_log::{JobEvent, Severity};
@@ -58,6 +61,8 @@ pub enum Event {
     FirmwareSeen,
     /// Artifact bytes moved, or an artifact was opened.
     BootProgress,
+    /// News of the boot image that the farm gives to the DUT's loader in this boot.
+    HandOver { boot: u32, news: HandOver },
     /// Something for the verdict's evidence.
     Evidence(String),
     /// Somebody asked to end the job.
@@ -71,6 +76,20 @@ pub enum Event {
     PickedUp { away: Duration },
 }
 
+/// How far a boot image is that the farm gives to the DUT's loader itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "news", rename_all = "snake_case")]
+pub enum HandOver {
+    /// The loader is looked for; these are the words for it.
+    Awaited { loader: String },
+    /// It is there.
+    Found,
+    /// It boots the image, in a sentence.
+    Done { text: String },
+    /// It does not.
+    Failed { cause: Cause, reason: String },
+}
+
 /// What the ring has to do. Results come back as events.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
@@ -78,6 +97,8 @@ pub enum Action {
     CutPower,
     /// Publish this deployment, reset the access counters, then switch the outlet on and read it back.
     BootWith { deployment: Which, boot: u32 },
+    /// Give the DUT's loader what this deployment has for it, if anything.
+    HandOver { deployment: Which, boot: u32 },
     /// Append to the job's log.
     Say(JobEvent),
     /// The DUT said it is unfit: take no more jobs for it.
@@ -146,9 +167,21 @@ struct Seen {
     console_active: bool,
     firmware: bool,
     asked: bool,
+    handing: Handing,
     deaf: Duration,
     /// How long the farm was away, if it was.
     farm_away: Option<Duration>,
+}
+
+/// A boot image that the farm gives to the DUT's loader.
+#[derive(Default)]
+enum Handing {
+    #[default]
+    Nothing,
+    /// To this loader, once it is there.
+    Waiting(String),
+    Sending,
+    Done,
 }
 
 /// The console's last absence; several that follow each other at once are one.
@@ -227,6 +260,7 @@ impl Session {
                 self.seen.asked |= matches!(self.state, State::ApplyingPower | State::Booted);
                 self.timers.touch(&TimerName::BootProgress, now);
             }
+            Event::HandOver { boot, news } => self.hand_over(boot, news, now),
             Event::Evidence(text) => self.evidence.push(text),
             Event::Cancelled { by } => self.end(Status::Incomplete, Cause::Cancelled, format!("cancelled by {by}")),
             Event::SubmitterGone => {
@@ -335,6 +369,7 @@ impl Session {
         self.seen.console_active = false;
         self.seen.firmware = false;
         self.seen.asked = false;
+        self.seen.handing = Handing::Nothing;
         self.seen.deaf = Duration::ZERO;
         self.seen.farm_away = None;
         self.boot += 1;
@@ -381,6 +416,49 @@ impl Session {
         }
         self.evidence.push(format!("boot {}: the outlet is on, and reads back so", self.boot));
         self.say(JobEvent::PoweredOn { boot: self.boot });
+        self.begin_hand_over();
+    }
+
+    fn begin_hand_over(&mut self) {
+        self.actions.push_back(Action::HandOver { deployment: self.deployment(), boot: self.boot });
+    }
+
+    /// News of another boot are old ones.
+    fn hand_over(&mut self, boot: u32, news: HandOver, now: Instant) {
+        if boot != self.boot || self.state != State::Booted {
+            return;
+        }
+        match news {
+            HandOver::Awaited { loader } => self.seen.handing = Handing::Waiting(loader),
+            HandOver::Found => {
+                let loader = match std::mem::replace(&mut self.seen.handing, Handing::Sending) {
+                    Handing::Waiting(loader) => loader,
+                    Handing::Nothing | Handing::Sending | Handing::Done => "its loader".to_owned(),
+                };
+                let seconds = self.booted_at.map_or(0.0, |on| now.saturating_duration_since(on).as_secs_f64());
+                self.evidence.push(format!("boot {boot}: {loader} was there after {seconds:.1} s"));
+                self.firmware_lives(seconds, now);
+            }
+            HandOver::Done { text } => {
+                self.seen.handing = Handing::Done;
+                self.timers.touch(&TimerName::BootProgress, now);
+                self.evidence.push(format!("boot {boot}: {text}"));
+                self.say(JobEvent::Note { text, severity: Severity::Info });
+            }
+            HandOver::Failed { cause, reason } => self.hand_over_failed(cause, reason),
+        }
+    }
+
+    /// A boot that came to nothing counts against `firmware_boot.retries`.
+    fn hand_over_failed(&mut self, cause: Cause, reason: String) {
+        self.evidence.push(format!("boot {}: {reason}", self.boot));
+        self.say(JobEvent::Note { text: reason.clone(), severity: Severity::Warning });
+        let hit = self.timers.retry(TimerName::FirmwareBoot, self.job.timeouts.firmware_boot);
+        if hit.may_retry() {
+            return self.next_boot();
+        }
+        let tries = if hit.retried > 1 { format!(" ({}. time)", hit.retried) } else { String::new() };
+        self.end(self.status_of_patterns(), cause, format!("{reason}{tries}"));
     }
 
     /// Whether the console is away.
@@ -441,6 +519,8 @@ impl Session {
                 ));
                 if self.state == State::ApplyingPower {
                     self.begin_boot();
+                } else if !matches!(self.seen.handing, Handing::Done) {
+                    self.begin_hand_over();
                 }
             }
         }
@@ -450,12 +530,17 @@ impl Session {
         if self.seen.firmware || !matches!(self.state, State::ApplyingPower | State::Booted) {
             return;
         }
-        self.seen.firmware = true;
-        self.timers.stop(&TimerName::FirmwareBoot);
-        self.timers.touch(&TimerName::BootProgress, now);
         let seconds = self.booted_at.map_or(0.0, |on| now.saturating_duration_since(on).as_secs_f64());
         self.evidence.push(format!("boot {}: first DHCP request after {seconds:.1} s", self.boot));
-        self.say(JobEvent::FirmwareBooted { seconds });
+        self.firmware_lives(seconds, now);
+    }
+
+    fn firmware_lives(&mut self, seconds: f64, now: Instant) {
+        self.timers.stop(&TimerName::FirmwareBoot);
+        self.timers.touch(&TimerName::BootProgress, now);
+        if !std::mem::replace(&mut self.seen.firmware, true) {
+            self.say(JobEvent::FirmwareBooted { seconds });
+        }
     }
 
     fn console(&mut self, bytes: &[u8], now: Instant) {
@@ -607,6 +692,9 @@ impl Session {
                 "; the farm was away for {away:.1} s of this boot, and what the DUT did then is not known"
             ));
             Cause::Farm
+        } else if let Some(words) = self.seen.handing.in_words() {
+            summary.push_str(&words);
+            Cause::Dut
         } else if deaf > 0.0 && hit.name.is_driven_by_console() {
             // The farm, not the job, is why nobody heard what was waited for.
             summary.push_str(&format!("; the console was away for {deaf:.1} s of this boot, and what it said is lost"));
@@ -697,6 +785,17 @@ impl Session {
         self.state = State::Ended;
         let evidence = std::mem::take(&mut self.evidence).into_entries();
         self.actions.push_back(Action::End(Verdict { status, cause, summary, evidence }));
+    }
+}
+
+impl Handing {
+    /// What has not happened yet.
+    fn in_words(&self) -> Option<String> {
+        match self {
+            Handing::Nothing | Handing::Done => None,
+            Handing::Waiting(loader) => Some(format!("; {loader} did not show up in this boot")),
+            Handing::Sending => Some("; its loader has not booted the image that it was being given".to_owned()),
+        }
     }
 }
 

@@ -32,6 +32,8 @@ use crate::live::Answer;
 /// The protocols that artifacts are served by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Protocol {
+    /// Android's fastboot: the farm opens the artifact for the DUT, and gives it to its loader.
+    Fastboot,
     /// HTTP/1.1 on the DUT side.
     Http,
     /// NBD, a network block device.
@@ -48,6 +50,7 @@ impl Protocol {
 impl fmt::Display for Protocol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Protocol::Fastboot => "fastboot",
             Protocol::Http => "HTTP",
             Protocol::Nbd => "NBD",
             Protocol::Tftp => "TFTP",

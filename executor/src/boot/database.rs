@@ -175,7 +175,7 @@ impl Choice {
 /// One plan of several: of files with the same name the first one's, and all rules in order.
 pub fn joined(plans: Vec<BootPlan>) -> BootPlan {
     let mut names = BTreeSet::new();
-    let mut all = BootPlan { artifacts: Vec::new(), dhcp: BootOffer::default() };
+    let mut all = BootPlan { artifacts: Vec::new(), dhcp: BootOffer::default(), hand_over: None };
     for plan in plans {
         let name = |planned: &Planned| {
             let (Name::Exact(name) | Name::Matching(name, _)) = &planned.name;
@@ -187,6 +187,7 @@ pub fn joined(plans: Vec<BootPlan>) -> BootPlan {
         all.artifacts.extend(fresh);
         all.dhcp.rules.extend(plan.dhcp.rules);
         all.dhcp.extras.extend(plan.dhcp.extras);
+        all.hand_over = all.hand_over.or(plan.hand_over);
     }
     all
 }

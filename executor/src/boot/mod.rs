@@ -17,7 +17,7 @@ pub mod android;
 pub mod database;
 mod depthcharge;
 pub mod doors;
-mod fastboot;
+pub mod fastboot;
 mod grub;
 pub mod ipxe;
 mod kexec;
@@ -26,12 +26,13 @@ pub mod settings;
 mod u_boot;
 mod uefi;
 
+use fastboot::HandOver;
 use settings::Settings;
 
 /// Every way to boot, by the name that a farm file has for it.
 pub const METHODS: &[Method] = &[
     Method { name: "depthcharge", takes: &["files"], build: depthcharge::build },
-    Method { name: "fastboot", takes: &[], build: fastboot::build },
+    Method { name: "fastboot", takes: &["tcp", "usb", "variables"], build: fastboot::build },
     Method { name: "grub", takes: &["loader", "prefix"], build: grub::build },
     Method { name: "ipxe", takes: &[], build: ipxe::build },
     Method { name: "kexec", takes: &[], build: kexec::build },
@@ -98,6 +99,8 @@ pub struct BootPlan {
     pub artifacts: Vec<Planned>,
     /// What DHCP answers, by the firmware that asks.
     pub dhcp: BootOffer,
+    /// What the farm gives to the DUT's loader itself, once there is power.
+    pub hand_over: Option<HandOver>,
 }
 
 /// One entry of the DUT's namespace.
@@ -153,7 +156,7 @@ pub const DTB: &str = "/_/job/dtb";
 
 /// For a deployment without a kernel: no boot file, so that the firmware goes on to its next boot device.
 fn nothing_to_boot(deployment: &Deployment) -> BootPlan {
-    BootPlan { artifacts: storage(deployment), dhcp: BootOffer::default() }
+    BootPlan { artifacts: storage(deployment), dhcp: BootOffer::default(), hand_over: None }
 }
 
 /// A plan of `deployment` that offers its files by `protocols`, with what the method makes itself.
@@ -161,7 +164,7 @@ fn plan_of(deployment: &Deployment, protocols: &[Protocol], own: Vec<Planned>, r
     let mut artifacts = storage(deployment);
     artifacts.extend(own);
     artifacts.extend(protocols.iter().flat_map(|protocol| job_files(deployment, *protocol)));
-    BootPlan { artifacts, dhcp: BootOffer { rules, extras: Vec::new() } }
+    BootPlan { artifacts, dhcp: BootOffer { rules, extras: Vec::new() }, hand_over: None }
 }
 
 /// Kernel, initial RAM disks and device trees under their lasting names.

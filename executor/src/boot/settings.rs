@@ -4,6 +4,7 @@
 //!  boot: {method: u-boot, load: {kernel: 0x40400000}} ── schema ─► Settings ── check ─► Problems: unknown method, a key of another one
 //! ```
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use job_schema::Findings;
@@ -40,6 +41,31 @@ pub struct Settings {
     pub config: Vec<String>,
     /// `depthcharge`: the names that the firmware asks for.
     pub files: Files,
+    /// `fastboot`: the loader is at a TCP port of the machine's address.
+    pub tcp: Option<TcpLoader>,
+    /// `fastboot`: the loader is on USB; with the machine's id as its serial number when neither is there.
+    pub usb: Option<UsbLoader>,
+    /// `fastboot`: variables of the loader, and what each must say: a word, or a regular expression for the whole of it.
+    pub variables: BTreeMap<String, String>,
+}
+
+/// A loader that is reached by TCP.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct TcpLoader {
+    /// Its port; 5554 when absent.
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: Option<u16>,
+}
+
+/// A loader on USB.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct UsbLoader {
+    /// Its serial number.
+    pub serial: Option<String>,
+    /// Where it hangs, as the kernel calls it: bus and ports, such as `1-4.2`.
+    pub path: Option<String>,
 }
 
 /// Addresses in a machine's memory.
@@ -73,6 +99,7 @@ impl Settings {
     pub fn checked(mut self, directory: &Path, at: &[String], findings: &mut Findings) -> Settings {
         self.check_method(at, findings);
         self.check_texts(at, findings);
+        self.check_loader(at, findings);
         for (key, path) in [("loader", &mut self.loader), ("firmware", &mut self.firmware)] {
             let Some(path) = path else { continue };
             *path = directory.join(&*path);
@@ -116,6 +143,9 @@ impl Settings {
             ("serial", self.serial.is_some()),
             ("config", !self.config.is_empty()),
             ("files", self.files != Files::default()),
+            ("tcp", self.tcp.is_some()),
+            ("usb", self.usb.is_some()),
+            ("variables", !self.variables.is_empty()),
         ];
         table.into_iter().filter(|(_, is_given)| *is_given).map(|(key, _)| key).collect()
     }
@@ -147,6 +177,31 @@ impl Settings {
             }
         }
     }
+
+    fn check_loader(&self, at: &[String], findings: &mut Findings) {
+        if self.tcp.is_some() && self.usb.is_some() {
+            let what = "a loader is reached by `tcp` or by `usb`, not by both".to_owned();
+            findings.tell(&below(at, "usb"), what, "keep one of the two");
+        }
+        let usb = self.usb.clone().unwrap_or_default();
+        if let Some(path) = usb.path.filter(|path| !is_usb_path(path)) {
+            let hint = "write the bus and the ports, as the folder in /sys/bus/usb/devices is called: `1-4.2`";
+            let what = format!("{} is no place on USB", quoted(&path));
+            findings.tell(&below(&below(at, "usb"), "path"), what, hint);
+        }
+        let is_name = |name: &str| name.bytes().all(|byte| byte.is_ascii_graphic()) && (1..=57).contains(&name.len());
+        for name in self.variables.keys().filter(|name| !is_name(name)) {
+            let hint = "write a name that `fastboot getvar all` shows, of at most 57 letters";
+            let what = format!("{} is no name of a variable", quoted(name));
+            findings.tell(&below(&below(at, "variables"), name), what, hint);
+        }
+    }
+}
+
+/// `1-4.2`: the bus, then the ports of the hubs on the way.
+fn is_usb_path(path: &str) -> bool {
+    let is_number = |text: &str| text.parse::<u8>().is_ok_and(|number| number > 0 && number.to_string() == text);
+    path.split_once('-').is_some_and(|(bus, ports)| is_number(bus) && ports.split('.').all(is_number))
 }
 
 fn below(at: &[String], key: &str) -> Vec<String> {

@@ -133,9 +133,10 @@ fn show_one(preview: &Preview) {
     }
     println!("\nDUT        {}\nfitting    {}", preview.dut, preview.fitting_duts.join(", "));
     println!("start      {}\ncontinue   {}", preview.start_cmdline, preview.continue_cmdline);
-    match &preview.boot_script {
-        Some(script) => println!("\nboot script\n{}", script.trim_end()),
-        None => println!("\nno boot script: nothing is booted from the network"),
+    match (&preview.boot_script, &preview.hand_over) {
+        (Some(script), _) => println!("\nboot script\n{}", script.trim_end()),
+        (None, Some(given)) => println!("\nno boot script: the farm gives {given}"),
+        (None, None) => println!("\nno boot script: nothing is booted from the network"),
     }
     let mut table = super::jobs::plain_table();
     table.set_header(["protocol", "name", "source", "limits"]);

@@ -261,6 +261,8 @@ enum SimulatedFirmwareKey {
     PlainBios,
     /// UEFI's own PXE client.
     PlainUefi,
+    /// A fastboot loader on TCP.
+    Fastboot,
 }
 
 /// A fault, and in which boot.
@@ -316,6 +318,14 @@ enum MisbehaviourKey {
     ConsoleAway,
     /// Never stops talking.
     TalksOn,
+    /// Its fastboot loader answers nonsense.
+    LoaderBabbles,
+    /// Its fastboot loader talks, and never answers.
+    LoaderChatters,
+    /// Its fastboot loader hangs up in the middle of the image.
+    LoaderHangsUp,
+    /// Its fastboot loader stops in the middle of the image.
+    LoaderStalls,
 }
 
 /// The JSON Schema of the farm file, for `wharf schema farm`.
@@ -551,6 +561,7 @@ fn simulated_config(keys: &SimulatedKeys, console: Option<PathBuf>) -> Simulated
         None | Some(SimulatedFirmwareKey::Ipxe) => SimulatedFirmware::Ipxe,
         Some(SimulatedFirmwareKey::PlainBios) => SimulatedFirmware::PlainBios,
         Some(SimulatedFirmwareKey::PlainUefi) => SimulatedFirmware::PlainUefi,
+        Some(SimulatedFirmwareKey::Fastboot) => SimulatedFirmware::Fastboot,
     };
     SimulatedConfig { firmware, console, misbehave: keys.misbehave.iter().map(fault).collect() }
 }
@@ -568,6 +579,10 @@ fn fault(keys: &FaultKeys) -> Fault {
         MisbehaviourKey::ConsoleFloods => Misbehaviour::ConsoleFloods,
         MisbehaviourKey::ConsoleAway => Misbehaviour::ConsoleAway,
         MisbehaviourKey::TalksOn => Misbehaviour::TalksOn,
+        MisbehaviourKey::LoaderBabbles => Misbehaviour::LoaderBabbles,
+        MisbehaviourKey::LoaderChatters => Misbehaviour::LoaderChatters,
+        MisbehaviourKey::LoaderHangsUp => Misbehaviour::LoaderHangsUp,
+        MisbehaviourKey::LoaderStalls => Misbehaviour::LoaderStalls,
     };
     let lasts = keys.for_s.map(Duration::from_secs_f64).or(what.usually_lasts());
     Fault { what, boot: keys.boot, lasts }

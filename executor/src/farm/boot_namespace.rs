@@ -24,6 +24,7 @@ use super::contents::Contents;
 use super::disks::Disks;
 use super::prepare::Prepared;
 use super::reads::Reads;
+use crate::boot::fastboot::HandOver;
 use crate::boot::{BootPlan, Planned, Source};
 use crate::job_log::{AccessEnd, AccessRecord, JobEvent, JobLog};
 use crate::lease::Pass;
@@ -129,6 +130,11 @@ impl BootNamespace {
             Some((open, which)) => open.publish(which, None),
             None => Ok(()),
         }
+    }
+
+    /// What the farm gives to the DUT's loader in this deployment.
+    pub(super) fn hand_over(&self, which: Which) -> Option<HandOver> {
+        self.lock().as_ref()?.plan(which).hand_over.clone()
     }
 
     /// What of the deployment that is served was published and never read, as a line of evidence.
@@ -359,7 +365,7 @@ mod tests {
             entry(Protocol::Http, "/_/job/initramfs", "i", Origin::Generated),
             entry(Protocol::Http, "/_/job/initramfs/0", "i", Origin::Generated),
         ];
-        let plan = BootPlan { artifacts, dhcp: gateway::dhcp::BootOffer::default() };
+        let plan = BootPlan { artifacts, dhcp: gateway::dhcp::BootOffer::default(), hand_over: None };
         let readings: Vec<_> = plan
             .artifacts
             .iter()

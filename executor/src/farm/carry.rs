@@ -434,6 +434,7 @@ impl Run {
             setup,
             open_console: self.console(),
             publish: self.publisher(),
+            hand_over: self.hand_over(),
             events,
             input: typed,
             cancelled: ended.boxed(),

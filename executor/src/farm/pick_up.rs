@@ -264,7 +264,11 @@ fn verdict_of(mut session: Session, event: Event, now: Instant) -> Verdict {
     loop {
         match session.poll_action().expect("cancelling and a farm that fails end a session in every state") {
             Action::End(verdict) => return verdict,
-            Action::Say(_) | Action::CutPower | Action::BootWith { .. } | Action::DeclareUnfit { .. } => {}
+            Action::Say(_)
+            | Action::CutPower
+            | Action::BootWith { .. }
+            | Action::HandOver { .. }
+            | Action::DeclareUnfit { .. } => {}
         }
     }
 }

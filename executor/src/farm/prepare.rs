@@ -53,6 +53,9 @@ pub struct Preview {
     pub continue_cmdline: String,
     /// The boot script of the first boot, if the boot method writes one.
     pub boot_script: Option<String>,
+    /// What the farm gives to the DUT's loader at the first boot, and to which, if it does.
+    #[serde(default)]
+    pub hand_over: Option<String>,
     /// Protocol, name, source and limits of everything published at the first boot.
     pub artifacts: Vec<[String; 4]>,
 }
@@ -328,6 +331,7 @@ impl Preview {
                 Source::Text(text) | Source::Wrapped { text, .. } => Some(text.clone()),
                 Source::Android(_) | Source::Firmware(_) | Source::Artifacts(_) | Source::Archives(_) => None,
             }),
+            hand_over: prepared.start.hand_over.as_ref().map(ToString::to_string),
             artifacts: prepared.start.artifacts.iter().map(describe).collect(),
         }
     }

@@ -136,6 +136,7 @@ fn answers(actions: &[Action]) -> impl Iterator<Item = Event> + '_ {
     actions.iter().filter_map(|action| match action {
         Action::CutPower => Some(Event::PowerIsOff),
         Action::BootWith { .. } => Some(Event::PowerIsOn),
+        Action::HandOver { boot, .. } => Some(Event::HandOver { boot: *boot, news: HandOver::Found }),
         Action::Say(_) | Action::DeclareUnfit { .. } | Action::End(_) => None,
     })
 }

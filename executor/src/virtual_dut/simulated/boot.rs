@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
+use super::boot_image::Header;
 use super::dhcp::{self, Client, DhcpError, Identity, Lease};
+use super::fastboot::{self, Loaded, Loader};
 use super::fetch::{Fetched, Station};
 use super::ipxe::{Action, Answer, Boot, Interpreter, Purpose, Value};
 use super::script::{Act, Awaited, Facts, Player, kernel_time};
@@ -61,13 +63,19 @@ impl Power<'_> {
         if self.has(Misbehaviour::NoDhcp) {
             return End::Stuck;
         }
+        if self.dut.config.firmware == SimulatedFirmware::Fastboot {
+            return match self.run_loader().await {
+                Ok((loaded, station)) => self.run_kernel(loaded.header.cmdline, station).await,
+                Err(why) => self.gives_up(&why).await,
+            };
+        }
         if let Some(client) = self.plain_client()
             && let Err(why) = self.chainload(client).await
         {
             return self.gives_up(&why).await;
         }
         match self.run_ipxe().await {
-            Ok(Started::Kernel(boot, station)) => self.run_kernel(*boot, station).await,
+            Ok(Started::Kernel(boot, station)) => self.run_kernel(boot.command_line, station).await,
             Ok(Started::Ended(end)) => end,
             Err(why) => self.gives_up(&why).await,
         }
@@ -134,6 +142,26 @@ impl Power<'_> {
                 Action::Finished(Err(why)) => return Err(format!("Could not boot: {why}")),
             };
         }
+    }
+
+    /// A loader that waits for somebody to give it a boot image.
+    async fn run_loader(&self) -> Result<(Loaded, Station), String> {
+        let station = self.connect(Client::Loader).await?;
+        let address = station.lease.address;
+        let listener = self.dut.wire.listen(address, fastboot::PORT);
+        let listener = listener.map_err(|error| format!("fastboot: cannot listen at {address}: {error}"))?;
+        let serial = self.mac().replace(':', "");
+        self.say(&format!("fastboot (simulated): {serial} waits at {address}:{}\n", fastboot::PORT)).await;
+        let loader = Loader { serial, faults: self.faults().collect() };
+        let loaded = loader.serve(&listener).await.map_err(|error| format!("fastboot: {error}"))?;
+        let Header { version, kernel, ramdisk, dtb, .. } = &loaded.header;
+        let (bytes, sha256) = (loaded.bytes, &loaded.sha256);
+        self.say(&format!(
+            "fastboot: {bytes} bytes, sha256 {sha256}\n\
+             fastboot: version {version}, kernel {kernel}, RAM disk {ramdisk}, device tree {dtb} bytes\n"
+        ))
+        .await;
+        Ok((loaded, station))
     }
 
     /// Fetches for the boot script; `None` where a fault says never.
@@ -209,7 +237,7 @@ impl Power<'_> {
     }
 
     /// The kernel and what runs on it: the console script.
-    async fn run_kernel(&self, boot: Boot, mut station: Station) -> End {
+    async fn run_kernel(&self, command_line: String, mut station: Station) -> End {
         if self.has(Misbehaviour::FallSilent) {
             return End::Stuck;
         }
@@ -218,7 +246,7 @@ impl Power<'_> {
         }
         let started = Instant::now();
         let facts = Facts {
-            command_line: boot.command_line,
+            command_line,
             mac: self.mac(),
             address: station.lease.address.to_string(),
             network: format!("{}/{}", station.lease.address, station.lease.netmask.to_bits().leading_ones()),
@@ -343,7 +371,7 @@ impl Power<'_> {
 
     fn plain_client(&self) -> Option<Client> {
         match self.dut.config.firmware {
-            SimulatedFirmware::Ipxe => None,
+            SimulatedFirmware::Ipxe | SimulatedFirmware::Fastboot => None,
             SimulatedFirmware::PlainBios => Some(Client::PlainBios),
             SimulatedFirmware::PlainUefi => Some(Client::PlainUefi),
         }
@@ -353,6 +381,7 @@ impl Power<'_> {
         match self.dut.config.firmware {
             SimulatedFirmware::Ipxe | SimulatedFirmware::PlainBios => Client::IpxeBios,
             SimulatedFirmware::PlainUefi => Client::IpxeUefi,
+            SimulatedFirmware::Fastboot => Client::Loader,
         }
     }
 
@@ -371,7 +400,7 @@ impl Power<'_> {
     fn settings(&self, lease: &Lease) -> BTreeMap<String, Value> {
         let (platform, architecture) = match self.ipxe_client() {
             Client::PlainUefi | Client::IpxeUefi => ("efi", "x86_64"),
-            Client::PlainBios | Client::IpxeBios => ("pcbios", "i386"),
+            Client::PlainBios | Client::IpxeBios | Client::Loader => ("pcbios", "i386"),
         };
         let text = |text: &str| Value::Text(text.to_owned());
         let address = |address: Ipv4Addr| Value::Address(address.octets());

@@ -35,7 +35,7 @@ pub struct Identity {
     pub client: Client,
 }
 
-/// The PXE clients that a machine runs one after the other.
+/// The programs that a machine runs one after the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Client {
     /// A BIOS ROM's own.
@@ -46,6 +46,8 @@ pub enum Client {
     IpxeBios,
     /// iPXE under UEFI.
     IpxeUefi,
+    /// A loader that wants an address and nothing to boot.
+    Loader,
 }
 
 /// What the server gave.
@@ -130,29 +132,16 @@ enum Reply {
 }
 
 impl Client {
-    fn architecture(self) -> Architecture {
-        match self {
-            Client::PlainBios | Client::IpxeBios => Architecture::X86_Bios,
-            Client::PlainUefi | Client::IpxeUefi => Architecture::X64,
-        }
-    }
-
-    /// Option 94: the UNDI version.
-    fn interface(self) -> (u8, u8, u8) {
-        match self {
-            Client::PlainBios | Client::IpxeBios => (1, 2, 1),
-            Client::PlainUefi => (1, 3, 0),
-            Client::IpxeUefi => (1, 3, 10),
-        }
-    }
-
-    /// Option 60.
-    fn vendor_class(self) -> &'static str {
-        match self {
-            Client::PlainBios | Client::IpxeBios => "PXEClient:Arch:00000:UNDI:002001",
-            Client::PlainUefi => "PXEClient:Arch:00007:UNDI:003000",
-            Client::IpxeUefi => "PXEClient:Arch:00007:UNDI:003010",
-        }
+    /// Options 93, 94 (the UNDI version) and 60 of those that boot from the network.
+    fn pxe(self) -> Option<(Architecture, (u8, u8, u8), &'static str)> {
+        Some(match self {
+            Client::PlainBios | Client::IpxeBios => {
+                (Architecture::X86_Bios, (1, 2, 1), "PXEClient:Arch:00000:UNDI:002001")
+            }
+            Client::PlainUefi => (Architecture::X64, (1, 3, 0), "PXEClient:Arch:00007:UNDI:003000"),
+            Client::IpxeUefi => (Architecture::X64, (1, 3, 10), "PXEClient:Arch:00007:UNDI:003010"),
+            Client::Loader => return None,
+        })
     }
 
     fn is_ipxe(self) -> bool {
@@ -188,12 +177,16 @@ fn message(identity: &Identity, transaction: u32, seconds: u16, offer: Option<&L
 
 fn options(identity: &Identity, options: &mut DhcpOptions) {
     let client = identity.client;
-    let (kind, major, minor) = client.interface();
     // 0x05c0, as iPXE says.
     options.insert(DhcpOption::MaxMessageSize(1472));
-    options.insert(DhcpOption::ClientSystemArchitecture(client.architecture()));
+    let Some((architecture, (kind, major, minor), vendor_class)) = client.pxe() else {
+        // Subnet mask, router and name server: what is needed to be reached.
+        options.insert(DhcpOption::ParameterRequestList([1, 3, 6].map(OptionCode::from).to_vec()));
+        return;
+    };
+    options.insert(DhcpOption::ClientSystemArchitecture(architecture));
     options.insert(DhcpOption::ClientNetworkInterface(kind, major, minor));
-    options.insert(DhcpOption::ClassIdentifier(client.vendor_class().into()));
+    options.insert(DhcpOption::ClassIdentifier(vendor_class.into()));
     let mut uuid = vec![0];
     uuid.extend_from_slice(&smbios_order(identity.uuid));
     options.insert(DhcpOption::ClientMachineIdentifier(uuid));

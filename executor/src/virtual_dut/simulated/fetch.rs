@@ -134,7 +134,7 @@ impl Station {
             options: match self.client {
                 Client::PlainBios => Options::BIOS,
                 Client::PlainUefi => Options::UEFI,
-                Client::IpxeBios | Client::IpxeUefi => Options::IPXE,
+                Client::IpxeBios | Client::IpxeUefi | Client::Loader => Options::IPXE,
             },
         };
         let mut source_port = 0;

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  outlet OFF ──on──► firmware: DHCP ─► [plain PXE: bootfile by TFTP ─► DHCP as iPXE] ─► boot script ─► kernel, initramfs
+//!      │                  │       └─► [fastboot: a boot image is given to it] ───────────────────────────────┤
 //!      ▲                  ▲                                                                                │
 //!      │ off: at once     └───────────────────── reboot ◄──────────── console script ◄─────────────────────┘
 //!      └── from anywhere                                                   │
@@ -15,6 +16,7 @@
 //! | `wire` | where the sockets are: a private network, or the loopback |
 //! | `dhcp`, `tftp` ◆, `http`, `fetch` | the clients |
 //! | `ipxe` ◆, `uri` ◆ | boot scripts |
+//! | `fastboot`, `boot_image` ◆ | a loader that is given its boot image |
 //! | `script` ◆ | console scripts |
 //!
 //! Both drivers of a simulated DUT (`blueprint/power/simulated.rs`, `blueprint/console/simulated.rs`) are made from one [`Machine`].
@@ -32,7 +34,9 @@ use crate::blueprint::power::PowerState;
 use crate::config::{Fault, Misbehaviour, SimulatedConfig};
 
 mod boot;
+mod boot_image;
 pub mod dhcp;
+mod fastboot;
 pub mod fetch;
 mod http;
 pub mod ipxe;

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use gateway::net::Net;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use tokio::net::{TcpSocket, TcpStream, UdpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 
 use super::super::network::Port;
 
@@ -98,6 +98,11 @@ impl Wire {
         let stream = TcpSocket::from_std_stream(socket.into()).connect(to).await?;
         let farewell = Farewell(stream.as_fd().try_clone_to_owned()?);
         Ok((stream, farewell))
+    }
+
+    /// A listening TCP port of our address.
+    pub fn listen(&self, address: Ipv4Addr, port: u16) -> io::Result<TcpListener> {
+        self.net().tcp_listener((address, port).into())
     }
 
     /// The TFTP server's address on `host`.
