@@ -15,7 +15,9 @@ pub(crate) fn sentence(event: &JobEvent) -> Option<String> {
         JobEvent::PowerCycling { boot } => format!("Boot {boot}: switching the DUT off, then on"),
         JobEvent::PoweredOn { boot } => format!("Boot {boot}: the DUT has power"),
         JobEvent::PoweredOff => "The DUT is off".into(),
-        JobEvent::FirmwareBooted { seconds } => format!("The firmware gave its first sign of life after {seconds:.1} s"),
+        JobEvent::FirmwareBooted { seconds } => {
+            format!("The firmware gave its first sign of life after {seconds:.1} s")
+        }
         JobEvent::Access { text, .. } => format!("Access: {text}"),
         JobEvent::PatternMatched { patterns, line } => {
             format!("Matched {} in the line: {}", patterns.join(", "), line.trim_end())

@@ -438,10 +438,15 @@ impl Session {
                 let seconds = self.booted_at.map_or(0.0, |on| now.saturating_duration_since(on).as_secs_f64());
                 self.evidence.push(format!("boot {boot}: {loader} was there after {seconds:.1} s"));
                 self.firmware_lives(seconds, now);
+                // From here on its console tells nothing of the image, and stops the clock only once it is taken.
+                self.timers.start(TimerName::BootProgress, self.job.timeouts.boot_progress, now);
             }
             HandOver::Done { text } => {
                 self.seen.handing = Handing::Done;
-                self.timers.touch(&TimerName::BootProgress, now);
+                match self.seen.console_active {
+                    true => self.timers.stop(&TimerName::BootProgress),
+                    false => self.timers.touch(&TimerName::BootProgress, now),
+                }
                 self.evidence.push(format!("boot {boot}: {text}"));
                 self.say(JobEvent::Note { text, severity: Severity::Info });
             }
@@ -560,7 +565,9 @@ impl Session {
         if !self.seen.console_active && bytes.contains(&b'\n') {
             self.seen.console_active = true;
             self.timers.stop(&TimerName::FirstConsoleActivity);
-            self.timers.stop(&TimerName::BootProgress);
+            if !matches!(self.seen.handing, Handing::Sending) {
+                self.timers.stop(&TimerName::BootProgress);
+            }
         }
         if self.seen.console_active {
             self.timers.start(TimerName::ConsoleActivity, self.job.timeouts.console_activity, now);

@@ -36,6 +36,7 @@ fn settings(name: &str) -> Settings {
     let empty = Settings { method: name.to_owned(), ..Settings::default() };
     match name {
         "depthcharge" => Settings { files: Files { kernel: text("/lab/fit"), ..Files::default() }, ..empty },
+        "fastboot" => Settings { variables: [("product".to_owned(), "redfin|bramble".to_owned())].into(), ..empty },
         "grub" => Settings { loader: Some("/srv/boot/grubnetaa64.efi".into()), prefix: text("/boot/grub/"), ..empty },
         "raspberry-pi" => {
             Settings { serial: text("Dead10CC"), config: vec!["dtoverlay=disable-bt".to_owned()], ..empty }
@@ -59,6 +60,9 @@ fn told(plan: &BootPlan) -> String {
             writeln!(text, "  option {code} {:?}", String::from_utf8_lossy(value)).unwrap();
         }
         rule.vendor_class_reply.iter().for_each(|class| writeln!(text, "  option 60 {class}").unwrap());
+    }
+    if let Some(hand_over) = &plan.hand_over {
+        writeln!(text, "the farm gives {hand_over}").unwrap();
     }
     let mut shown = Vec::new();
     for planned in &plan.artifacts {

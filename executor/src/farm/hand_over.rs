@@ -11,7 +11,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::future::FutureExt;
-use gateway::namespace::{Access, Caller, Outcome, Protocol};
+use gateway::content::Content;
+use gateway::namespace::{Access, Caller, Namespaces, Outcome, Protocol};
 use tokio::sync::mpsc;
 
 use super::carry::Run;
@@ -59,6 +60,7 @@ impl Giver {
             Err(fault) => {
                 let (cause, why) = match fault {
                     Failure::OfLoader(Fault::Image(error)) => (Cause::Artifact, Fault::Image(error).to_string()),
+                    Failure::OfLoader(fault @ Fault::Host(_)) => (Cause::Farm, format!("{loader}: {fault}")),
                     Failure::OfLoader(fault) => (Cause::Dut, format!("{loader}: {fault}")),
                     Failure::OfFarm(why) => (Cause::Farm, why),
                 };
@@ -73,20 +75,25 @@ impl Giver {
         self.tell(boot, session::HandOver::Awaited { loader: loader.to_string() }).await;
         let mut link = loader.reach(&patience).await?;
         self.tell(boot, session::HandOver::Found).await;
-        let caller = Caller::Address(self.dut.address());
-        let opened = self.farm.gateway.namespaces().open(caller, Protocol::Fastboot, &order.name, Instant::now());
-        let opened = opened.map_err(|refusal| Failure::OfFarm(format!("fastboot {}: {refusal}", order.name)))?;
-        let image = opened.content.open().await.map_err(Fault::Image)?;
+        let content = self.name(order).look().map_err(Failure::OfFarm)?;
+        let image = content.open().await.map_err(Fault::Image)?;
         let image_bytes = image.complete_size().await.map_err(Fault::Image)?;
-        let mut course = Course { record: &self.record, access: opened.access };
+        let mut course = Course { record: &self.record, name: self.name(order), access: None };
         let order = Order { variables: order.variables.clone(), image_bytes };
         let given = fastboot::boot(&mut *link, order, &image, &patience, &mut |heard| course.hear(heard)).await;
-        course.access.end(match &given {
-            Ok(_) => Outcome::Complete,
-            Err(fault) => Outcome::Failed(fault.to_string()),
-        });
+        if let Some(access) = course.access {
+            access.end(match &given {
+                Ok(_) => Outcome::Complete,
+                Err(fault) => Outcome::Failed(fault.to_string()),
+            });
+        }
         let seconds = given?.as_secs_f64();
-        Ok(format!("{loader} took {image_bytes} bytes in {seconds:.1} s, and boots them"))
+        Ok(format!("{loader} took {image_bytes} bytes in {seconds:.2} s, and boots them"))
+    }
+
+    fn name<'a>(&'a self, order: &'a HandOver) -> ImageName<'a> {
+        let (namespaces, caller) = (self.farm.gateway.namespaces(), Caller::Address(self.dut.address()));
+        ImageName { namespaces, caller, name: &order.name }
     }
 
     async fn tell(&self, boot: u32, news: session::HandOver) {
@@ -124,17 +131,39 @@ impl From<Fault> for Failure {
     }
 }
 
+/// The boot image in the DUT's namespace.
+struct ImageName<'a> {
+    namespaces: &'a Namespaces<Content>,
+    caller: Caller<'a>,
+    name: &'a str,
+}
+
+impl ImageName<'_> {
+    fn look(&self) -> Result<Content, String> {
+        let look = self.namespaces.look(self.caller, Protocol::Fastboot, self.name, Instant::now());
+        look.map_err(|refusal| format!("fastboot {}: {refusal}", self.name))
+    }
+
+    /// `None`: it is withdrawn, and its DUT about to be switched off.
+    fn open(&self) -> Option<Access> {
+        let opened = self.namespaces.open(self.caller, Protocol::Fastboot, self.name, Instant::now());
+        opened.map(|opened| opened.access).ok()
+    }
+}
+
 /// What is heard while the loader is given its image.
 struct Course<'a> {
     record: &'a JobRecord,
-    access: Access,
+    name: ImageName<'a>,
+    access: Option<Access>,
 }
 
 impl Course<'_> {
     fn hear(&mut self, heard: Heard) {
         match heard {
             Heard::Line(line) => self.record.note(Severity::Info, format!("The loader says: {line}")),
-            Heard::Took(bytes) => self.access.took(bytes),
+            Heard::Ready => self.access = self.name.open(),
+            Heard::Took(bytes) => self.access.iter_mut().for_each(|access| access.took(bytes)),
         }
     }
 }

@@ -520,3 +520,69 @@ fn a_timeout_after_the_farm_was_away_is_the_farms_until_the_next_boot() {
     second.cycle().event(Event::FirmwareSeen).console("hello\n").pass(20);
     assert_eq!(second.ended_as(), (Status::Incomplete, Cause::Timeout));
 }
+
+/// A boot image for the DUT's loader, in boot `boot`.
+fn hand_over(boot: u32, news: HandOver) -> Event {
+    Event::HandOver { boot, news }
+}
+
+fn awaited(boot: u32) -> Event {
+    hand_over(boot, HandOver::Awaited { loader: "the loader".into() })
+}
+
+fn failed(boot: u32) -> Event {
+    hand_over(boot, HandOver::Failed { cause: Cause::Dut, reason: "the loader: it refused `boot`".into() })
+}
+
+#[test]
+fn a_loader_is_given_its_image_after_power_on_and_is_a_sign_of_life() {
+    let mut scene = scene("{firmware_boot: {seconds: 5}, boot_progress: {seconds: 10}}", PATTERNS);
+    scene.boot();
+    assert_eq!(scene.seen.last(), Some(&Action::HandOver { deployment: Which::Start, boot: 1 }));
+    scene.event(awaited(1)).pass(4).event(hand_over(1, HandOver::Found)).pass(9);
+    scene.event(hand_over(1, HandOver::Done { text: "it boots".into() })).pass(9).console("good\nend\n");
+    assert_eq!(scene.ended_as(), (Status::Pass, Cause::Test));
+    let evidence = scene.verdict().evidence.join("\n");
+    assert!(evidence.contains("boot 1: the loader was there after 4.0 s\nboot 1: it boots"), "{evidence}");
+}
+
+#[test]
+fn a_loader_that_never_comes_or_never_boots_is_the_dut_s_fault() {
+    let mut absent = scene("{firmware_boot: {seconds: 5}}", PATTERNS);
+    absent.boot().event(awaited(1)).pass(6);
+    assert_eq!(absent.ended_as(), (Status::Incomplete, Cause::Dut));
+    let summary = "timeouts.firmware_boot of 5 s expired; the loader did not show up in this boot";
+    assert_eq!(absent.verdict().summary, summary);
+    let mut stalls = scene("{boot_progress: {seconds: 5}}", PATTERNS);
+    stalls.boot().console("loader\n").event(awaited(1)).event(hand_over(1, HandOver::Found)).console(".\n").pass(6);
+    assert_eq!(stalls.ended_as(), (Status::Incomplete, Cause::Dut));
+    assert!(stalls.verdict().summary.ends_with("; its loader has not booted the image that it was being given"));
+}
+
+#[test]
+fn an_image_that_came_to_nothing_is_a_boot_more_where_firmware_boot_may_be_retried() {
+    let mut scene = scene("{firmware_boot: {minutes: 5, retries: 1}}", PATTERNS);
+    scene.boot().event(awaited(1)).event(failed(1));
+    assert_eq!(scene.seen.last(), Some(&Action::CutPower));
+    // News of the boot before are no news.
+    scene.cycle().event(failed(1));
+    assert!(scene.is_running());
+    assert_eq!(scene.boots(), [Which::Start, Which::Continue]);
+    scene.event(awaited(2)).event(failed(2));
+    assert_eq!(scene.ended_as(), (Status::Incomplete, Cause::Dut));
+    assert_eq!(scene.verdict().summary, "the loader: it refused `boot` (2. time)");
+}
+
+#[test]
+fn a_farm_that_was_away_gives_the_image_again_unless_it_had_been_taken() {
+    let picked_up = || Event::PickedUp { away: Duration::from_secs(3) };
+    let mut half = scene("{}", PATTERNS);
+    half.boot().event(awaited(1)).event(hand_over(1, HandOver::Found)).event(picked_up());
+    assert_eq!(half.seen.last(), Some(&Action::HandOver { deployment: Which::Start, boot: 1 }));
+    let mut done = scene("{}", PATTERNS);
+    done.boot().event(awaited(1)).event(hand_over(1, HandOver::Done { text: "it boots".into() }));
+    let before = done.seen.iter().filter(|action| matches!(action, Action::HandOver { .. })).count();
+    done.event(picked_up());
+    let after = done.seen.iter().filter(|action| matches!(action, Action::HandOver { .. })).count();
+    assert_eq!((before, after), (1, 1));
+}

@@ -11,6 +11,7 @@
 //! | `disks` | a job's disks are made, named, attached by its DUT alone, and gone with its power |
 //! | `docs` | every command, example and link of the pages works |
 //! | `executorctl` | CI-tron's own client, unmodified, runs jobs on our server |
+//! | `fastboot` | loaders are given their boot image, or the job says which part of it they did not take |
 //! | `faults` | outlets, consoles, DUTs, disk and clock that go wrong: the right cause, and the DUT free or a person called |
 //! | `firmware` | machines that are not ours boot by GRUB on arm64, and beside another DHCP server |
 //! | `http_clients` | curl reads whole, in part and resumed, over a bad link too, and is told what it may not |
@@ -45,6 +46,7 @@ mod disks;
 mod docs;
 mod executorctl;
 mod farms;
+mod fastboot;
 mod faults;
 mod firmware;
 mod http_clients;

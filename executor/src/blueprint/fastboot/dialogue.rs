@@ -294,7 +294,10 @@ mod tests {
         };
         assert_eq!(refused(&[b"FAILdata too large"]), "it refused `download:00001a2b`: data too large");
         assert_eq!(refused(&[b"OKAY", b"FAIL"]), "it refused `boot`: no reason given");
-        assert_eq!(refused(&[b"OKAY", b"FAILnot allowed in locked state"]), "it refused `boot`: not allowed in locked state");
+        assert_eq!(
+            refused(&[b"OKAY", b"FAILnot allowed in locked state"]),
+            "it refused `boot`: not allowed in locked state"
+        );
     }
 
     #[test]
@@ -302,10 +305,7 @@ mod tests {
         let answers = vec![&b"INFOalmost there"[..]; 201];
         let (done, fault) = play(order(&[], 9), &answers);
         assert_eq!(done.len(), 1 + 200);
-        assert_eq!(
-            fault.unwrap().to_string(),
-            "it said 200 lines and never answered `getvar:max-download-size`"
-        );
+        assert_eq!(fault.unwrap().to_string(), "it said 200 lines and never answered `getvar:max-download-size`");
     }
 
     #[test]

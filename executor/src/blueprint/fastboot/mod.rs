@@ -75,6 +75,8 @@ pub trait Link: Send {
 /// What is heard on the way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Heard {
+    /// The loader is the right one, and waits for the image.
+    Ready,
     /// The loader said so.
     Line(String),
     /// It took so many more bytes of the image.
@@ -90,9 +92,12 @@ pub enum Fault {
     /// It is not there.
     #[error("it did not show up within {seconds} s of power-on: {why}")]
     Absent { seconds: u64, why: String },
-    /// It cannot be there.
+    /// It is something else.
     #[error("{0}")]
-    Unreachable(String),
+    NoLoader(String),
+    /// This host cannot say which one it is.
+    #[error("{0}")]
+    Host(String),
     /// It is there, and says nothing.
     #[error("no answer to `{command}` within {seconds} s")]
     Silent { command: String, seconds: u64 },
@@ -114,8 +119,10 @@ pub enum Fault {
 enum Missed {
     /// It may come.
     NotYet(String),
-    /// It will not.
+    /// What is there is no loader.
     Never(String),
+    /// This host cannot look, or not tell.
+    Host(String),
 }
 
 impl Loader {
@@ -129,7 +136,8 @@ impl Loader {
             };
             match found {
                 Ok(link) => return Ok(link),
-                Err(Missed::Never(why)) => return Err(Fault::Unreachable(why)),
+                Err(Missed::Never(why)) => return Err(Fault::NoLoader(why)),
+                Err(Missed::Host(why)) => return Err(Fault::Host(why)),
                 Err(Missed::NotYet(why)) if Instant::now() >= until => {
                     return Err(Fault::Absent { seconds: patience.show_up.as_secs(), why });
                 }
@@ -176,6 +184,7 @@ pub async fn boot(
                 }
                 Next::SendImage => {
                     began = Some(Instant::now());
+                    heard(Heard::Ready);
                     send_image(link, image, image_bytes, patience, heard).await?;
                 }
                 Next::Booted => return Ok(took),

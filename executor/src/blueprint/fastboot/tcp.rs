@@ -103,9 +103,10 @@ impl Link for TcpLink {
     fn receive(&mut self) -> BoxFuture<'_, io::Result<Vec<u8>>> {
         async move {
             let length = self.stream.read_u64().await?;
-            let length = usize::try_from(length).ok().filter(|length| *length <= ANSWER_BYTES_MAX).ok_or_else(|| {
-                io::Error::other(format!("an answer of {length} bytes; fastboot's have at most {ANSWER_BYTES_MAX}"))
-            })?;
+            let length =
+                usize::try_from(length).ok().filter(|length| *length <= ANSWER_BYTES_MAX).ok_or_else(|| {
+                    io::Error::other(format!("an answer of {length} bytes; fastboot's have at most {ANSWER_BYTES_MAX}"))
+                })?;
             let mut answer = vec![0; length];
             self.stream.read_exact(&mut answer).await?;
             Ok(answer)

@@ -48,7 +48,7 @@ impl fmt::Display for Device {
 impl Device {
     pub(super) async fn open(&self) -> Result<Box<dyn Link>, Missed> {
         let all = nusb::list_devices().await;
-        let all = all.map_err(|error| Missed::Never(format!("this host's USB devices cannot be listed: {error}")))?;
+        let all = all.map_err(|error| Missed::Host(format!("this host's USB devices cannot be listed: {error}")))?;
         let loaders: Vec<DeviceInfo> = all.filter(|device| interface_of(device).is_some()).collect();
         let names: Vec<Names> = loaders.iter().map(Names::of).collect();
         let chosen = self.choose(&names)?;
@@ -71,7 +71,7 @@ impl Device {
             [] => Err(Missed::NotYet(format!("on USB there is {}", list(there.iter())))),
             several => {
                 let which = list(several.iter().map(|index| &there[*index]));
-                Err(Missed::Never(format!("several devices are meant: {which}; name one by `usb.serial` or `usb.path`")))
+                Err(Missed::Host(format!("several devices are meant: {which}; name one by `usb.serial` or `usb.path`")))
             }
         }
     }
@@ -123,7 +123,8 @@ impl UsbLink {
         let settings = interface.descriptor().ok_or_else(|| io::Error::other("it describes no interface"))?;
         let endpoint = |direction| {
             let mut all = settings.endpoints();
-            all.find(|it| it.transfer_type() == TransferType::Bulk && it.direction() == direction).map(|it| it.address())
+            all.find(|it| it.transfer_type() == TransferType::Bulk && it.direction() == direction)
+                .map(|it| it.address())
         };
         let (Some(out), Some(answers)) = (endpoint(Direction::Out), endpoint(Direction::In)) else {
             return Err(io::Error::other("it lacks a bulk endpoint each way"));
@@ -181,7 +182,7 @@ mod tests {
         match chosen {
             Ok(index) => index.to_string(),
             Err(Missed::NotYet(why)) => format!("not yet: {why}"),
-            Err(Missed::Never(why)) => format!("never: {why}"),
+            Err(Missed::Never(why) | Missed::Host(why)) => format!("never: {why}"),
         }
     }
 

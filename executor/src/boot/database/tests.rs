@@ -164,6 +164,36 @@ fn everything_wrong_in_a_farm_s_boots_is_told_at_once() {
 }
 
 #[test]
+fn a_loader_is_reached_one_way_and_named_as_loaders_are() {
+    let dut = |boot: &str| {
+        let farm = format!(
+            "name: lab\nnetwork: {{loopback: {{}}}}\nduts:\n\
+             - {{mac: 52:54:00:77:00:01, address: 127.0.0.5, machine: {{simulated: {{}}}}, boot: {{method: {boot}}}}}\n"
+        );
+        let parsed = crate::config::parse("farm.yml", &farm, Path::new(""));
+        let told = |problems: job_schema::problem::Problems| {
+            problems.list().iter().map(|problem| format!("{}: {}", problem.field, problem.what)).collect::<Vec<_>>()
+        };
+        parsed.map(drop).map_err(told)
+    };
+    assert_eq!(dut("fastboot"), Ok(()));
+    assert_eq!(dut("fastboot, usb: {path: 1-4.2}, variables: {product: 'a|b'}"), Ok(()));
+    assert_eq!(
+        dut("fastboot, tcp: {port: 0}, usb: {path: usb1}, variables: {'a b': x}"),
+        Err(vec![
+            "duts[0].boot.tcp.port: `0` is out of range".to_owned(),
+            "duts[0].boot.usb: a loader is reached by `tcp` or by `usb`, not by both".to_owned(),
+            "duts[0].boot.usb.path: `usb1` is no place on USB".to_owned(),
+            "duts[0].boot.variables.a b: `a b` is no name of a variable".to_owned(),
+        ])
+    );
+    assert_eq!(
+        dut("ipxe, tcp: {}"),
+        Err(vec!["duts[0].boot.tcp: `tcp` means nothing to the boot method `ipxe`".to_owned()])
+    );
+}
+
+#[test]
 fn a_boots_database_that_is_not_there_is_told() {
     let farm = "name: lab\nnetwork: {loopback: {}}\nboots: nowhere.yml\nduts: []\n";
     let problems = crate::config::parse("farm.yml", farm, Path::new("")).map(drop).expect_err("it is wrong");
