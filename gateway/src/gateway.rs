@@ -253,8 +253,9 @@ impl Gateway {
         let server = match protocol {
             Protocol::Tftp => self.tftp_at(port).await?,
             Protocol::Http => self.http_at(port).await?,
-            Protocol::Nbd => {
-                let source = io::Error::new(io::ErrorKind::Unsupported, "NBD has one port for all");
+            Protocol::Fastboot | Protocol::Nbd => {
+                let why = format!("{protocol} has no ports besides");
+                let source = io::Error::new(io::ErrorKind::Unsupported, why);
                 return Err(GatewayError::Nbd { address: SocketAddr::new(self.config.address.into(), port), source });
             }
         };

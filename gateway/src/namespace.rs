@@ -44,7 +44,7 @@ pub enum Protocol {
 
 impl Protocol {
     /// All of them.
-    pub const ALL: [Protocol; 3] = [Protocol::Http, Protocol::Nbd, Protocol::Tftp];
+    pub const ALL: [Protocol; 4] = [Protocol::Fastboot, Protocol::Http, Protocol::Nbd, Protocol::Tftp];
 }
 
 impl fmt::Display for Protocol {
