@@ -9,7 +9,10 @@
 //! ```
 //! UEFI firmware asks once for the size, takes the OACK, aborts, and asks again: that is one access, not two, because an
 //! access counts when the offer is taken. Reads only; a write request gets ERROR 2.
+//!
+//! That is our own engine; [`Engine`] names another.
 
+mod crate_engine;
 mod desk;
 pub mod packet;
 mod socket;
@@ -43,9 +46,21 @@ const INBOX_BYTES: usize = 2048;
 /// What a namespace's key stands behind, as in HTTP's paths.
 const KEY_PREFIX: &str = "/_/n/";
 
+/// What moves the blocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Engine {
+    /// Ours.
+    #[default]
+    Own,
+    /// The crate of this name.
+    AsyncTftp,
+}
+
 /// Where and how generously to serve.
 #[derive(Clone, Debug)]
 pub struct Config {
+    /// Which engine serves.
+    pub engine: Engine,
     /// The network the sockets are made in.
     pub net: Net,
     /// Serve this link only.
@@ -70,6 +85,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Config {
+            engine: Engine::Own,
             net: Net::host(),
             interface: None,
             listen: SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 69),
@@ -100,10 +116,15 @@ pub async fn start(config: Config, namespaces: Namespaces<Content>) -> io::Resul
         transfers_per_peer: config.transfer_count_max_per_peer,
         window_bytes_per_peer: config.window_bytes_max_per_peer,
     });
-    let listener =
-        Listener { socket, address, desk, ring: Arc::new(Ring { config, namespaces }), tasks: JoinSet::new() };
     let (drain, drained) = oneshot::channel();
-    let listener = AbortOnDropHandle::new(tokio::spawn(listener.run(drained)));
+    let listener = match config.engine {
+        Engine::Own => {
+            let ring = Arc::new(Ring { config, namespaces });
+            let listener = Listener { socket, address, desk, ring, tasks: JoinSet::new() };
+            AbortOnDropHandle::new(tokio::spawn(listener.run(drained)))
+        }
+        Engine::AsyncTftp => crate_engine::start(&config, socket.into_std()?, desk, namespaces, drained)?,
+    };
     Ok(Server { address, drain, listener })
 }
 
@@ -113,7 +134,8 @@ impl Server {
         self.address
     }
 
-    /// Takes no new request, and returns when the running transfers have ended.
+    /// Takes no new request, and returns when the running transfers have ended. The crate's engine cuts them off: it cannot do the one
+    /// without the other.
     pub async fn drain(self) {
         let _ = self.drain.send(());
         let _ = self.listener.await;
@@ -256,7 +278,7 @@ struct Asked<'a> {
 impl Asked<'_> {
     /// The content's reader, without counting an access yet.
     async fn begin(&self) -> Result<Reader, (ErrorCode, String)> {
-        let (caller, name) = self.caller();
+        let (caller, name) = caller(self.peer, self.name);
         let door = Door { port: self.ring.config.exposed_at, transport: Transport::Clear };
         self.ring.namespaces.admits(caller, Protocol::Tftp, name, door).map_err(refused)?;
         let content = self.ring.namespaces.look(caller, Protocol::Tftp, name, Instant::now()).map_err(refused)?;
@@ -272,18 +294,18 @@ impl Asked<'_> {
     }
 
     fn open(&self) -> Result<Opened<Content>, Refusal> {
-        let (caller, name) = self.caller();
+        let (caller, name) = caller(self.peer, self.name);
         self.ring.namespaces.open(caller, Protocol::Tftp, name, Instant::now())
     }
+}
 
-    /// `/_/n/<key>/rest` is `/rest` of that key's namespace; any other name belongs to the peer's address.
-    fn caller(&self) -> (Caller<'_>, &str) {
-        let address: IpAddr = self.peer.ip().to_canonical();
-        let keyed = self.name.strip_prefix(KEY_PREFIX).and_then(|rest| rest.find('/').map(|end| rest.split_at(end)));
-        match keyed {
-            Some((key, name)) => (Caller::Key(key, address), name),
-            None => (Caller::Address(address), self.name),
-        }
+/// `/_/n/<key>/rest` is `/rest` of that key's namespace; any other name belongs to the peer's address.
+fn caller(peer: SocketAddr, name: &str) -> (Caller<'_>, &str) {
+    let address: IpAddr = peer.ip().to_canonical();
+    let keyed = name.strip_prefix(KEY_PREFIX).and_then(|rest| rest.find('/').map(|end| rest.split_at(end)));
+    match keyed {
+        Some((key, name)) => (Caller::Key(key, address), name),
+        None => (Caller::Address(address), name),
     }
 }
 

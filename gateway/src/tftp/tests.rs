@@ -7,6 +7,8 @@ use std::path::Path;
 use std::sync::Mutex;
 use tokio::time::timeout;
 
+mod engines;
+
 /// Longer than any answer takes on a loaded machine; a test waits this long only when it fails.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -61,7 +63,7 @@ impl Scene {
                 if seen.len() >= count {
                     return seen;
                 }
-                tokio::task::yield_now().await;
+                tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
         timeout(PATIENCE, enough).await.unwrap_or_else(|_| panic!("only {:?}", self.seen.lock().unwrap()))
@@ -77,6 +79,8 @@ struct Client {
     socket: UdpSocket,
     server: SocketAddr,
     partner: SocketAddr,
+    /// The last OACK's options.
+    offer: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,7 +93,7 @@ enum Heard {
 impl Client {
     async fn to(server: SocketAddr) -> Client {
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        Client { socket, server, partner: server }
+        Client { socket, server, partner: server, offer: None }
     }
 
     async fn ask(&self, name: &str, options: &[(&str, &str)]) {
@@ -144,13 +148,14 @@ impl Client {
             match self.hear().await {
                 Heard::Error(code, text) => return Err((code, text)),
                 Heard::OptionAck(options) => {
-                    for option in options.split(' ') {
+                    for option in options.to_lowercase().split(' ') {
                         match option.split_once('=') {
                             Some(("blksize", value)) => block_size = value.parse().unwrap(),
                             Some(("windowsize", value)) => window = value.parse().unwrap(),
                             _ => {}
                         }
                     }
+                    self.offer = Some(options);
                     self.ack(0).await;
                 }
                 Heard::Data(block, payload) if block == (expected & 0xffff) as u16 => {
