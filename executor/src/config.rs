@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use gateway::dhcp::Role;
+use gateway::tftp::Engine;
 
 use crate::boot::database::Database;
 use crate::boot::settings::Settings;
@@ -32,6 +33,8 @@ pub struct FarmConfig {
     pub network: NetworkConfig,
     /// Whether the farm gives addresses, and which to machines that the farm file does not name.
     pub dhcp: Role,
+    /// What moves the blocks of TFTP.
+    pub tftp_engine: Engine,
     /// The operator's listener.
     pub api: SocketAddr,
     /// How jobs are taken from CI-tron's clients.

@@ -80,6 +80,8 @@ pub struct Config {
     pub router: Option<Ipv4Addr>,
     /// The name servers to announce to DUTs.
     pub name_servers: Vec<Ipv4Addr>,
+    /// What moves the blocks of TFTP.
+    pub tftp_engine: tftp::Engine,
     /// Who hears of each DHCP request.
     pub dhcp_observer: dhcp::Observer,
     /// Where downloaded artifacts are kept.
@@ -102,6 +104,7 @@ impl Default for Config {
             dhcp_role: dhcp::Role::default(),
             router: None,
             name_servers: Vec::new(),
+            tftp_engine: tftp::Engine::Own,
             dhcp_observer: Arc::new(|_| ()),
             cache_directory: PathBuf::from("/var/cache/wharfinger/artifacts"),
             file_urls: FileUrls::default(),
@@ -396,8 +399,9 @@ async fn start_dhcp(config: &Config) -> Result<dhcp::Server, GatewayError> {
 async fn start_tftp(config: &Config, namespaces: &Namespaces<Content>) -> Result<Option<tftp::Server>, GatewayError> {
     let Some(port) = config.ports.tftp else { return Ok(None) };
     let listen = SocketAddr::new(config.address.into(), port);
-    let (net, interface) = (config.net.clone(), config.interface.clone());
-    let server = tftp::start(tftp::Config { net, interface, listen, ..tftp::Config::default() }, namespaces.clone());
+    let (net, interface, engine) = (config.net.clone(), config.interface.clone(), config.tftp_engine);
+    let config = tftp::Config { engine, net, interface, listen, ..tftp::Config::default() };
+    let server = tftp::start(config, namespaces.clone());
     server.await.map(Some).map_err(|source| GatewayError::Tftp { address: listen, source })
 }
 

@@ -159,6 +159,7 @@ fn no_farm() -> FarmConfig {
         name: "farm".into(),
         network: NetworkConfig::Loopback,
         dhcp: gateway::dhcp::Role::default(),
+        tftp_engine: gateway::tftp::Engine::Own,
         api: ([127, 0, 0, 1], 0).into(),
         submission: crate::config::SubmissionConfig::default(),
         state: PathBuf::new(),

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use gateway::dhcp::Role;
+use gateway::tftp::Engine;
 use job_schema::problem::{Problems, quoted};
 use job_schema::{DutId, Findings, field_of, load_checked};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -41,6 +42,8 @@ struct FarmFile {
     network: NetworkKeys,
     /// Addresses for machines that this file does not name.
     dhcp: DhcpKeys,
+    /// How files are served over TFTP.
+    tftp: TftpKeys,
     /// Where operators and runners reach us.
     listen: ListenKeys,
     /// Folder for jobs and logs; a folder of the user's own when absent.
@@ -132,6 +135,24 @@ impl JsonSchema for AddressForm {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({ "type": "string", "x-form": "address" })
     }
+}
+
+/// TFTP.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+struct TftpKeys {
+    /// What moves the blocks; `own` when absent.
+    engine: Option<TftpEngineKey>,
+}
+
+/// An engine for TFTP.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+enum TftpEngineKey {
+    /// The farm's own.
+    Own,
+    /// The crate async-tftp.
+    AsyncTftp,
 }
 
 /// Listeners for operators and runners.
@@ -353,6 +374,10 @@ fn check(file: FarmFile, findings: &mut Findings, directory: &Path) -> FarmConfi
         state: file.state.map_or_else(|| default_state(&file.name), PathBuf::from),
         network,
         dhcp,
+        tftp_engine: match file.tftp.engine {
+            None | Some(TftpEngineKey::Own) => Engine::Own,
+            Some(TftpEngineKey::AsyncTftp) => Engine::AsyncTftp,
+        },
         api,
         submission: submission(&file.listen),
         job_variables: file.variables,

@@ -83,6 +83,7 @@ impl Network {
             ports: if self.interface.is_some() { Ports::standard() } else { Ports::ephemeral() },
             dhcp_role: config.dhcp,
             dhcp_observer: Arc::new(tell),
+            tftp_engine: config.tftp_engine,
             cache_directory: install::cache_folder()?.join("artifacts"),
             authority_directory: Some(config.state.join(AUTHORITY)),
             ..gateway::Config::default()

@@ -7,7 +7,7 @@
 //! ```
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,6 +16,7 @@ use gateway::content::Content;
 use gateway::content::disk::{self, Base, Disk, Mode};
 use gateway::namespace::{AccessEvent, Exposure, Name, Origin, Protocol, Publication};
 use gateway::net::Net;
+use gateway::tftp::Engine;
 use gateway::{Config, Gateway};
 use tests::bad_link::{BadLink, Faults};
 use tests::bench::until;
@@ -46,7 +47,12 @@ pub(crate) const LARGE_BYTES: usize = 40_000_000;
 
 impl Loopback {
     pub(crate) fn start() -> Loopback {
-        Loopback::serve(Config::default(), Ipv4Addr::LOCALHOST, None)
+        Loopback::start_with(Engine::Own)
+    }
+
+    /// The same with this engine for TFTP.
+    pub(crate) fn start_with(tftp_engine: Engine) -> Loopback {
+        Loopback::serve(Config { tftp_engine, ..Config::default() }, Ipv4Addr::LOCALHOST, None)
     }
 
     /// The servers at one end of a link with these faults, and [`command`](Self::command)s at its other. `None`: nobody may make a network
@@ -99,6 +105,15 @@ impl Loopback {
     pub(crate) fn put(&self, protocol: Protocol, name: &str, bytes: &[u8], exposure: Exposure) {
         let path = self.folder.path().join(format!("{protocol}-{}", name.replace('/', "-")));
         std::fs::write(&path, bytes).unwrap();
+        self.put_path(protocol, name, path, exposure);
+    }
+
+    /// Publishes a file under HTTP.
+    pub(crate) fn put_file(&self, name: &str, path: &Path, exposure: Exposure) {
+        self.put_path(Protocol::Http, name, path.to_owned(), exposure);
+    }
+
+    fn put_path(&self, protocol: Protocol, name: &str, path: PathBuf, exposure: Exposure) {
         let name = Name::Exact(name.to_owned());
         self.publication.put(protocol, name, Content::File(path), exposure, Origin::Job, Instant::now());
     }

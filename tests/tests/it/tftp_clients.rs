@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use gateway::namespace::{AccessEvent, Exposure, Outcome, Protocol};
+use gateway::tftp::Engine;
 use tests::bad_link::Faults;
 use tests::bench::need_programs;
 
@@ -188,6 +189,30 @@ fn every_client_reads_over_a_link_that_loses_and_delays() {
     });
     let link = server.link().expect("this server has one");
     assert!(link.lost() > 8, "each client was to lose something: {link:?}");
+}
+
+/// The large file goes by windows only: in lock-step the crate takes twice our time.
+#[test]
+fn every_client_reads_from_the_crates_engine() {
+    need_programs(&[("curl", "curl"), ("tftp", "tftp-hpa"), ("atftp", "atftp"), ("busybox", "busybox")]);
+    const CLIENTS: &[(&str, Fetch, &[usize])] = &[
+        ("curl", curl, &[0, 1, 512, 65536]),
+        ("curl-with-large-blocks", curl_with_large_blocks, &[1468, 1_000_000]),
+        ("tftp-hpa", tftp_hpa, &[0, 1, 512, 65536]),
+        ("atftp", atftp, &[1, 512, 65536]),
+        ("atftp-with-windows", atftp_with_options, &[1428, LARGE_BYTES]),
+        ("busybox", busybox, &[0, 1, 512, 65536]),
+    ];
+    let server = Loopback::start_with(Engine::AsyncTftp);
+    for (client, fetch, sizes) in CLIENTS {
+        for size in *sizes {
+            let name = format!("{client}-{size}");
+            server.put(Protocol::Tftp, &format!("/{name}"), &pattern(*size), Exposure::default());
+            fetches(&server, *fetch, *size, &name);
+        }
+    }
+    let output = run(&mut curl(&server, "missing", &server.fresh("missing")));
+    assert_eq!(output.status.code(), Some(68), "CURLE_TFTP_NOTFOUND: {output:?}");
 }
 
 #[test]
