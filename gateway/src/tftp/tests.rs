@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Mutex;
 use tokio::time::timeout;
 
-mod engines;
+mod engine_tests;
 
 /// Longer than any answer takes on a loaded machine; a test waits this long only when it fails.
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -7,9 +7,12 @@
 
 use super::*;
 
+/// Names and values of a request's options.
+type Options = &'static [(&'static str, &'static str)];
+
 /// Where the crate departs from us in what a polite client sees: a request, our offer, its offer, and why. The order of an offer's
 /// options is none: ours repeats the client's, the crate has its own.
-const DIFFERENCES: &[(&[(&str, &str)], Option<&str>, Option<&str>, &str)] = &[
+const DIFFERENCES: &[(Options, Option<&str>, Option<&str>, &str)] = &[
     (
         &[("timeout", "3")],
         Some("timeout=3"),
@@ -31,8 +34,8 @@ const DIFFERENCES: &[(&[(&str, &str)], Option<&str>, Option<&str>, &str)] = &[
     ),
 ];
 
-/// Names and values of options, in sets that both engines answer alike.
-const OFFERS: &[(&[(&str, &str)], Option<&str>)] = &[
+/// What both engines answer alike, and how.
+const OFFERS: &[(Options, Option<&str>)] = &[
     (&[], None),
     (&[("blksize", "1428")], Some("blksize=1428")),
     (&[("blksize", "8")], Some("blksize=8")),
@@ -88,8 +91,8 @@ async fn both_engines_make_the_same_offer_but_for_the_listed_differences() {
 #[tokio::test(flavor = "multi_thread")]
 async fn both_engines_deliver_the_same_bytes_of_every_size_and_record_the_same_access() {
     const ROLL_OVER: usize = 65535 * 512;
-    let windows: &[(&str, &str)] = &[("windowsize", "7"), ("tsize", "0")];
-    let lock_step: &[(&str, &str)] = &[];
+    let windows: Options = &[("windowsize", "7"), ("tsize", "0")];
+    let lock_step: Options = &[];
     let small = [0, 1, 511, 512, 513, 1024].map(|size| [(size, lock_step), (size, windows)]);
     // A window of 7 lies over the number 65535; lock-step goes through it once, 33 MB in an unoptimised build.
     let large = [(ROLL_OVER, lock_step), (ROLL_OVER - 1, windows), (ROLL_OVER + 1, windows)];
