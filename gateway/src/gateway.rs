@@ -282,7 +282,8 @@ impl Gateway {
     async fn tftp_at(&self, port: u16) -> Result<PortServer, GatewayError> {
         let listen = SocketAddr::new(self.config.address.into(), port);
         let (net, interface) = (self.config.net.clone(), self.config.interface.clone());
-        let config = tftp::Config { net, interface, listen, exposed_at: Some(port), ..tftp::Config::default() };
+        let engine = self.config.tftp_engine;
+        let config = tftp::Config { engine, net, interface, listen, exposed_at: Some(port), ..tftp::Config::default() };
         let server = tftp::start(config, self.namespaces.clone()).await;
         server.map(PortServer::Tftp).map_err(|source| GatewayError::Tftp { address: listen, source })
     }

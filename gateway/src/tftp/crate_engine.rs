@@ -32,6 +32,7 @@ use super::desk::{Admission, Desk, Ticket};
 use super::packet::{ErrorCode, tidy_name};
 use super::{Config, caller, refused};
 use crate::content::{Content, ContentError, Reader};
+use crate::door::Door;
 use crate::namespace::{Access, Namespaces, Opened, Outcome, Protocol};
 
 /// The crate's wait never adapts. Three times the shortest of our own engine: a lock-step transfer that loses a block stands still for it.
@@ -55,7 +56,7 @@ pub(super) fn start(
     namespaces: Namespaces<Content>,
     stopped: oneshot::Receiver<()>,
 ) -> io::Result<AbortOnDropHandle<()>> {
-    let files = Files { desk, namespaces, runtime: Handle::current() };
+    let files = Files { desk, namespaces, door: config.door(), runtime: Handle::current() };
     let (block_size, window_size) = (config.block_size_max, config.window_size_max);
     let builder = move |socket: &UdpSocket| {
         let builder = TftpServerBuilder::with_handler(files.clone()).std_socket(socket.try_clone()?);
@@ -91,7 +92,10 @@ pub(super) fn start(
                 _ = stopped => {}
             }
         };
-        if let Err(error) = net.run(|| Ok(runtime.block_on(serve))) {
+        if let Err(error) = net.run(|| {
+            runtime.block_on(serve);
+            Ok(())
+        }) {
             tracing::error!(%error, "the TFTP server has no network");
         }
     })?;
@@ -103,6 +107,7 @@ pub(super) fn start(
 struct Files {
     desk: Arc<Desk>,
     namespaces: Namespaces<Content>,
+    door: Door,
     runtime: Handle,
 }
 
@@ -118,7 +123,8 @@ impl Handler for Files {
             Admission::Repeated => return Err(CrateError::Msg("asked for already".to_owned())),
         };
         let (caller, name) = caller(*peer, &name);
-        let opened = self.namespaces.open(caller, Protocol::Tftp, name, Instant::now());
+        let admitted = self.namespaces.admits(caller, Protocol::Tftp, name, self.door);
+        let opened = admitted.and_then(|()| self.namespaces.open(caller, Protocol::Tftp, name, Instant::now()));
         let Opened { content, access } = opened.map_err(|refusal| to_crate(refused(refusal)))?;
         tracing::debug!(%peer, name, "TFTP request, for the crate's engine");
         let name = name.to_owned();

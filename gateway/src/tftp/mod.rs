@@ -99,6 +99,13 @@ impl Default for Config {
     }
 }
 
+impl Config {
+    /// What names are asked for through.
+    fn door(&self) -> Door {
+        Door { port: self.exposed_at, transport: Transport::Clear }
+    }
+}
+
 /// A running TFTP server. Dropping it stops every transfer.
 #[derive(Debug)]
 pub struct Server {
@@ -279,7 +286,7 @@ impl Asked<'_> {
     /// The content's reader, without counting an access yet.
     async fn begin(&self) -> Result<Reader, (ErrorCode, String)> {
         let (caller, name) = caller(self.peer, self.name);
-        let door = Door { port: self.ring.config.exposed_at, transport: Transport::Clear };
+        let door = self.ring.config.door();
         self.ring.namespaces.admits(caller, Protocol::Tftp, name, door).map_err(refused)?;
         let content = self.ring.namespaces.look(caller, Protocol::Tftp, name, Instant::now()).map_err(refused)?;
         match content.open_as(name).await {

@@ -15,7 +15,7 @@
 //! | `faults` | outlets, consoles, DUTs, disk and clock that go wrong: the right cause, and the DUT free or a person called |
 //! | `firmware` | machines that are not ours boot by GRUB on arm64, and beside another DHCP server |
 //! | `http_clients` | curl reads whole, in part and resumed, over a bad link too, and is told what it may not |
-//! | `large_file` | 5 GiB over HTTP: every byte, ranges beyond 4 GiB, and no memory |
+//! | `large_file` | ranges of a file of 5 GiB over HTTP, and no memory for it; all of it with a variable |
 //! | `leases` | a person takes, uses, hands over and gives back a DUT; who waits knows why; what happened can be read |
 //! | `licences` | what we build on may be given away, and there is one TLS stack |
 //! | `limits` | what may be read once is read once, by any protocol, though the server is killed in between |

@@ -94,8 +94,8 @@ async fn both_engines_deliver_the_same_bytes_of_every_size_and_record_the_same_a
     let windows: Options = &[("windowsize", "7"), ("tsize", "0")];
     let lock_step: Options = &[];
     let small = [0, 1, 511, 512, 513, 1024].map(|size| [(size, lock_step), (size, windows)]);
-    // A window of 7 lies over the number 65535; lock-step goes through it once, 33 MB in an unoptimised build.
-    let large = [(ROLL_OVER, lock_step), (ROLL_OVER - 1, windows), (ROLL_OVER + 1, windows)];
+    // A window of 7 lies over the number 65535; the last block's is 0, and it is empty or not.
+    let large = [(ROLL_OVER, windows), (ROLL_OVER + 1, windows)];
     let all = small.into_iter().flatten().chain(large);
     let [own, foreign] = both().await;
     let whole = bytes(ROLL_OVER + 1);
