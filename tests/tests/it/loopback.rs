@@ -133,6 +133,11 @@ impl Loopback {
         format!("nbd://{}/{name}", self.gateway.addresses().nbd.unwrap())
     }
 
+    /// The certificate of the authority that the servers' own are of.
+    pub(crate) fn ca_pem(&self) -> &str {
+        self.gateway.tls().ca_pem()
+    }
+
     /// Runs a future among the servers.
     pub(crate) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
         self.runtime.block_on(future)

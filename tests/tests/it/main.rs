@@ -31,6 +31,7 @@
 //! | `simulated` | jobs on simulated DUTs: every firmware, every fault, many at once |
 //! | `tftp_clients` | curl, tftp-hpa, atftp and busybox read every kind of file over TFTP, over a bad link too |
 //! | `tidy` | the house rules that a machine can see |
+//! | `tls` | files and disks over TLS, and at ports of a job's own, for its DUT alone |
 //!
 //! `farms` has the farms that they share, `loopback` the gateway in this process.
 
@@ -68,3 +69,4 @@ mod roles;
 mod simulated;
 mod tftp_clients;
 mod tidy;
+mod tls;
