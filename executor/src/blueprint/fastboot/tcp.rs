@@ -1,4 +1,4 @@
-//! Fastboot over TCP, version 1: what loaders with a network card speak, and U-Boot from 2023.07 on. From AOSP's description
+//! Fastboot over TCP, version 1: what loaders with a network card speak. From AOSP's description
 //! (system/core/fastboot/README.md, "TCP Protocol v1").
 //!
 //! ```text

@@ -166,3 +166,21 @@ async fn a_loader_that_comes_late_is_waited_for_and_one_that_never_comes_is_not(
     stream.write_all(b"FB01").await.unwrap();
     reaching.await.unwrap().unwrap();
 }
+
+/// For whoever has a device: `WHARF_FASTBOOT_USB` is its serial number, `WHARF_FASTBOOT_IMAGE` what it is to boot.
+#[tokio::test]
+async fn a_device_on_usb_boots_an_image() {
+    let Ok(serial) = std::env::var("WHARF_FASTBOOT_USB") else {
+        return eprintln!("WHARF_FASTBOOT_USB names no device: nothing was tried");
+    };
+    let path = std::env::var_os("WHARF_FASTBOOT_IMAGE").expect("WHARF_FASTBOOT_IMAGE names a boot image");
+    let image = Content::File(path.into()).open().await.unwrap();
+    let image_bytes = image.complete_size().await.unwrap();
+    let device = Loader::Usb(usb::Device { serial: Some(serial.clone()), path: None });
+    let mut link = device.reach(&Patience::default()).await.unwrap();
+    let mine = vec![("serialno".to_owned(), TextMatch::from(serial))];
+    let order = Order { variables: mine, image_bytes };
+    let mut told = |heard: Heard| println!("{heard:?}");
+    let took = boot(&mut *link, order, &image, &Patience::default(), &mut told).await.unwrap();
+    println!("{device} took {image_bytes} bytes in {took:?}");
+}
