@@ -44,6 +44,7 @@ mod network;
 mod pick_up;
 mod prepare;
 mod reads;
+mod shelf;
 mod start;
 mod texts;
 mod wants;
@@ -52,6 +53,7 @@ pub use hold::{Keeps, LeaseAsk, LeaseError, Link, PowerAction, Until};
 use ledger::{Kept, Reached};
 use machines::{Dut, Machines};
 pub use prepare::{Planner, Preview};
+pub use shelf::{DiskView, RemoveError};
 use wants::{Asked, Candidate};
 
 /// Ended jobs that are kept for `wharf jobs`; their consoles stay on disk. A record with its log takes some 100 KiB.
@@ -80,6 +82,8 @@ pub struct Farm {
     quick_checks: Mutex<BTreeMap<String, Arc<JobRecord>>>,
     /// The leases of people.
     holds: hold::Holds,
+    /// The disks that are nobody's own.
+    shelf: shelf::Shelf,
     /// The state folder is ours while this is open.
     _state_lock: std::fs::File,
     /// Sockets of virtual machines; the folder goes with the farm.
@@ -409,6 +413,20 @@ impl Farm {
         &self.keeper
     }
 
+    /// The disks that are kept, or shared by DUTs.
+    pub fn disks(&self) -> Vec<DiskView> {
+        let with_its_name = |disk: DiskView| {
+            let dut = disk.dut.map(|id| self.machines.get(&id).map_or(id, |dut| dut.config.full_name.clone()));
+            DiskView { dut, ..disk }
+        };
+        self.shelf.list().into_iter().map(with_its_name).collect()
+    }
+
+    /// Removes a disk that nobody uses.
+    pub fn remove_disk(&self, id: &str) -> Result<(), RemoveError> {
+        self.shelf.remove(id)
+    }
+
     /// How many DUTs the farm file has.
     pub fn size(&self) -> usize {
         self.planner.config.duts.len()
@@ -503,6 +521,7 @@ impl Farm {
         let mut carriers = std::mem::take(&mut *self.carriers());
         while carriers.join_next().await.is_some() {}
         self.keeper.stop().await;
+        self.shelf.close().await;
         self.gateway.drain().await;
     }
 

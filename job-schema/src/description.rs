@@ -332,9 +332,9 @@ pub(crate) struct StorageArtifactKeys {
 pub(crate) struct NbdKeys {
     /// The export's name.
     pub(crate) name: ExportName,
-    /// Whether writes are refused; otherwise they go into a copy.
+    /// Whether writes are refused; otherwise they go into a copy. Of a shared disk they are, unless this says `false`.
     #[serde(default)]
-    pub(crate) readonly: bool,
+    pub(crate) readonly: Option<bool>,
     /// A disk image, raw or qcow2.
     #[serde(default)]
     #[schemars(with = "Option<UrlForm>")]

@@ -1006,7 +1006,7 @@ impl TryFrom<NbdKeys> for NbdExport {
         };
         Ok(NbdExport {
             name: keys.name,
-            readonly: keys.readonly,
+            readonly: keys.readonly.unwrap_or(keys.shared),
             content,
             reset_on: keys.reset_on,
             shared: keys.shared,

@@ -20,7 +20,7 @@ use axum::response::{IntoResponse, Response};
 use job_schema::problem::Problems;
 use serde_json::{Value, json};
 
-use crate::farm::{CancelError, SubmitError};
+use crate::farm::{CancelError, RemoveError, SubmitError};
 
 /// Why a request is refused.
 #[derive(Debug)]
@@ -133,6 +133,16 @@ impl From<CancelError> for ApiError {
         match error {
             CancelError::NoSuchJob(_) => ApiError::NotFound(text),
             CancelError::Ended(_) => ApiError::Conflict(text),
+        }
+    }
+}
+
+impl From<RemoveError> for ApiError {
+    fn from(error: RemoveError) -> Self {
+        let text = error.to_string();
+        match error {
+            RemoveError::NoSuch(_) => ApiError::NotFound(text),
+            RemoveError::Used { .. } => ApiError::Conflict(text),
         }
     }
 }

@@ -155,6 +155,8 @@ pub(super) async fn job_schema() -> Json<Value> {
         log,
         events,
         job_schema,
+        super::disks::disks,
+        super::disks::remove,
         super::leases::leases,
         super::leases::take,
         super::leases::lease,
@@ -237,6 +239,8 @@ mod tests {
         paths.sort();
         let expected = [
             "/api/v1/authorizations",
+            "/api/v1/disks",
+            "/api/v1/disks/{id}",
             "/api/v1/dut/{name}",
             "/api/v1/dut/{name}/cancel_job",
             "/api/v1/dut/{name}/quick_check",

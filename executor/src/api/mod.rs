@@ -4,6 +4,7 @@
 //!  serve.rs (listeners) ─► mod.rs (routes) ─┬─► submit.rs   hand in, type, cancel ──┐
 //!                                           ├─► inspect.rs  jobs, logs, documents ──┼─► Farm
 //!                                           ├─► leases.rs   leases, power, events ──┤
+//!                                           ├─► disks.rs    disks that are kept ────┤
 //!                                           └─► ci_tron.rs  the compatible surface ─┘
 //!                                                └─► ci_tron_session.rs (one console) ─► ci_tron_console.rs (its bytes)
 //! ```
@@ -12,6 +13,7 @@
 mod ci_tron;
 mod ci_tron_console;
 mod ci_tron_session;
+mod disks;
 mod error;
 mod images;
 mod inspect;
@@ -31,7 +33,7 @@ use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::{HeaderMap, Method, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post, put};
+use axum::routing::{delete, get, post, put};
 
 use crate::farm::{Farm, JobRecord};
 use error::ApiError;
@@ -78,6 +80,9 @@ pub fn router(farm: Arc<Farm>) -> Router {
         .route("/api/v1/resources/{name}/{verb}", post(leases::tell_resource))
         .route("/api/v1/events", get(leases::events))
         .route("/api/v1/authorizations", get(leases::authorizations).post(leases::authorize))
+        // Disks.
+        .route("/api/v1/disks", get(disks::disks))
+        .route("/api/v1/disks/{id}", delete(disks::remove))
         // For the farm's own jobs.
         // CI-tron's; `machine` is its older word for `dut`.
         .route("/api/v1/duts", get(ci_tron::duts))

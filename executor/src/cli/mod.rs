@@ -11,6 +11,8 @@ mod client;
 mod completions;
 mod console;
 mod demo;
+mod disk;
+mod disks;
 mod dut;
 mod duts;
 mod events;
@@ -59,6 +61,10 @@ enum Command {
     Duts(duts::Arguments),
     /// Hold a machine back, or let it go
     Dut(dut::Arguments),
+    /// List the disks that are kept, or shared by machines
+    Disks(disks::Arguments),
+    /// Remove a disk that is kept
+    Disk(disk::Arguments),
     /// List who holds what, and who waits for what
     Leases(leases::Arguments),
     /// Take a machine for yourself, and give it back
@@ -103,6 +109,8 @@ pub fn main() -> ExitCode {
         Command::Job(arguments) => on_runtime(job::run(arguments, server)),
         Command::Duts(arguments) => on_runtime(duts::run(arguments, server)),
         Command::Dut(arguments) => on_runtime(dut::run(arguments, server)),
+        Command::Disks(arguments) => on_runtime(disks::run(arguments, server)),
+        Command::Disk(arguments) => on_runtime(disk::run(arguments, server)),
         Command::Leases(arguments) => on_runtime(leases::run(arguments, server)),
         Command::Lease(arguments) => on_runtime(lease::run(arguments, server)),
         Command::Console(arguments) => on_runtime(console::run(arguments, server)),

@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::boot_namespace::{Kept, Open, Serving, observer};
 use super::crew::{self, Together};
-use super::disks::Disks;
+use super::disks::{self, Disks};
 use super::machines::Dut;
 use super::pick_up::{Beginning, Begun};
 use super::prepare::{self, MESSAGES, Prepared};
@@ -462,6 +462,13 @@ impl Run {
         }
     }
 
+    /// The number of the whole job, also when it is one of several DUTs of it.
+    fn job_number(&self) -> &str {
+        let role =
+            self.crew.as_ref().and_then(|crew| self.record.id.strip_suffix(crew.role.as_str())?.strip_suffix('-'));
+        role.unwrap_or(&self.record.id)
+    }
+
     /// Artifacts and boot namespace; nothing is published in it yet.
     pub(super) fn serve(
         &self,
@@ -473,9 +480,12 @@ impl Run {
         let (dut, pass, together) = (Arc::clone(&self.dut), self.pass.clone(), Arc::clone(&self.together));
         let role = self.crew.as_ref().map(|crew| crew.role.clone());
         let may_be_picked_up = self.may_be_picked_up();
+        let job = format!("job {}", self.job_number());
         async move {
             let contents = farm.fetch(&record.log, &prepared).await?;
-            let disks = Disks::make(&prepared.job, &farm.gateway, record.log.folder()).await?;
+            let (id, subject) = (dut.config.id.as_str(), prepared.subject.as_str());
+            let user = disks::User { job: &job, dut: id, subject, log: &record.log };
+            let disks = Disks::make(&prepared.job, &farm.gateway, &farm.shelf, &user).await?;
             disks.prove(&farm.gateway, &farm.machines.net(), dut.address()).await?;
             // Entered for what follows, so that the tear-down comes before it or after it.
             let farm_failed = |reason: String| SetupError { cause: Cause::Farm, reason };

@@ -24,7 +24,7 @@ use self::ask::{checked_id, ms, owner_of, request_of};
 pub(super) use self::listen::Listener;
 use self::listen::listen;
 use super::boot_namespace::{Kept, Open, observer};
-use super::disks::Disks;
+use super::disks::{self, Disks};
 use super::machines::Dut;
 use super::wants::{self, Wants};
 use super::{Farm, Submission, SubmitError};
@@ -375,13 +375,19 @@ impl Farm {
 
     /// Prepares, fetches, publishes. The pass is entered for the last step, so that the tear-down comes before it or after it.
     async fn publish(&self, hold: &Hold, dut: &Dut, pass: &Pass, name: &str, text: &str) -> Result<(), LeaseError> {
-        let submission = Submission { source_name: name.to_owned(), text: text.to_owned(), ..Submission::default() };
+        let subject = self.lease(hold.id.as_str()).await?.request.authorizer;
+        let submission =
+            Submission { source_name: name.to_owned(), text: text.to_owned(), subject, ..Submission::default() };
         let prepared = self.planner.prepare(&submission, &dut.config, None).await.map_err(LeaseError::Problems)?;
         let failed = |error: SetupError| LeaseError::Failed(error.reason);
         let contents = self.fetch(&hold.log, &prepared).await.map_err(failed)?;
-        let disks = Disks::make(&prepared.job, &self.gateway, hold.log.folder()).await.map_err(failed)?;
+        let job = format!("lease {}", hold.id);
+        let user = disks::User { job: &job, dut: &dut.config.id, subject: &prepared.subject, log: &hold.log };
+        let disks = Disks::make(&prepared.job, &self.gateway, &self.shelf, &user).await.map_err(failed)?;
         let _in_flight = pass.enter().await.map_err(|_| over(hold.id.as_str(), "it is being released"))?;
+        // Two namespaces of one address there are not: what was published before goes first.
         dut.boot.close();
+        disks.prove(&self.gateway, &self.machines.net(), dut.address()).await.map_err(failed)?;
         let watching = observer(&hold.log, mpsc::channel(1).0);
         let publication = self.gateway.namespaces().publish(dut.address(), watching);
         let publication = publication.map_err(|taken| LeaseError::Failed(taken.to_string()))?;

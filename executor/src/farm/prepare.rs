@@ -29,6 +29,8 @@ pub(super) struct Prepared {
     pub continue_: BootPlan,
     /// Files that came along.
     pub attachments: Attachments,
+    /// The project, user or token in whose name it runs.
+    pub subject: String,
 }
 
 impl Prepared {
@@ -172,7 +174,8 @@ impl Planner {
         }
         let job = jobs.into_iter().next().expect("there is always a way to boot");
         let (start, continue_) = (database::joined(start), database::joined(continue_));
-        Ok(Prepared { job: Arc::new(job), start, continue_, attachments: submission.attachments.clone() })
+        let (attachments, subject) = (submission.attachments.clone(), submission.subject.clone());
+        Ok(Prepared { job: Arc::new(job), start, continue_, attachments, subject })
     }
 
     /// In a child: whatever a template does, it does not do it to us. A job with disks is rendered twice, because its templates may

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use super::machines::{Dut, Machines};
 use super::network::Network;
+use super::shelf::Shelf;
 use super::{Farm, Jobs, Listeners, Planner, ledger};
 use crate::blueprint::dut;
 use crate::boot::Place;
@@ -24,6 +25,8 @@ use crate::virtual_dut::{images, install, qemu};
 
 /// The rows of the leases, in the state folder.
 const LEASES: &str = "leases.sqlite";
+/// Disks that outlive their jobs, beside them.
+const DISKS: &str = "disks";
 /// How long the farm waits at its start for machines that are kept ready. Making one takes milliseconds; one that takes longer is made
 /// ready while the farm already serves.
 const READY_TIME: Duration = Duration::from_secs(5);
@@ -68,6 +71,8 @@ impl Farm {
     /// Starts the farm; its API will be at `api`, where the farm's own boot images are downloaded from.
     pub async fn start(mut config: FarmConfig, api: SocketAddr) -> Result<Arc<Farm>, StartError> {
         let state_lock = keep_state_in(&config.state)?;
+        let kept_disks = |source| StartError::State { path: config.state.join(DISKS).display().to_string(), source };
+        let shelf = Shelf::open(config.state.join(DISKS)).map_err(kept_disks)?;
         let (kept, last_number) = ledger::read(&config.state);
         images::add_variables(&mut config.job_variables, api);
         let listeners = Arc::new(Listeners::default());
@@ -95,6 +100,7 @@ impl Farm {
             carriers: Mutex::default(),
             quick_checks: Mutex::default(),
             holds: super::hold::Holds::default(),
+            shelf,
             _state_lock: state_lock,
             _runtime: runtime,
         };

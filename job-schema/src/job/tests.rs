@@ -303,7 +303,8 @@ start:
     assert_eq!((raw.reset_on, raw.shared, raw.expiration), (ResetOn::Boot, true, minutes(7 * 24 * 60)));
     assert_eq!(
         (raw.readonly, raw.max_connections, tree.reset_on, image.reset_on),
-        (false, 4, ResetOn::Never, ResetOn::JobStart)
+        (true, 4, ResetOn::Never, ResetOn::JobStart),
+        "a shared disk is read-only unless its own entry says otherwise"
     );
     let NbdContent::Filesystem(Filesystem {
         kind: FilesystemKind::Ext4,

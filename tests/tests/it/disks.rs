@@ -11,9 +11,11 @@ use gateway::content::Content;
 use gateway::content::disk::{Base, Config, Disk, Mode};
 use gateway::namespace::Exposure;
 use nbd::client::{NbdClient, handshake};
+use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
-use tests::bench::{Bench, Job, need_programs, until};
+use tests::bench::{Bench, Job, Surroundings, need_programs, until};
 
+use crate::boots::serve_file;
 use crate::farms::{WHARF, linux_job};
 use crate::loopback::{Loopback, pattern};
 
@@ -141,9 +143,15 @@ fn what_cannot_be_a_disk_ends_its_job_with_the_reason_or_is_refused() {
     let bench = Bench::start(WHARF, FARM);
     let missing = "        - {name: scratch, url: '{{ images_url }}/nothing'}\n";
     bench.run(&job("one", missing)).expect("SETUP_FAIL", "artifact").expect_summary("cannot make the disk `scratch`");
-    let never = "        - {name: scratch, size: 1M, reset_on: never}\n";
-    let refused = bench.refused(&job("one", never), "");
-    assert!(refused.status == 400 && refused.text().contains("`reset_on: never`"), "{refused:?}");
+    let torn = "        - {name: scratch, size: 1M, shared: true, reset_on: boot}\n";
+    let refused = bench.refused(&job("one", torn), "");
+    assert!(refused.status == 400 && refused.text().contains("`shared: true` and has `reset_on: boot`"), "{refused:?}");
+    let made = "        - {name: scratch, filesystem: {type: ext4, size: 1G}}\n";
+    let refused = bench.refused(&job("one", made), "");
+    assert!(refused.status == 400 && refused.text().contains("an NBD export's `filesystem`"), "{refused:?}");
+    let huge = "        - {name: scratch, size: 17T}\n";
+    let too_large = "is too large; 17592186044416 bytes are the most";
+    bench.run(&job("one", huge)).expect("SETUP_FAIL", "artifact").expect_summary(too_large);
 }
 
 /// 12 MiB: the middle third is a hole, the last third is text, which is compressed.
@@ -220,4 +228,190 @@ fn a_qcow2_image_that_needs_another_file_is_refused_with_the_next_step() {
     let extended = server.fresh("extended");
     qemu_img("create -f qcow2 -o extended_l2=on", &[&extended, Path::new("1M")]);
     assert!(refusal(extended).contains("it has extended entries (subclusters)"));
+}
+
+/// An attached disk, spoken to by whole blocks.
+struct Attached {
+    stream: TcpStream,
+    size: u64,
+}
+
+impl Attached {
+    fn to(from: [u8; 4], address: SocketAddr, name: &str) -> Attached {
+        let mut stream = connect(from, address);
+        let export = handshake(&mut stream, name.as_bytes()).unwrap();
+        Attached { stream, size: export.size }
+    }
+
+    /// Sends a request of the simple kind, and gives its error number (0: none). Reads bring their data.
+    fn ask(&mut self, kind: u16, offset: u64, data: &[u8], length: usize) -> (u32, Vec<u8>) {
+        let mut request = 0x2560_9513_u32.to_be_bytes().to_vec();
+        request.extend([0_u16.to_be_bytes(), kind.to_be_bytes()].concat());
+        request.extend([7_u64.to_be_bytes(), offset.to_be_bytes()].concat());
+        request.extend((length as u32).to_be_bytes());
+        self.stream.write_all(&[&request, data].concat()).unwrap();
+        let mut reply = [0; 16];
+        self.stream.read_exact(&mut reply).unwrap();
+        let error = u32::from_be_bytes(*reply[4..].first_chunk().unwrap());
+        let mut bytes = vec![0; if kind == 0 && error == 0 { length } else { 0 }];
+        self.stream.read_exact(&mut bytes).unwrap();
+        (error, bytes)
+    }
+
+    fn read(&mut self, offset: u64, length: usize) -> Vec<u8> {
+        let (error, bytes) = self.ask(0, offset, b"", length);
+        assert_eq!(error, 0);
+        bytes
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) -> u32 {
+        self.ask(1, offset, data, data.len()).0
+    }
+
+    fn flush(&mut self) {
+        assert_eq!(self.ask(3, 0, b"", 0).0, 0);
+    }
+}
+
+fn disks(bench: &Bench) -> Vec<Value> {
+    bench.get("/api/v1/disks").json()["disks"].as_array().unwrap().clone()
+}
+
+fn cancelled(job: Job) {
+    job.cancel();
+    job.wait().expect("INCOMPLETE", "cancelled");
+}
+
+#[test]
+fn a_disk_that_is_never_reset_is_there_for_the_duts_next_job_also_after_a_kill_of_the_farm() {
+    let bench = Bench::start(WHARF, FARM);
+    let image = pattern(1 << 20);
+    let disks_of_job = format!(
+        "        - {{name: scratch, url: '{}', reset_on: never, expiration: 7 days}}\n        \
+         - {{name: empty, size: 20G, reset_on: never}}\n",
+        serve_file(image.clone())
+    );
+    let mut first = bench.submit(&job("one", &disks_of_job), "");
+    let address = disk_address(&bench, &mut first);
+    let mut expected = image.clone();
+    expected[5000..5010].copy_from_slice(b"persistent");
+    let (mut scratch, mut empty) = (Attached::to(ONE, address, "scratch"), Attached::to(ONE, address, "empty"));
+    assert_eq!(scratch.write(5000, b"persistent"), 0);
+    scratch.flush();
+    assert_eq!(empty.write(10 << 30, b"far away"), 0);
+    empty.flush();
+    let bench = bench.killed_and_started_again(WHARF);
+    let mut second = bench.submit(&job("one", &disks_of_job), "");
+    let address = disk_address(&bench, &mut second);
+    let mut scratch = Attached::to(ONE, address, "scratch");
+    assert!(scratch.read(0, 1 << 20) == expected, "what was flushed, and the image around it");
+    let mut empty = Attached::to(ONE, address, "empty");
+    assert_eq!((empty.size, empty.read(10 << 30, 9)), (20 << 30, b"far away\0".to_vec()));
+    // Another DUT's, of the same name and source, is another disk.
+    let mut others = bench.submit(&job("two", &disks_of_job), "");
+    disk_address(&bench, &mut others);
+    assert!(Attached::to(TWO, address, "scratch").read(0, 1 << 20) == image);
+    let kept = disks(&bench);
+    let of_one: Vec<_> = kept.iter().filter(|disk| disk["dut"] == "here-one-1").collect();
+    assert_eq!((kept.len(), of_one.len()), (4, 2), "{kept:#?}");
+    assert!(of_one.iter().all(|disk| disk["stored_bytes"].as_u64().unwrap() <= 64 * 1024), "{of_one:#?}");
+    let path = format!("/api/v1/disks/{}", of_one[0]["id"].as_str().unwrap());
+    let refused = bench.ask("DELETE", &path, "", b"");
+    assert!(refused.status == 409 && refused.text().contains(&format!("is used by job {}", second.id)), "{refused:?}");
+    cancelled(second);
+    cancelled(others);
+    let freed = || Some(disks(&bench)).filter(|disks| disks.iter().all(|disk| disk["users"] == json!([])));
+    let free = until(Duration::from_secs(10), freed).unwrap_or_else(|| panic!("{:#?}", disks(&bench)));
+    let expires = |name: &str| free.iter().find(|disk| disk["name"] == name).unwrap()["expires"].is_string();
+    assert!(expires("scratch") && !expires("empty"));
+    let listed = Command::new(WHARF).args(["disks", "--server", &bench.url()]).output().unwrap();
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    assert!(listed.lines().count() == 5 && listed.contains("20.0 GiB"), "{listed}");
+    for disk in free {
+        let removed = Command::new(WHARF)
+            .args(["disk", "remove", disk["id"].as_str().unwrap(), "--server", &bench.url()])
+            .output()
+            .unwrap();
+        assert!(removed.status.success(), "{removed:?}");
+    }
+    assert!(disks(&bench).is_empty());
+}
+
+#[test]
+fn a_shared_disk_is_read_by_the_duts_whose_jobs_ask_for_it_and_written_by_one_job() {
+    let bench = Bench::start(WHARF, FARM);
+    let shared = "        - {name: scratch, size: 1M, shared: true, max_connections: 1, expiration: 1 s}\n".to_owned();
+    let kept = shared.replace("expiration", "reset_on: never, expiration");
+    let written = |entry: &str| entry.replace("size", "readonly: false, size");
+    let mut writer = bench.submit(&job("one", &written(&kept)), "");
+    let address = disk_address(&bench, &mut writer);
+    let mut disk = Attached::to(ONE, address, "scratch");
+    assert_eq!(disk.write(0, b"for all"), 0);
+    assert!(handshake(&mut connect(TWO, address), b"scratch").is_err(), "it has no job that asks for it");
+    let refused = bench.run(&job("two", &written(&kept)));
+    let reason = format!("cannot make the disk `scratch`: job {} writes to it, and only one job does so", writer.id);
+    refused.expect("SETUP_FAIL", "artifact").expect_summary(&reason);
+    let mut reader = bench.submit(&job("two", &kept), "");
+    disk_address(&bench, &mut reader);
+    let mut other = Attached::to(TWO, address, "scratch");
+    assert_eq!(other.read(0, 8), b"for all\0");
+    assert_eq!(other.write(0, b"mine"), 1, "EPERM");
+    assert!(handshake(&mut connect(TWO, address), b"scratch").is_err(), "one connection each");
+    // Another project's, and the one that begins anew with its jobs, are other disks by the same name.
+    cancelled(reader);
+    for (entry, query) in [(written(&shared), ""), (written(&kept), "?subject=others")] {
+        let mut reader = bench.submit(&job("two", &entry), query);
+        disk_address(&bench, &mut reader);
+        assert_eq!(Attached::to(TWO, address, "scratch").read(0, 8), [0; 8], "{query} {entry}");
+        cancelled(reader);
+    }
+    cancelled(writer);
+    let gone = || Some(()).filter(|()| disks(&bench).is_empty());
+    until(Duration::from_secs(20), gone).unwrap_or_else(|| panic!("not expired: {:#?}", disks(&bench)));
+}
+
+#[test]
+fn a_person_boots_from_disks_that_were_proven_as_a_jobs_are() {
+    let bench = Bench::start(WHARF, FARM);
+    let wish = json!({"id": "anna", "dut": "here-one-1", "owner": "term", "for": "10 minutes", "name": "anna"});
+    let headers = "Content-Type: application/json\r\n";
+    assert_eq!(bench.ask("POST", "/api/v1/leases", headers, wish.to_string().as_bytes()).status, 201);
+    let active = || Some(()).filter(|()| bench.get("/api/v1/leases/anna").json()["state"] == "active");
+    until(Duration::from_secs(20), active).expect("the DUT is free");
+    let boot = |disks: &str| bench.ask("PUT", "/api/v1/leases/anna/boot", "", job("one", disks).as_bytes());
+    // Its header is right, its first cluster lies behind its end.
+    let mut broken = vec![0; 3 * 65536];
+    let fields: [(usize, &[u8]); 6] = [
+        (0, b"QFI\xfb\0\0\0\x03"),
+        (20, &[0, 0, 0, 16, 0, 0, 0, 0, 0, 0x10, 0, 0]),
+        (36, &[0, 0, 0, 1, 0, 0, 0, 0, 0, 1, 0, 0]),
+        (96, &[0, 0, 0, 4, 0, 0, 0, 112]),
+        (65536, &[0, 0, 0, 0, 0, 2, 0, 0]),
+        (2 * 65536, &[0, 0, 0, 0, 0x40, 0, 0, 0]),
+    ];
+    for (at, bytes) in fields {
+        broken[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+    let refused = boot(&format!("        - {{name: scratch, url: '{}'}}\n", serve_file(broken)));
+    assert!(refused.status == 500 && refused.text().contains("a cluster would lie at byte 1073741824"), "{refused:?}");
+    let good = "        - {name: scratch, size: 1M, reset_on: never}\n";
+    for _ in 0..2 {
+        let answer = boot(good);
+        assert_eq!(answer.status, 204, "{answer:?}");
+    }
+    assert_eq!(disks(&bench)[0]["users"], json!(["lease anna"]));
+}
+
+#[test]
+fn a_dut_cannot_fill_the_farms_own_disk() {
+    /// 64 MiB: less than what stays free, more than a job's log.
+    const STATE_BYTES: u64 = 64 << 20;
+    let surroundings = Surroundings { state_bytes: Some(STATE_BYTES), ..Surroundings::default() };
+    let bench = Bench::start_with(WHARF, FARM, surroundings);
+    let mut running = bench.submit(&job("one", "        - {name: scratch, size: 1G}\n"), "");
+    let address = disk_address(&bench, &mut running);
+    let mut disk = Attached::to(ONE, address, "scratch");
+    assert_eq!(disk.write(0, &[1; 4096]), 28, "ENOSPC");
+    assert_eq!(disk.read(0, 4096), [0; 4096]);
+    cancelled(running);
 }
