@@ -27,7 +27,7 @@ pub use super::store::Pruned;
 use super::ContentError;
 use super::disk::Fill;
 use super::download::{Download, Patience, Phase, Status, Version};
-use super::edit::Editor;
+use super::edit::{Editor, STEP_BYTES_MAX};
 use super::file::{OpenFile, blocking, fill, read_exactly};
 use super::store::{Store, sha256};
 
@@ -66,6 +66,8 @@ pub struct Config {
     pub tries: u32,
     /// Pause before the second try; it doubles with each.
     pub back_off: Duration,
+    /// What a step of making an artifact of others gives at most ([`edit`](super::edit)).
+    pub edit_bytes_max: u64,
 }
 
 impl Config {
@@ -79,6 +81,7 @@ impl Config {
             idle_timeout: Duration::from_secs(60),
             tries: 5,
             back_off: Duration::from_millis(500),
+            edit_bytes_max: STEP_BYTES_MAX,
         }
     }
 }
@@ -129,7 +132,7 @@ impl Cache {
             url: "https:".to_owned(),
             reason: format!("the HTTP client does not start: {error}"),
         })?;
-        let editor = Editor::new(&config.directory)?;
+        let editor = Editor::new(&config.directory, config.edit_bytes_max)?;
         Ok(Cache(Arc::new(Inner { config, store, editor, client, running: Mutex::default() })))
     }
 

@@ -11,8 +11,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 
-use super::evil;
 use super::member::{BLOCK, CHARACTER, DIRECTORY, Flow, Member, REGULAR, SYMLINK, Seekable, Visit};
+use super::{Limit, evil};
 
 const SECTOR: u64 = 2048;
 /// Where the first descriptor's "CD001" ends.
@@ -323,7 +323,7 @@ pub(super) struct Writer<W> {
     target: W,
     spool: File,
     spooled: u64,
-    spooled_max: u64,
+    limit: Limit,
     nodes: BTreeMap<String, Node>,
 }
 
@@ -347,8 +347,8 @@ struct SystemUse {
 }
 
 impl<W: Write> Writer<W> {
-    pub(super) fn new(target: W, spool: File, spooled_max: u64) -> Self {
-        Writer { target, spool, spooled: 0, spooled_max, nodes: BTreeMap::new() }
+    pub(super) fn new(target: W, spool: File, limit: Limit) -> Self {
+        Writer { target, spool, spooled: 0, limit, nodes: BTreeMap::new() }
     }
 
     pub(super) fn add(&mut self, member: &Member, content: &mut dyn Read) -> io::Result<()> {
@@ -360,9 +360,7 @@ impl<W: Write> Writer<W> {
         }
         let bytes = u32::try_from(member.size)
             .map_err(|_| evil(format!("`{path}` is too large for an ISO made here, whose files have at most 4 GiB")))?;
-        if self.spooled + member.size > self.spooled_max {
-            return Err(evil(format!("it would be larger than {} GiB", self.spooled_max >> 30)));
-        }
+        self.limit.check("it would be", self.spooled + member.size)?;
         for (at, _) in path.match_indices('/') {
             let parent = Member { path: path[..at].to_owned(), mode: DIRECTORY | 0o755, ..Member::default() };
             self.nodes.entry(parent.path.clone()).or_insert_with(|| Node::new(parent, 0, 0));

@@ -11,7 +11,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek};
 
 use super::packing::{Peek, Wrapped, unpack};
-use super::{cpio, evil, iso, tar, zip};
+use super::{Limit, cpio, evil, iso, tar, zip};
 
 /// Names longer than what Linux opens (PATH_MAX) are of no use to anyone.
 pub(super) const PATH_BYTES_MAX: usize = 4096;
@@ -78,6 +78,7 @@ impl<T: Read + Seek> Seekable for T {}
 /// read from its end.
 pub(super) fn each(
     bytes: Box<dyn Seekable>,
+    limit: &Limit,
     spool: &dyn Fn(&mut dyn Read) -> io::Result<File>,
     visit: Visit<'_>,
 ) -> io::Result<()> {
@@ -96,7 +97,7 @@ pub(super) fn each(
     };
     let mut rest = Peek::new(first);
     loop {
-        let (mut stream, wrapped) = unpack(rest)?;
+        let (mut stream, wrapped) = unpack(rest, limit)?;
         match kind_of(stream.look(iso::MAGIC_END)?) {
             Some(Kind::Cpio) => {
                 if cpio::each(&mut stream, &mut checked)? == Flow::Stop {

@@ -42,8 +42,9 @@ use super::file::{LARGE_READ_BYTES, OpenFile};
 use super::store::sha256;
 use super::{Content, ContentError, Reader};
 
-/// The most that a step may write: twice the largest disk image that farms hand out as a file; an archive that unpacks to more is a bomb.
-const STEP_BYTES_MAX: u64 = 32 << 30;
+/// The most that a step may write, and a decompressor may give: twice the largest disk image that farms hand out as a file; an archive
+/// that unpacks to more is a bomb.
+pub(super) const STEP_BYTES_MAX: u64 = 32 << 30;
 /// Edits that run at once, each on a core of its own: the gateway has other things to do than to compress.
 const EDITS_AT_ONCE: usize = 2;
 /// Names that are told when the one wanted is not in an archive.
@@ -99,6 +100,7 @@ pub struct Editor(Arc<Inner>);
 
 struct Inner {
     directory: PathBuf,
+    bytes_max: u64,
     places: Semaphore,
     running: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
 }
@@ -114,12 +116,13 @@ struct Order {
 }
 
 impl Editor {
-    /// An editor that keeps its results in `edited` beneath `directory`.
-    pub(super) fn new(directory: &Path) -> Result<Self, ContentError> {
+    /// An editor that keeps its results in `edited` beneath `directory`. A step gives `bytes_max` at most.
+    pub(super) fn new(directory: &Path, bytes_max: u64) -> Result<Self, ContentError> {
         let directory = directory.join("edited");
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory);
         made.map_err(|source| ContentError::Cache { path: directory.clone(), source: Arc::new(source) })?;
-        Ok(Editor(Arc::new(Inner { directory, places: Semaphore::new(EDITS_AT_ONCE), running: Mutex::default() })))
+        let places = Semaphore::new(EDITS_AT_ONCE);
+        Ok(Editor(Arc::new(Inner { directory, bytes_max, places, running: Mutex::default() })))
     }
 
     /// What `recipe` makes; nothing is done before it is asked for.
@@ -141,7 +144,8 @@ impl Editor {
         let opened = recipe.open().await?;
         let _place = self.0.places.acquire().await.expect("this semaphore is never closed");
         let stop = StopWhenDropped::default();
-        let bench = Bench { directory: self.0.directory.clone(), handle: Handle::current(), stop: Arc::clone(&stop.0) };
+        let limit = Limit { bytes_max: self.0.bytes_max, stop: Arc::clone(&stop.0) };
+        let bench = Bench { directory: self.0.directory.clone(), handle: Handle::current(), limit };
         let (target, what) = (path.clone(), recipe.to_string());
         let work = move || bench.run(opened).and_then(|file| Ok(file.persist(target).map(drop)?));
         // A decoder that panics over evil bytes is a failed edit like any other.
@@ -303,7 +307,33 @@ impl Drop for StopWhenDropped {
 struct Bench {
     directory: PathBuf,
     handle: Handle,
+    limit: Limit,
+}
+
+/// What a step may cost: bytes, and no more time once nobody waits.
+#[derive(Clone)]
+struct Limit {
+    bytes_max: u64,
     stop: Arc<AtomicBool>,
+}
+
+impl Limit {
+    fn is_waited_for(&self) -> io::Result<()> {
+        match self.stop.load(Ordering::Relaxed) {
+            true => Err(io::Error::other("nobody waits for it any more")),
+            false => Ok(()),
+        }
+    }
+
+    /// `what` has `bytes`, or will have.
+    fn check(&self, what: &str, bytes: u64) -> io::Result<()> {
+        const GIB: u64 = 1 << 30;
+        match self.bytes_max {
+            max if bytes <= max => Ok(()),
+            max if max % GIB == 0 => Err(evil(format!("{what} larger than {} GiB", max / GIB))),
+            max => Err(evil(format!("{what} larger than {max} bytes"))),
+        }
+    }
 }
 
 impl Bench {
@@ -326,8 +356,8 @@ impl Bench {
 
     fn input(&self, reader: Reader) -> io::Result<Box<dyn Seekable>> {
         let size = self.handle.block_on(reader.complete_size()).map_err(io::Error::other)?;
-        let (handle, stop) = (self.handle.clone(), Arc::clone(&self.stop));
-        Ok(Box::new(Input { reader, handle, stop, size, position: 0, ready: Bytes::new() }))
+        let (handle, limit) = (self.handle.clone(), self.limit.clone());
+        Ok(Box::new(Input { reader, handle, limit, size, position: 0, ready: Bytes::new() }))
     }
 
     fn step(&self, step: Step<Reader>, bytes: Option<Box<dyn Seekable>>, target: &mut File) -> io::Result<()> {
@@ -341,11 +371,11 @@ impl Bench {
     }
 
     fn rework(&self, rework: Rework<Reader>, bytes: Option<Box<dyn Seekable>>, target: &mut File) -> io::Result<()> {
-        let capped = BufWriter::with_capacity(LARGE_READ_BYTES, Capped { target, left: STEP_BYTES_MAX });
+        let capped = BufWriter::with_capacity(LARGE_READ_BYTES, Capped { target, bytes: 0, limit: &self.limit });
         let packer = Packer::new(capped, rework.compression);
         let is_plain = rework.kind == ArchiveKind::None && rework.keep.is_empty() && rework.add.is_empty();
         let packer = match (bytes, &rework.pick) {
-            (Some(bytes), None) if is_plain => repack(bytes, packer)?,
+            (Some(bytes), None) if is_plain => repack(bytes, &self.limit, packer)?,
             (bytes, _) => self.archive(rework, bytes, packer)?,
         };
         packer.finish()?.flush()
@@ -353,11 +383,11 @@ impl Bench {
 
     fn archive<W: Write>(&self, rework: Rework<Reader>, bytes: Option<Box<dyn Seekable>>, target: W) -> io::Result<W> {
         let spool = |stream: &mut dyn Read| self.spool(stream);
-        let mut writer = Writer::new(rework.kind, target, tempfile::tempfile_in(&self.directory)?);
+        let mut writer = Writer::new(rework.kind, target, tempfile::tempfile_in(&self.directory)?, &self.limit);
         let added: BTreeSet<String> = rework.add.iter().map(|add| clean_path(&add.path)).collect::<io::Result<_>>()?;
         let mut choice = Choice { keep: rework.keep, pick: rework.pick, added: &added, taken: 0, seen: Vec::new() };
         if let Some(bytes) = bytes {
-            member::each(bytes, &spool, &mut |member, content| choice.put(member, content, &mut writer))?;
+            member::each(bytes, &self.limit, &spool, &mut |member, content| choice.put(member, content, &mut writer))?;
             choice.check()?;
         }
         for addition in rework.add {
@@ -393,15 +423,15 @@ impl Bench {
     /// A copy that can be read from its end.
     fn spool(&self, stream: &mut dyn Read) -> io::Result<File> {
         let mut file = tempfile::tempfile_in(&self.directory)?;
-        io::copy(stream, &mut Capped { target: &mut file, left: STEP_BYTES_MAX })?;
+        io::copy(stream, &mut Capped { target: &mut file, bytes: 0, limit: &self.limit })?;
         file.rewind()?;
         Ok(file)
     }
 }
 
 /// The bytes without their compression, in that which is wanted.
-fn repack<W: Write>(bytes: Box<dyn Seekable>, mut target: W) -> io::Result<W> {
-    let (mut stream, _) = unpack(Peek::new(Box::new(bytes)))?;
+fn repack<W: Write>(bytes: Box<dyn Seekable>, limit: &Limit, mut target: W) -> io::Result<W> {
+    let (mut stream, _) = unpack(Peek::new(Box::new(bytes)), limit)?;
     io::copy(&mut stream, &mut target)?;
     Ok(target)
 }
@@ -483,11 +513,11 @@ enum Writer<W: Write> {
 }
 
 impl<W: Write> Writer<W> {
-    fn new(kind: ArchiveKind, target: W, spool: File) -> Self {
+    fn new(kind: ArchiveKind, target: W, spool: File, limit: &Limit) -> Self {
         match kind {
             ArchiveKind::None => Writer::Bare(target, None),
             ArchiveKind::Cpio => Writer::Cpio(cpio::Writer::new(target)),
-            ArchiveKind::Iso => Writer::Iso(Box::new(iso::Writer::new(target, spool, STEP_BYTES_MAX))),
+            ArchiveKind::Iso => Writer::Iso(Box::new(iso::Writer::new(target, spool, limit.clone()))),
             ArchiveKind::Tar => Writer::Tar(Box::new(tar::Writer::new(target))),
             ArchiveKind::Zip => Writer::Zip(Box::new(zip::Writer::new(target))),
         }
@@ -528,7 +558,7 @@ impl<W: Write> Writer<W> {
 struct Input {
     reader: Reader,
     handle: Handle,
-    stop: Arc<AtomicBool>,
+    limit: Limit,
     size: u64,
     position: u64,
     ready: Bytes,
@@ -537,9 +567,7 @@ struct Input {
 impl Read for Input {
     fn read(&mut self, target: &mut [u8]) -> io::Result<usize> {
         if self.ready.is_empty() {
-            if self.stop.load(Ordering::Relaxed) {
-                return Err(io::Error::other("nobody waits for it any more"));
-            }
+            self.limit.is_waited_for()?;
             let read = self.handle.block_on(self.reader.read_at(self.position, LARGE_READ_BYTES));
             self.ready = read.map_err(io::Error::other)?;
         }
@@ -566,16 +594,15 @@ impl Seek for Input {
 /// A file that takes so many bytes and no more.
 struct Capped<'a> {
     target: &'a mut File,
-    left: u64,
+    bytes: u64,
+    limit: &'a Limit,
 }
 
 impl Write for Capped<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if bytes.len() as u64 > self.left {
-            return Err(evil(format!("it would be larger than {} GiB", STEP_BYTES_MAX >> 30)));
-        }
+        self.limit.check("it would be", self.bytes + bytes.len() as u64)?;
         let count = self.target.write(bytes)?;
-        self.left -= count as u64;
+        self.bytes += count as u64;
         Ok(count)
     }
 

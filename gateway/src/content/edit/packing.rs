@@ -6,6 +6,7 @@
 //!  fd "7zXZ" 00   xz        │
 //!  28 b5 2f fd    zstd     ─┘   (RFC 1952; bzip2 1.0; the .xz format 1.2; RFC 8878)
 //! ```
+//! What comes out of each is counted, also where it is skipped: 4 KiB of gzip in gzip in gzip are terabytes of zeros.
 
 use std::io::{self, Read, Write};
 
@@ -18,7 +19,7 @@ use lzma_rust2::XzReader;
 use ruzstd::decoding::StreamingDecoder;
 use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
 
-use super::evil;
+use super::{Limit, evil};
 
 /// Compressions around one another: a `.tar.gz` has one; more than three nobody makes but to keep us busy.
 const LAYERS_MAX: usize = 3;
@@ -74,7 +75,7 @@ impl Read for Peek {
 }
 
 /// Takes off every compression that the bytes begin with; says whether there was one.
-pub(super) fn unpack(stream: Peek) -> io::Result<(Peek, Wrapped)> {
+pub(super) fn unpack(stream: Peek, limit: &Limit) -> io::Result<(Peek, Wrapped)> {
     let (mut stream, mut wrapped) = (stream, Wrapped::No);
     for _ in 0..LAYERS_MAX {
         let decoder: Box<dyn Read> = match stream.look(6)? {
@@ -84,9 +85,27 @@ pub(super) fn unpack(stream: Peek) -> io::Result<(Peek, Wrapped)> {
             [0x28, 0xb5, 0x2f, 0xfd, ..] => Box::new(Zstd::new(stream)?),
             _ => return Ok((stream, wrapped)),
         };
-        (stream, wrapped) = (Peek::new(decoder), Wrapped::Yes);
+        let counted = Counted { decoder, bytes: 0, limit: limit.clone() };
+        (stream, wrapped) = (Peek::new(Box::new(counted)), Wrapped::Yes);
     }
     Err(evil(format!("it is compressed more than {LAYERS_MAX} times over")))
+}
+
+/// What comes out of a decoder, up to the limit, and for as long as somebody waits: bytes that are skipped cost time, too.
+struct Counted {
+    decoder: Box<dyn Read>,
+    bytes: u64,
+    limit: Limit,
+}
+
+impl Read for Counted {
+    fn read(&mut self, target: &mut [u8]) -> io::Result<usize> {
+        self.limit.is_waited_for()?;
+        let count = self.decoder.read(target)?;
+        self.bytes += count as u64;
+        self.limit.check("what it unpacks to is", self.bytes)?;
+        Ok(count)
+    }
 }
 
 /// Whether bytes were compressed.

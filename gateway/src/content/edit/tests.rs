@@ -13,7 +13,7 @@ struct Scene {
 
 fn scene() -> Scene {
     let folder = tempfile::tempdir().unwrap();
-    let editor = Editor::new(folder.path()).unwrap();
+    let editor = Editor::new(folder.path(), STEP_BYTES_MAX).unwrap();
     Scene { folder, editor }
 }
 
@@ -68,6 +68,10 @@ impl Scene {
     }
 }
 
+fn limit(bytes_max: u64) -> Limit {
+    Limit { bytes_max, stop: Arc::default() }
+}
+
 fn nothing() -> Rework {
     let (kind, compression) = (ArchiveKind::None, Compression::None);
     Rework { kind, compression, keep: Vec::new(), pick: None, add: Vec::new() }
@@ -110,7 +114,7 @@ fn list(bytes: &[u8]) -> BTreeMap<String, (u32, String)> {
         found.insert(member.path.clone(), (member.mode, member.link.clone().unwrap_or(text)));
         Ok(Flow::On)
     };
-    member::each(Box::new(io::Cursor::new(bytes.to_vec())), &spool, &mut visit).unwrap();
+    member::each(Box::new(io::Cursor::new(bytes.to_vec())), &limit(STEP_BYTES_MAX), &spool, &mut visit).unwrap();
     found
 }
 
@@ -346,7 +350,8 @@ async fn no_cut_and_no_changed_byte_of_an_archive_stops_the_server() {
                 let mut visit =
                     |_: Member, content: &mut dyn Read| io::copy(content, &mut io::sink()).map(|_| Flow::On);
                 // An answer is all that is asked for.
-                let _ = member::each(Box::new(io::Cursor::new(bytes.to_vec())), &spool, &mut visit);
+                let _ =
+                    member::each(Box::new(io::Cursor::new(bytes.to_vec())), &limit(STEP_BYTES_MAX), &spool, &mut visit);
             }
         }
     }
@@ -355,6 +360,30 @@ async fn no_cut_and_no_changed_byte_of_an_archive_stops_the_server() {
 #[test]
 fn a_bomb_ends_at_the_limit_of_a_step() {
     let mut file = tempfile::tempfile().unwrap();
-    let error = io::copy(&mut io::repeat(0).take(100), &mut Capped { target: &mut file, left: 64 }).unwrap_err();
-    assert_eq!(error.to_string(), "it would be larger than 32 GiB");
+    let limit = limit(64);
+    let error = io::copy(&mut io::repeat(0).take(100), &mut Capped { target: &mut file, bytes: 0, limit: &limit });
+    assert_eq!(error.unwrap_err().to_string(), "it would be larger than 64 bytes");
+    let farm = Limit { bytes_max: STEP_BYTES_MAX, stop: Arc::default() };
+    assert_eq!(farm.check("it would be", u64::MAX).unwrap_err().to_string(), "it would be larger than 32 GiB");
+}
+
+#[test]
+fn a_bomb_of_zeros_that_are_skipped_ends_at_the_limit_and_when_nobody_waits() {
+    // Zeros are what fills the gaps between initial RAM disks; nothing of these would ever be written.
+    let header = format!("070701{}{:08x}{:08x}", "0".repeat(88), 11, 0);
+    let mut packed = [header.as_bytes(), b"TRAILER!!!\0\0\0\0", &vec![0; 3 << 20]].concat();
+    for _ in 0..2 {
+        let mut packer = Packer::new(Vec::new(), Compression::Gz);
+        packer.write_all(&packed).unwrap();
+        packed = packer.finish().unwrap();
+    }
+    assert!(packed.len() < 1000, "{} bytes", packed.len());
+    let spool = |_: &mut dyn Read| tempfile::tempfile();
+    let each = |limit: &Limit| {
+        member::each(Box::new(io::Cursor::new(packed.clone())), limit, &spool, &mut |_, _| Ok(Flow::On))
+    };
+    each(&limit(4 << 20)).unwrap();
+    assert_eq!(each(&limit(1 << 20)).unwrap_err().to_string(), "what it unpacks to is larger than 1048576 bytes");
+    let left = Limit { bytes_max: STEP_BYTES_MAX, stop: Arc::new(AtomicBool::new(true)) };
+    assert_eq!(each(&left).unwrap_err().to_string(), "nobody waits for it any more");
 }
