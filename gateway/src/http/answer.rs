@@ -3,7 +3,7 @@
 //! ```text
 //!  path ── route ──► Target { key?, name }          /_/n/<key>/…  by key, all else by address;  bad paths: 400, 414
 //!  method ── GET, HEAD; any other: 405
-//!  Range ── way ──► Open (counted) | Resume (does not start at 0: the access it continues was counted)
+//!  Range ── way ──► Open (counted) | Resume (starts behind 0: the access it continues was counted)
 //!
 //!  If-None-Match has the tag ──► 304
 //!  no or odd Range, several ranges, If-Range of another version ──► 200, all bytes
@@ -16,7 +16,7 @@ use std::fmt;
 
 /// Methods that read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Method {
+pub enum Method {
     /// The headers and the bytes.
     Get,
     /// The headers.
@@ -25,16 +25,16 @@ pub(super) enum Method {
 
 /// What a path leads to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Target {
+pub struct Target {
     /// The key of a namespace, if the path names one.
-    pub(super) key: Option<String>,
+    pub key: Option<String>,
     /// The name in the namespace.
-    pub(super) name: String,
+    pub name: String,
 }
 
 /// Why a path leads nowhere; [`fmt::Display`] is the body of the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum BadPath {
+pub enum BadPath {
     /// Longer than [`PATH_BYTES_MAX`].
     TooLong,
     /// `%` without two hexadecimal digits, or not UTF-8, or a control character.
@@ -45,18 +45,18 @@ pub(super) enum BadPath {
 
 /// The conditional headers of a request, as received.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Conditions<'a> {
+pub struct Conditions<'a> {
     /// `Range`.
-    pub(super) range: Option<&'a str>,
+    pub range: Option<&'a str>,
     /// `If-Range`.
-    pub(super) if_range: Option<&'a str>,
+    pub if_range: Option<&'a str>,
     /// `If-None-Match`.
-    pub(super) if_none_match: Option<&'a str>,
+    pub if_none_match: Option<&'a str>,
 }
 
 /// Whether a request begins a read or goes on with one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Way {
+pub enum Way {
     /// It begins: `Namespaces::open`.
     Open,
     /// It goes on: `Namespaces::resume`.
@@ -65,15 +65,15 @@ pub(super) enum Way {
 
 /// The answer to a request for bytes that exist.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Answer {
+pub struct Answer {
     /// The status code.
-    pub(super) status: u16,
+    pub status: u16,
     /// `Content-Length`; none for 304, whose length would be that of the 200.
-    pub(super) length: Option<u64>,
+    pub length: Option<u64>,
     /// `Content-Range`.
-    pub(super) content_range: Option<String>,
+    pub content_range: Option<String>,
     /// First byte to send; `length` of them.
-    pub(super) offset: u64,
+    pub offset: u64,
 }
 
 /// Four times the longest path that a Linux tool accepts for a file name of one component, and what nginx takes by default.
@@ -91,7 +91,7 @@ impl fmt::Display for BadPath {
 
 impl BadPath {
     /// The status code.
-    pub(super) fn status(self) -> u16 {
+    pub fn status(self) -> u16 {
         match self {
             BadPath::TooLong => 414,
             BadPath::Encoding | BadPath::Upwards => 400,
@@ -100,7 +100,7 @@ impl BadPath {
 }
 
 /// The target of a request's path (without its query).
-pub(super) fn route(path: &str) -> Result<Target, BadPath> {
+pub fn route(path: &str) -> Result<Target, BadPath> {
     if path.len() > PATH_BYTES_MAX {
         return Err(BadPath::TooLong);
     }
@@ -113,7 +113,7 @@ pub(super) fn route(path: &str) -> Result<Target, BadPath> {
 }
 
 /// The name that answers for `name` when the job publishes no such name itself: CI-tron's DUTs chain to `/boot/<id>/boot.ipxe`.
-pub(super) fn alias(name: &str) -> Option<&'static str> {
+pub fn alias(name: &str) -> Option<&'static str> {
     let id = name.strip_prefix("/boot/")?.strip_suffix("/boot.ipxe")?;
     (!id.is_empty() && !id.contains('/')).then_some("/_/boot/boot.ipxe")
 }
@@ -124,7 +124,7 @@ fn decode(path: &str) -> Result<String, BadPath> {
 }
 
 /// `text` with each `%` and its two digits replaced by their byte; `None` if that is no UTF-8, or digits are missing.
-pub(super) fn percent_decoded(text: &str) -> Option<String> {
+pub fn percent_decoded(text: &str) -> Option<String> {
     let mut decoded = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&byte, behind)) = rest.split_first() {
@@ -168,12 +168,12 @@ fn normal(path: &str) -> Result<String, BadPath> {
     Ok(name)
 }
 
-/// How a request reaches its namespace: a range that does not start at 0 goes on with a read that was counted.
-pub(super) fn way(range: Option<&str>) -> Way {
+/// How a request reaches its namespace: a range that starts behind 0 goes on with a read that was counted. The last bytes of a file may
+/// be all of it (`bytes=-N` with a large N): they are a read of their own, or a file that may be read once could be read twice.
+pub fn way(range: Option<&str>) -> Way {
     match range.and_then(one_range) {
         Some(Range::From(first, _)) if first > 0 => Way::Resume,
-        Some(Range::Last(_)) => Way::Resume,
-        Some(Range::From(..)) | None => Way::Open,
+        Some(Range::From(..) | Range::Last(_)) | None => Way::Open,
     }
 }
 
@@ -209,7 +209,7 @@ fn number(text: &str) -> Option<u64> {
 }
 
 /// Status, headers and bytes for a request for `size` bytes with the tag `etag`.
-pub(super) fn answer(asked: Conditions<'_>, size: u64, etag: Option<&str>) -> Answer {
+pub fn answer(asked: Conditions<'_>, size: u64, etag: Option<&str>) -> Answer {
     let whole = Answer { status: 200, length: Some(size), content_range: None, offset: 0 };
     if asked.if_none_match.is_some_and(|tags| names(tags, etag)) {
         return Answer { status: 304, length: None, ..whole };
@@ -311,14 +311,14 @@ mod tests {
     }
 
     #[test]
-    fn a_range_that_does_not_start_at_0_resumes() {
+    fn a_range_that_starts_behind_0_resumes() {
         for (range, expected) in [
             (None, Way::Open),
             (Some("bytes=0-"), Way::Open),
             (Some("bytes=0-99"), Way::Open),
             (Some("bytes=1-"), Way::Resume),
             (Some("Bytes = 512-1023"), Way::Resume),
-            (Some("bytes=-5"), Way::Resume),
+            (Some("bytes=-5"), Way::Open),
             (Some("bytes=1-2,5-6"), Way::Open),
             (Some("lines=1-"), Way::Open),
             (Some("bytes=5-1"), Way::Open),

@@ -11,10 +11,10 @@ use super::answer::percent_decoded;
 
 /// A pair that is not percent-encoded UTF-8, as it was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct BadPair(pub(super) String);
+pub struct BadPair(pub String);
 
 /// The pairs of `form`, in its order.
-pub(super) fn pairs(form: &str) -> Result<Vec<(String, String)>, BadPair> {
+pub fn pairs(form: &str) -> Result<Vec<(String, String)>, BadPair> {
     form.split('&').filter(|pair| !pair.is_empty()).map(pair).collect()
 }
 

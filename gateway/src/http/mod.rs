@@ -9,10 +9,10 @@
 //! ```
 //! Connections stay open after an answer (EDK2's HTTP boot fails otherwise, edk2 #9920), and each answer has its `Content-Length`.
 
-mod answer;
+pub mod answer;
 mod ask;
 mod connection;
-mod form;
+pub mod form;
 mod transfer;
 mod wire;
 
