@@ -274,8 +274,11 @@ impl Transfer {
         self.resend();
     }
 
-    /// We cannot go on: tells the client, and ends.
+    /// We cannot go on: tells the client, and ends. What has ended stays as it ended.
     pub fn fail(&mut self, code: ErrorCode, text: String) {
+        if self.life == Life::Over {
+            return;
+        }
         self.farewell = Some((code, text.clone()));
         self.end(Outcome::Failed(text));
     }
