@@ -216,8 +216,13 @@ struct WireProblem<'a> {
     hint: Option<&'a str>,
 }
 
-/// A user's value in backticks: shortened, and with its control characters made visible.
+/// A user's value in backticks, as [`visible`] shows it.
 pub fn quoted(value: &str) -> String {
+    format!("`{}`", visible(value))
+}
+
+/// A user's word: shortened, and with its control characters made visible, so that it moves no terminal's cursor.
+pub fn visible(value: &str) -> String {
     let mut shown: String = String::new();
     for character in value.chars().take(QUOTED_CHARACTERS) {
         if character.is_control() {
@@ -227,7 +232,7 @@ pub fn quoted(value: &str) -> String {
         }
     }
     let dots = if value.chars().count() > QUOTED_CHARACTERS { "…" } else { "" };
-    format!("`{shown}{dots}`")
+    shown + dots
 }
 
 /// The known word nearest to what was written, when it is near enough to be a slip of the fingers.

@@ -32,7 +32,7 @@ use serde_yaml::{Mapping, Value};
 
 use crate::forms;
 use crate::guard::{self, Kind, Node, Scalar};
-use crate::problem::{Location, Problem, Problems, alternatives, nearest, quoted};
+use crate::problem::{Location, Problem, Problems, alternatives, nearest, quoted, visible};
 
 /// The most problems collected; beyond it a file is not a job with mistakes but something else.
 const PROBLEMS_AT_MOST: usize = 1000;
@@ -98,8 +98,8 @@ impl Findings {
 pub fn field_of(path: &[String]) -> String {
     path.iter().fold(String::new(), |field, step| match step.parse::<usize>() {
         Ok(index) => format!("{field}[{index}]"),
-        Err(_) if field.is_empty() => step.clone(),
-        Err(_) => format!("{field}.{step}"),
+        Err(_) if field.is_empty() => visible(step),
+        Err(_) => format!("{field}.{}", visible(step)),
     })
 }
 
@@ -765,5 +765,12 @@ mod tests {
             (5, "labels", "expected a mapping, found a list"),
         ];
         assert_eq!(told, expected);
+    }
+
+    #[test]
+    fn a_key_that_would_move_the_cursor_is_shown_and_not_obeyed() {
+        let problems = load::<Farm>("farm.yml", "\"\\e[2J\": 1\n").expect_err("an unknown key");
+        assert_eq!(problems.list()[0].field, r"\u{1b}[2J");
+        assert!(!problems.to_string().contains('\u{1b}'), "{problems}");
     }
 }
