@@ -117,7 +117,7 @@ impl BootImage {
     }
 
     fn kernel_bytes(&self, version: u64, sizes: Sizes) -> u64 {
-        if version == 2 { sizes.kernel } else { sizes.kernel + sizes.dtb }
+        if version == 2 { sizes.kernel } else { sizes.kernel.saturating_add(sizes.dtb) }
     }
 
     fn header(&self, version: u64, page: u64, sizes: Sizes) -> Result<Vec<u8>, String> {
