@@ -45,6 +45,10 @@ const BANNED: &[(&str, &str)] = &[
     ("serde_yml", "unsound, and withdrawn (RUSTSEC-2025-0068); serde_yaml is pinned instead"),
 ];
 
+/// Packages that a feature of ours brings in for those who build a tool, and nobody else.
+const TOOLS: &[(&str, &str)] =
+    &[("libfuzzer-sys", "LLVM's fuzzing engine, C++, (MIT OR Apache-2.0) AND NCSA; `fuzz/libfuzzer`, tests/fuzz/run.sh")];
+
 /// Packages of which one version is enough: two of them are two stacks that do not know each other.
 const ONCE: &[&str] = &["axum", "hyper", "reqwest", "ring", "rustls", "rustls-webpki", "serde_yaml", "tokio"];
 
@@ -90,6 +94,18 @@ fn every_package_may_be_given_away() {
         }
     }
     assert!(refused.is_empty(), "not on the list of licences:\n  {}", refused.join("\n  "));
+}
+
+#[test]
+fn what_only_tools_are_made_of_is_built_only_when_asked_for() {
+    for (name, why) in TOOLS {
+        assert!(locked().contains_key(*name), "{name} is not used; take it off the list");
+        // Whatever is built without features of a caller's choice: the binary, the tests, and what they are made with.
+        let arguments = ["tree", "--workspace", "--offline", "--locked", "--invert", name];
+        let output = cargo(&arguments).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(!said.contains(name), "{name} is built with the rest ({why}):\n{said}");
+    }
 }
 
 #[test]

@@ -14,6 +14,7 @@
 //! | `fastboot` | loaders are given their boot image, or the job says which part of it they did not take |
 //! | `faults` | outlets, consoles, DUTs, disk and clock that go wrong: the right cause, and the DUT free or a person called |
 //! | `firmware` | machines that are not ours boot by GRUB on arm64, and beside another DHCP server |
+//! | `fuzz` | what strangers send, changed a thousand times over, breaks no promise of any core |
 //! | `http_clients` | curl reads whole, in part and resumed, over a bad link too, and is told what it may not |
 //! | `large_file` | ranges of a file of 5 GiB over HTTP, and no memory for it; all of it with a variable |
 //! | `leases` | a person takes, uses, hands over and gives back a DUT; who waits knows why; what happened can be read |
@@ -51,6 +52,7 @@ mod farms;
 mod fastboot;
 mod faults;
 mod firmware;
+mod fuzz;
 mod http_clients;
 mod large_file;
 mod leases;
