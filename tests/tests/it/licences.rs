@@ -46,8 +46,10 @@ const BANNED: &[(&str, &str)] = &[
 ];
 
 /// Packages that a feature of ours brings in for those who build a tool, and nobody else.
-const TOOLS: &[(&str, &str)] =
-    &[("libfuzzer-sys", "LLVM's fuzzing engine, C++, (MIT OR Apache-2.0) AND NCSA; `fuzz/libfuzzer`, tests/fuzz/run.sh")];
+const TOOLS: &[(&str, &str)] = &[(
+    "libfuzzer-sys",
+    "LLVM's fuzzing engine, C++, (MIT OR Apache-2.0) AND NCSA; `fuzz/libfuzzer`, tests/fuzz/run.sh",
+)];
 
 /// Packages of which one version is enough: two of them are two stacks that do not know each other.
 const ONCE: &[&str] = &["axum", "hyper", "reqwest", "ring", "rustls", "rustls-webpki", "serde_yaml", "tokio"];
