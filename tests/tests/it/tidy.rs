@@ -166,6 +166,7 @@ fn crates_depend_in_one_direction() {
         "executor -> tests (dev)",
         "fuzz -> gateway (normal)",
         "fuzz -> job-schema (normal)",
+        "fuzz -> tests (dev)",
         "gateway -> job-schema (normal)",
     ];
     assert_eq!(arrows.iter().map(String::as_str).collect::<Vec<_>>(), expected);
