@@ -312,7 +312,7 @@ pub(crate) struct StorageKeys {
 
 /// An artifact with the path it is served under.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[schemars(extend("x-exactly-one" = ["url", "data", "archive", "attached"]))]
+#[schemars(extend("x-exactly-one" = ["url", "data", "archive", "attached"], "x-groups-of" = "path", "x-groups-in" = "url"))]
 pub(crate) struct StorageArtifactKeys {
     /// The path asked for, or a regular expression for the whole of it.
     pub(crate) path: PathMatch,
@@ -512,6 +512,7 @@ form!(ContainerForm, "container", "string");
 form!(DeadlineForm, "deadline", "string");
 form!(GearForm, "gear", "string");
 form!(LooseTextForm, "loose-text", ["string", "number"]);
+form!(MemberForm, "member", "string");
 form!(ModeForm, "mode", ["integer", "string"]);
 form!(OffsetForm, "offset", ["integer", "string"]);
 form!(SizeForm, "size", ["integer", "string"]);

@@ -15,7 +15,7 @@ use serde_yaml::{Mapping, Value};
 
 use crate::guard::Scalar;
 use crate::ids::{DutId, ExportName, RoleName};
-use crate::job::{Endpoint, PathMatch, parse_deadline};
+use crate::job::{Endpoint, Groups, PathMatch, parse_deadline};
 use crate::pattern::Pattern;
 use crate::quantity::{duration_from_seconds, parse_duration, parse_size};
 
@@ -67,6 +67,12 @@ pub(crate) const FORMS: &[Form] = &[
     },
     Form { name: "loose-text", noun: "text", hint: "write text here, or remove the key", read: loose_text },
     Form { name: "mac", noun: "a MAC address", hint: "write six bytes such as `52:54:00:77:00:01`", read: mac },
+    Form {
+        name: "member",
+        noun: "a path in an archive",
+        hint: "write a regular expression for the whole path, as Python reads it on bytes",
+        read: member,
+    },
     Form { name: "mode", noun: "a file mode", hint: "write an octal number such as `0100644`", read: mode },
     Form {
         name: "network",
@@ -120,6 +126,16 @@ fn checked<T, E: ToString>(scalar: &Scalar, check: impl Fn(&str) -> Result<T, E>
 
 fn pattern(scalar: &Scalar) -> Result<Value, Option<String>> {
     checked(scalar, Pattern::parse)
+}
+
+/// A group of the path that the artifact is asked for by may stand in it.
+fn member(scalar: &Scalar) -> Result<Value, Option<String>> {
+    checked(scalar, |text| match Pattern::parse(text) {
+        Err(why) if Groups::are_used_in(text) => {
+            Pattern::parse(&Groups::of_anything().expand(text)).map(drop).map_err(|_| why)
+        }
+        read => read.map(drop),
+    })
 }
 
 fn export_name(scalar: &Scalar) -> Result<Value, Option<String>> {

@@ -20,8 +20,8 @@ use serde::Deserialize;
 
 use crate::description::{
     AnyForm, ArtifactKeys, BucketKeys, ContainerForm, DeploymentDescription, FilesystemKeys, ImagestoreKeys,
-    JobDescription, KernelKeys, LifetimeKeys, LooseTextForm, ModeForm, NbdKeys, NfsKeys, OffsetForm, PatternKeys,
-    PatternsKeys, StorageArtifactKeys, TimeoutKeys, TimeoutsKeys,
+    JobDescription, KernelKeys, LifetimeKeys, LooseTextForm, MemberForm, ModeForm, NbdKeys, NfsKeys, OffsetForm,
+    PatternKeys, PatternsKeys, StorageArtifactKeys, TimeoutKeys, TimeoutsKeys,
 };
 use crate::forms::duration_of;
 use crate::ids::ExportName;
@@ -355,13 +355,16 @@ pub struct ArchiveFormat {
     pub add: Vec<ArchiveMember>,
     /// Takes out the first file whose whole path is this regular expression.
     #[serde(rename = "match")]
+    #[schemars(with = "Option<MemberForm>")]
     pub match_: Option<String>,
 }
 
 /// Files kept of an archive.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[schemars(extend("x-groups-of" = "path", "x-groups-in" = "rewrite"))]
 pub struct Keep {
     /// A regular expression for their whole path; may hold `\1` of the path the artifact is asked for by.
+    #[schemars(with = "MemberForm")]
     pub path: String,
     /// Their new path; may hold `\1` of this entry's own `path`.
     #[serde(default)]
@@ -442,8 +445,13 @@ impl PathMatch {
         if text.chars().any(char::is_control) {
             return Err("it contains control characters".to_owned());
         }
-        // `/c++/notes` is a fine path and no regular expression: then only the path itself matches.
-        Ok(PathMatch { text: text.to_owned(), pattern: Pattern::parse(text).ok() })
+        match Pattern::parse(text) {
+            Ok(pattern) => Ok(PathMatch { text: text.to_owned(), pattern: Some(pattern) }),
+            // Who writes a group, a class or an escape means a regular expression.
+            Err(why) if text.contains(['(', '[', '\\']) => Err(format!("it is no regular expression: {why}")),
+            // `/+` is a fine path and no regular expression: then only the path itself matches.
+            Err(_) => Ok(PathMatch { text: text.to_owned(), pattern: None }),
+        }
     }
 
     /// The groups, when `path` is this very path or matches it as a whole.
@@ -480,9 +488,26 @@ impl Groups {
         Ok(groups.map(|groups| Groups(groups.into_iter().map(taken).collect())))
     }
 
+    /// Of a path that is not known yet: each took an `x`.
+    pub(crate) fn of_anything() -> Groups {
+        // References have two digits at most.
+        Groups(vec![Some("x".to_owned()); 100])
+    }
+
+    /// The highest group that `text` refers to; 0 is the whole, or none.
+    pub(crate) fn highest_in(text: &str) -> usize {
+        let references = text.match_indices('\\').filter_map(|(at, _)| reference(&text[at + 1..]));
+        references.map(|(number, _)| number).max().unwrap_or_default()
+    }
+
     /// Whether `text` has a reference to a group, beside the whole.
     pub fn are_used_in(text: &str) -> bool {
         text.match_indices('\\').any(|(at, _)| reference(&text[at + 1..]).is_some_and(|(number, _)| number > 0))
+    }
+
+    /// What each took, the whole first; nothing where it took nothing.
+    pub fn taken(&self) -> &[Option<String>] {
+        &self.0
     }
 
     /// Each group as `change` makes it: letters that mean something where the text goes.

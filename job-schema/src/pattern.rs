@@ -89,6 +89,11 @@ impl Pattern {
         }))
     }
 
+    /// How many groups it has, the whole not counted.
+    pub fn group_count(&self) -> usize {
+        self.whole.captures_len().saturating_sub(1)
+    }
+
     /// The pattern as written.
     pub fn as_str(&self) -> &str {
         &self.source

@@ -18,9 +18,12 @@
 //! | `x-mapping` | the mapping that `mapping-or-list`, `duration` and `lifetime` also are |
 //! | `x-exactly-one`, `x-at-most-one` | keys that exclude each other |
 //! | `x-at-least-one` | keys of which one is needed |
+//! | `x-groups-of`, `x-groups-in` | a key with a regular expression, and one that may refer to its groups |
 //! | `x-here-or-in-each` | `{list, keys}`: keys needed here, unless each mapping of that list has its own |
 //! | `x-never-null` | a key that may be left out, but not left empty |
 //! | `x-lenient` | a mapping kept for further checks although a required key is missing |
+
+mod references;
 
 use std::collections::HashSet;
 
@@ -264,6 +267,7 @@ impl<'s> Walk<'s> {
             }
         }
         self.exclusions(schema, node, field);
+        self.references(schema, node, field);
         let complete = self.required(schema, node, field, &mapping);
         self.here_or_in_each(schema, node, field);
         (complete || schema["x-lenient"] == true).then_some(Value::Mapping(mapping))

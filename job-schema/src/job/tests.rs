@@ -195,7 +195,7 @@ start:
     http:
       categories:
         b: [{path: '/fw/.*', data: b}]
-        a: [{path: '/fw/(.*)\.bin', url: 'https://h/\1?x=\g<1>&y=\2'}]
+        a: [{path: '/fw/(.*)\.bin(\.gz)?', url: 'https://h/\1?x=\g<1>&y=\2'}]
       uncategorised: [{path: '/fw/mine', data: mine}, {path: '/c++', data: plus}]
 ",
     );
