@@ -176,7 +176,7 @@ async fn head_is_a_look_that_counts_nothing() {
     assert_eq!((again.status, again.text()), (410, "already read 1 times in this boot (lifetime.access_count)\n"));
     assert_eq!(client.ask("HEAD /once HTTP/1.1\r\nHost: g\r\n\r\n").await.status, 410);
     let resumed = client.get("/once", "Range: bytes=3-\r\n").await;
-    assert_eq!((resumed.status, resumed.text()), (206, "ret"), "the counted access goes on");
+    assert_eq!(resumed.status, 410, "all of it was sent: a range is no second read");
     assert!(matches!(scene.event().await, AccessEvent::Opened { access: 1, .. }));
     let ended = scene.event().await;
     assert!(matches!(ended, AccessEvent::Ended { bytes: 6, outcome: Outcome::Complete, .. }), "{ended:?}");
