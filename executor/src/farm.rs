@@ -36,6 +36,7 @@ mod carry;
 mod contents;
 mod crew;
 mod disks;
+mod fetching;
 mod hand_over;
 mod hold;
 mod ledger;
@@ -47,6 +48,7 @@ mod reads;
 mod shelf;
 mod start;
 mod texts;
+mod values;
 mod wants;
 
 pub use hold::{Keeps, LeaseAsk, LeaseError, Link, PowerAction, Until};

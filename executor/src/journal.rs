@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::job_log::{JobEvent, JobLog};
-use crate::session::{Action, Event, HandOver, Session};
+use crate::session::{Action, Event, Fetches, HandOver, Session};
 use crate::verdict::{Cause, Verdict};
 
 /// In the job's folder.
@@ -100,6 +100,8 @@ pub struct Journal {
     heard: u64,
     /// The last time of what waits for its line.
     waiting: Waiting,
+    /// Of what was fetched, as it is written.
+    missing: Vec<String>,
     kept_at: Instant,
     is_lost: bool,
 }
@@ -115,6 +117,7 @@ enum Came {
 struct Waiting {
     console: Option<Instant>,
     progress: Option<Instant>,
+    fetched: Option<(Instant, Fetches)>,
 }
 
 impl Journal {
@@ -142,7 +145,8 @@ impl Journal {
     fn at(file: File, length: u64, log: &Arc<JobLog>, start: Instant, heard: u64) -> Journal {
         let kept_at = start.checked_sub(KEEP_EVERY).unwrap_or(start);
         let (log, waiting) = (Arc::clone(log), Waiting::default());
-        Journal { file, length, start, log, heard, waiting, kept_at, is_lost: false }
+        let missing = Vec::new();
+        Journal { file, length, start, log, heard, waiting, missing, kept_at, is_lost: false }
     }
 
     fn note(&mut self, noted: Noted, came: Came, now: Instant) {
@@ -157,6 +161,14 @@ impl Journal {
                 self.waiting.console = Some(now);
             }
             (Noted::Line(Happened::BootProgress), Came::Nothing) => self.waiting.progress = Some(now),
+            // What is still missing decides what a line of the console means.
+            (Noted::Line(Happened::Fetched(fetches)), Came::Nothing) if fetches.missing == self.missing => {
+                self.waiting.fetched = Some((now, fetches));
+            }
+            (Noted::Line(Happened::Fetched(fetches)), _) => {
+                self.missing.clone_from(&fetches.missing);
+                self.write(What::Happened(Happened::Fetched(fetches)), now);
+            }
             // A machine that asks for its address again and again is no news.
             (Noted::Line(Happened::FirmwareSeen), Came::Nothing) => {}
             (Noted::Line(happened), _) => self.write(What::Happened(happened), now),
@@ -173,10 +185,11 @@ impl Journal {
     }
 
     fn write_waiting(&mut self) {
-        let Waiting { console, progress } = std::mem::take(&mut self.waiting);
+        let Waiting { console, progress, fetched } = std::mem::take(&mut self.waiting);
         let console = console.map(|at| (at, What::Console { to: self.heard }));
-        let mut lines: Vec<_> =
-            progress.map(|at| (at, What::Happened(Happened::BootProgress))).into_iter().chain(console).collect();
+        let progress = progress.map(|at| (at, What::Happened(Happened::BootProgress)));
+        let fetched = fetched.map(|(at, fetches)| (at, What::Happened(Happened::Fetched(fetches))));
+        let mut lines: Vec<_> = [fetched, progress, console].into_iter().flatten().collect();
         lines.sort_by_key(|(at, _)| *at);
         lines.into_iter().for_each(|(at, what)| self.write_line(what, at));
     }
@@ -386,6 +399,7 @@ enum Happened {
     FirmwareSeen,
     BootProgress,
     HandOver { boot: u32, hand_over: HandOver },
+    Fetched(Fetches),
     Evidence { text: String },
     Cancelled { by: String },
     SubmitterGone,
@@ -414,6 +428,7 @@ impl Noted {
             Event::FirmwareSeen => Happened::FirmwareSeen,
             Event::BootProgress => Happened::BootProgress,
             Event::HandOver { boot, news } => Happened::HandOver { boot: *boot, hand_over: news.clone() },
+            Event::Fetched(fetches) => Happened::Fetched(fetches.clone()),
             Event::Evidence(text) => Happened::Evidence { text: text.clone() },
             Event::Cancelled { by } => Happened::Cancelled { by: by.clone() },
             Event::SubmitterGone => Happened::SubmitterGone,
@@ -436,6 +451,7 @@ impl From<Happened> for Event {
             Happened::FirmwareSeen => Event::FirmwareSeen,
             Happened::BootProgress => Event::BootProgress,
             Happened::HandOver { boot, hand_over } => Event::HandOver { boot, news: hand_over },
+            Happened::Fetched(fetches) => Event::Fetched(fetches),
             Happened::Evidence { text } => Event::Evidence(text),
             Happened::Cancelled { by } => Event::Cancelled { by },
             Happened::SubmitterGone => Event::SubmitterGone,

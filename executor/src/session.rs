@@ -38,8 +38,10 @@ use crate::blueprint::console::lines::Lines;
 use crate::job_log::{JobEvent, Severity};
 use crate::verdict::{Cause, Status, Verdict};
 
+mod fetches;
 mod timers;
 
+pub use fetches::Fetches;
 use timers::{Hit, TimerName, Timers};
 
 /// What can happen to a session.
@@ -67,6 +69,8 @@ pub enum Event {
     BootProgress,
     /// News of the boot image that the farm gives to the DUT's loader in this boot.
     HandOver { boot: u32, news: HandOver },
+    /// What of it all was fetched.
+    Fetched(Fetches),
     /// Something for the verdict's evidence.
     Evidence(String),
     /// Somebody asked to end the job.
@@ -172,6 +176,7 @@ struct Seen {
     firmware: bool,
     asked: bool,
     handing: Handing,
+    fetches: Fetches,
     deaf: Duration,
     /// How long the farm was away, if it was.
     farm_away: Option<Duration>,
@@ -265,6 +270,7 @@ impl Session {
                 self.timers.touch(&TimerName::BootProgress, now);
             }
             Event::HandOver { boot, news } => self.hand_over(boot, news, now),
+            Event::Fetched(fetches) => self.seen.fetches = fetches,
             Event::Evidence(text) => self.evidence.push(text),
             Event::Cancelled { by } => self.end(Status::Incomplete, Cause::Cancelled, format!("cancelled by {by}")),
             Event::SubmitterGone => {
@@ -325,6 +331,11 @@ impl Session {
         self.boot
     }
 
+    /// What the machine has fetched in this boot.
+    pub fn fetches(&self) -> &Fetches {
+        &self.seen.fetches
+    }
+
     /// How many lines of the console meant something to it.
     pub fn lines_matched(&self) -> usize {
         self.matches_told
@@ -374,6 +385,7 @@ impl Session {
         self.seen.firmware = false;
         self.seen.asked = false;
         self.seen.handing = Handing::Nothing;
+        self.seen.fetches = Fetches::default();
         self.seen.deaf = Duration::ZERO;
         self.seen.farm_away = None;
         self.boot += 1;
@@ -564,14 +576,18 @@ impl Session {
         self.act_on_matches();
     }
 
-    /// Activity starts with the first chunk that holds a newline; from then on any byte counts (CI-tron).
+    /// Activity starts with the first chunk that holds a newline; from then on any byte counts (CI-tron). A boot that is fetched whole
+    /// and has said a line since is no longer the servers' to watch.
     fn note_activity(&mut self, bytes: &[u8], now: Instant) {
-        if !self.seen.console_active && bytes.contains(&b'\n') {
+        let has_newline = bytes.contains(&b'\n');
+        if !self.seen.console_active && has_newline {
             self.seen.console_active = true;
             self.timers.stop(&TimerName::FirstConsoleActivity);
-            if !matches!(self.seen.handing, Handing::Sending) {
-                self.timers.stop(&TimerName::BootProgress);
-            }
+        }
+        if has_newline && self.seen.fetches.missing.is_empty() && !matches!(self.seen.handing, Handing::Sending) {
+            self.timers.stop(&TimerName::BootProgress);
+        } else if has_newline {
+            self.timers.touch(&TimerName::BootProgress, now);
         }
         if self.seen.console_active {
             self.timers.start(TimerName::ConsoleActivity, self.job.timeouts.console_activity, now);
@@ -691,6 +707,9 @@ impl Session {
         if hit.timeout.retries > 0 {
             summary.push_str(&format!(" for the {}. time", hit.retried));
         }
+        if hit.name == TimerName::BootProgress {
+            summary.push_str(&self.seen.fetches.in_words());
+        }
         if self.state == State::SettingUp {
             summary.push_str(" before every artifact was there");
             return self.end(Status::SetupFail, Cause::Artifact, summary);
@@ -778,7 +797,8 @@ impl Session {
     fn say_timeout(&mut self, hit: &Hit, is_retrying: bool) {
         let (name, timeout) = (hit.name.to_string(), hit.timeout);
         let length = timeout.duration.unwrap_or_default();
-        self.evidence.push(format!("boot {}: timeouts.{name} of {} expired", self.boot, seconds(length)));
+        let fetched = if hit.name == TimerName::BootProgress { self.seen.fetches.in_words() } else { String::new() };
+        self.evidence.push(format!("boot {}: timeouts.{name} of {} expired{fetched}", self.boot, seconds(length)));
         self.say(JobEvent::TimeoutHit {
             name,
             seconds: length.as_secs_f64(),

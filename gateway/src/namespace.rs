@@ -265,7 +265,7 @@ pub enum AccessEvent {
         /// Why not.
         refusal: Refusal,
     },
-    /// Bytes moved in some access (sent at most every 256 KiB): boot progress without a console.
+    /// Bytes moved in some access (told about every 256 KiB, and every second): boot progress without a console.
     Progress,
 }
 
@@ -345,7 +345,33 @@ pub struct Access {
     tally: Option<Arc<Tally>>,
     bytes: u64,
     reported: u64,
+    reported_at: Option<Instant>,
     ended: bool,
+}
+
+/// A watch on an access for whoever sees its bytes arrive after they were taken: behind a socket's buffer.
+#[derive(Clone)]
+pub struct Pulse {
+    observer: Observer,
+    liveness: Liveness,
+}
+
+impl Pulse {
+    /// Whether the publication behind the access still stands.
+    pub fn is_live(&self) -> bool {
+        self.liveness.is_live()
+    }
+
+    /// The peer has taken some more.
+    pub fn beat(&self) {
+        (self.observer)(AccessEvent::Progress);
+    }
+}
+
+impl fmt::Debug for Pulse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a pulse, live: {}", self.is_live())
+    }
 }
 
 /// Whether the publication that granted an access still stands: a transfer that outlives it has to stop.
@@ -612,6 +638,7 @@ impl<C> Namespace<C> {
             tally: entry.exposure.counts().then(|| Arc::clone(&entry.tally)),
             bytes: 0,
             reported: 0,
+            reported_at: None,
             ended: false,
         };
         Opened { content: entry.content.clone(), access }
@@ -774,16 +801,23 @@ impl Access {
         self.liveness.clone()
     }
 
+    /// What hears that bytes of this access still move.
+    pub fn pulse(&self) -> Pulse {
+        Pulse { observer: Arc::clone(&self.observer), liveness: self.liveness.clone() }
+    }
+
     /// `bytes` more were taken by the peer.
-    pub fn took(&mut self, bytes: u64) {
-        // 256 KiB: often enough to see a stall within seconds on a slow link, rare enough to cost nothing on a fast one.
+    pub fn took(&mut self, bytes: u64, now: Instant) {
+        // 256 KiB or a second, whatever comes first: a stall is seen within seconds also on the slowest link, and a fast one costs nothing.
         const PROGRESS_BYTES: u64 = 256 * 1024;
+        const PROGRESS_TIME: Duration = Duration::from_secs(1);
         self.bytes += bytes;
         if let Some(tally) = &self.tally {
             tally.sent(bytes);
         }
-        if self.bytes - self.reported >= PROGRESS_BYTES {
-            self.reported = self.bytes;
+        let since = *self.reported_at.get_or_insert(now);
+        if self.bytes - self.reported >= PROGRESS_BYTES || now.saturating_duration_since(since) >= PROGRESS_TIME {
+            (self.reported, self.reported_at) = (self.bytes, Some(now));
             (self.observer)(AccessEvent::Progress);
         }
     }

@@ -142,6 +142,10 @@ fn show_one(preview: &Preview) {
     table.set_header(["protocol", "name", "source", "limits"]);
     table.add_rows(preview.artifacts.clone());
     println!("\nartifacts\n{table}");
+    let mut table = super::jobs::plain_table();
+    table.set_header(["template value", "here"]);
+    table.add_rows(preview.values.clone());
+    println!("\ntemplate values\n{table}");
 }
 
 /// Where the farm's gateway will be. A farm on the loopback gets its port when it starts; its HTTP port is shown as 80.

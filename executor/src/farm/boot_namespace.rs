@@ -22,6 +22,7 @@ use tokio::sync::mpsc;
 
 use super::contents::Contents;
 use super::disks::Disks;
+use super::fetching::Fetching;
 use super::prepare::Prepared;
 use super::reads::Reads;
 use crate::boot::fastboot::HandOver;
@@ -51,6 +52,13 @@ pub(super) struct Open {
     pub attachments: BTreeMap<String, Bytes>,
     pub kept: Kept,
     pub published: Option<Which>,
+    pub watch: Watch,
+}
+
+/// Who hears what was fetched.
+pub(super) struct Watch {
+    pub fetching: Arc<Fetching>,
+    pub events: mpsc::Sender<Event>,
 }
 
 /// Whether a job is served for the first time, or was before the farm was restarted.
@@ -123,6 +131,13 @@ impl BootNamespace {
         self.lock().as_mut().ok_or("the boot namespace is closed")?.publish(which, boot)
     }
 
+    /// Of what the machine boots from, in the boot that goes on, so much is missing.
+    pub(super) fn goes_on(&self, which: Which, missing: &[String]) {
+        if let Some(open) = &*self.lock() {
+            open.watch.fetching.go_on(open.plan(which), missing);
+        }
+    }
+
     /// Counts a boot of what is served, if anything is.
     pub(super) fn begin_boot(&self) -> Result<(), String> {
         let mut open = self.lock();
@@ -176,6 +191,7 @@ impl Open {
 
     fn publish(&mut self, which: Which, boot: Option<u32>) -> Result<(), String> {
         self.pass.check().map_err(|revoked| revoked.to_string())?;
+        self.contents.begin(which, boot);
         if self.published != Some(which) {
             self.publication.clear();
             let plan = self.plan(which);
@@ -198,6 +214,8 @@ impl Open {
         if boot.is_some() && boot == self.kept.boot {
             return Ok(());
         }
+        // One that is lost is followed by another at the next access.
+        let _ = self.watch.events.try_send(Event::Fetched(self.watch.fetching.begin(self.plan(which))));
         if let (Some(reads), Some(boot)) = (&self.kept.reads, boot) {
             reads.boot(boot).map_err(|error| format!("a boot cannot be written down: {error}"))?;
         }
@@ -208,12 +226,16 @@ impl Open {
 }
 
 /// Turns what the servers saw into lines of the log, evidence, and signs of life.
-pub(super) fn observer(log: &Arc<JobLog>, events: mpsc::Sender<Event>) -> Observer {
+pub(super) fn observer(log: &Arc<JobLog>, watch: &Watch) -> Observer {
     let log = Arc::clone(log);
+    let (fetching, events) = (Arc::clone(&watch.fetching), watch.events.clone());
     let lines = AtomicUsize::new(0);
     let running = Mutex::new(HashMap::new());
     Arc::new(move |event| {
-        if matches!(event, AccessEvent::Opened { .. } | AccessEvent::Resumed { .. } | AccessEvent::Progress) {
+        if let Some(fetches) = fetching.note(&event) {
+            let _ = events.try_send(Event::Fetched(fetches));
+        }
+        if is_progress(&event) {
             let _ = events.try_send(Event::BootProgress);
         }
         let running = &mut *running.lock().unwrap_or_else(PoisonError::into_inner);
@@ -230,6 +252,15 @@ pub(super) fn observer(log: &Arc<JobLog>, events: mpsc::Sender<Event>) -> Observ
             _ => {}
         }
     })
+}
+
+/// What a machine does that is booting; that it broke off is none of it.
+fn is_progress(event: &AccessEvent) -> bool {
+    match event {
+        AccessEvent::Opened { .. } | AccessEvent::Resumed { .. } | AccessEvent::Progress => true,
+        AccessEvent::Ended { outcome, .. } => *outcome == Outcome::Complete,
+        AccessEvent::Refused { .. } => false,
+    }
 }
 
 /// Accesses that run, by their number: who began them, and when.

@@ -17,7 +17,7 @@ use futures_util::future::{FutureExt, join_all};
 use job_schema::StartBarrier;
 use tokio::sync::{mpsc, watch};
 
-use super::boot_namespace::{Kept, Open, Serving, observer};
+use super::boot_namespace::{Kept, Open, Serving, Watch, observer};
 use super::crew::{self, Together};
 use super::disks::{self, Disks};
 use super::machines::Dut;
@@ -490,7 +490,8 @@ impl Run {
             // Entered for what follows, so that the tear-down comes before it or after it.
             let farm_failed = |reason: String| SetupError { cause: Cause::Farm, reason };
             let _in_flight = pass.enter().await.map_err(|revoked| farm_failed(revoked.to_string()))?;
-            let observer = observer(&record.log, record.events.clone());
+            let watch = Watch { fetching: Arc::default(), events: record.events.clone() };
+            let observer = observer(&record.log, &watch);
             let publication = farm
                 .gateway
                 .namespaces()
@@ -512,6 +513,7 @@ impl Run {
                 attachments,
                 kept,
                 published: None,
+                watch,
             })
         }
     }

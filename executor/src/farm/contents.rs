@@ -3,7 +3,7 @@
 //! ```text
 //!  Prepared ── Farm::fetch ─► downloads begun, edits made, ports opened ─► Contents ── of(entry of the plan) ─► Content
 //!                               └─ what the firmware needs is whole by then; other URLs have answered, and stream on
-//!  an entry whose path has groups, and whose artifact uses them: nothing before it is asked for; then by its name
+//!  an entry whose artifact uses its path's groups, or is a template: nothing before it is asked for; then by its name
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::FutureExt;
 use gateway::content::cache::{Cache, Cached};
 use gateway::content::edit::{Addition, Edited, Recipe, Rework, Step};
 use gateway::content::{ByName, Content, ContentError};
@@ -23,10 +24,12 @@ use job_schema::pattern::Pattern;
 
 use super::Farm;
 use super::prepare::Prepared;
+use super::texts::{self, Request, Served};
 use crate::boot::android::{BootImage, Piece, Sizes};
 use crate::boot::{Planned, Source};
 use crate::job_log::{JobEvent, JobLog};
 use crate::runner::SetupError;
+use crate::session::Which;
 use crate::verdict::Cause;
 
 /// Files that came along with a job, by name.
@@ -56,7 +59,8 @@ impl Farm {
             let open = self.gateway.open_port(protocol, port).await;
             ports.push(open.map_err(|error| failed(format!("`expose`: {error}")))?);
         }
-        let shelf = Shelf { downloads, cache: cache.clone(), edits: Mutex::default(), _ports: ports };
+        let texts = Served::new(&prepared.source_name, &prepared.variables);
+        let shelf = Shelf { downloads, cache: cache.clone(), edits: Mutex::default(), texts, _ports: ports };
         let contents = Contents(Arc::new(shelf));
         contents.make_all(prepared).await.map_err(failed)?;
         Ok(contents)
@@ -102,6 +106,8 @@ struct Shelf {
     cache: Cache,
     /// What was made, so that the next boot and the next name are the same thing.
     edits: Mutex<Vec<(Artifact, Edited)>>,
+    /// What is rendered when it is asked for.
+    texts: Served,
     /// Open for as long as something of this job may be read there.
     _ports: Vec<OpenPort>,
 }
@@ -119,14 +125,19 @@ fn ports_of(prepared: &Prepared, own: Addresses) -> BTreeSet<(Protocol, u16)> {
 }
 
 impl Contents {
+    /// A boot begins, or goes on.
+    pub(super) fn begin(&self, which: Which, boot: Option<u32>) {
+        self.0.texts.begin(which, boot);
+    }
+
     /// What an entry of the plan serves, or why it cannot.
     pub(super) fn of(&self, planned: &Planned, attachments: &Attachments) -> Result<Content, String> {
         match &planned.source {
             Source::Text(text) => Ok(Content::Inline(Bytes::from(text.clone()))),
             Source::Wrapped { bytes, .. } => Ok(Content::Inline(Bytes::from(bytes.clone()))),
             Source::Firmware(path) => Ok(Content::File(path.clone())),
-            Source::Artifacts(artifacts) => match (path_with_groups(planned), artifacts.as_slice()) {
-                (Some(path), [artifact]) => Ok(self.by_name(path, artifact, attachments)),
+            Source::Artifacts(artifacts) => match (path_to_ask_by(planned), artifacts.as_slice()) {
+                (Some(path), [artifact]) => Ok(self.by_name(path, planned.protocol, artifact, attachments)),
                 _ => self.joined(artifacts, attachments, Content::Joined),
             },
             Source::Archives(artifacts) => self.joined(artifacts, attachments, Content::Archives),
@@ -144,7 +155,7 @@ impl Contents {
             Source::Text(_) | Source::Wrapped { .. } | Source::Firmware(_) => Vec::new(),
         };
         for planned in prepared.start.artifacts.iter().chain(&prepared.continue_.artifacts) {
-            if path_with_groups(planned).is_some() {
+            if path_to_ask_by(planned).is_some() {
                 continue;
             }
             for artifact in artifacts(&planned.source) {
@@ -168,17 +179,36 @@ impl Contents {
         Ok(if parts.len() == 1 { parts.remove(0) } else { join(parts.into()) })
     }
 
-    /// What the groups of its path make of an artifact is only known by the name that is asked for.
-    fn by_name(&self, path: PathMatch, artifact: &Artifact, attachments: &Attachments) -> Content {
+    /// What the groups of its path, or a template, make of an artifact is only known when it is asked for.
+    fn by_name(&self, path: PathMatch, protocol: Protocol, artifact: &Artifact, attachments: &Attachments) -> Content {
         let (contents, artifact, attachments) = (self.clone(), artifact.clone(), attachments.clone());
         Content::ByName(ByName(Arc::new(move |name: &str| {
-            let failed = |reason: String| ContentError::Edit { what: format!("`{name}`"), reason };
-            let groups = path.matches(name).ok_or_else(|| failed("the path does not match it".to_owned()))?;
-            if name.split('/').any(|step| step == "..") {
-                return Err(failed("a name with `..` is not put into a URL or an archive's path".to_owned()));
+            let (contents, artifact, attachments) = (contents.clone(), artifact.clone(), attachments.clone());
+            let (path, name) = (path.clone(), name.to_owned());
+            async move {
+                let made = contents.made_for(&path, Request { protocol, path: name.clone() }, artifact, &attachments);
+                made.await.map_err(|reason| ContentError::Edit { what: format!("`{name}`"), reason })
             }
-            contents.artifact(&artifact, &attachments, Some(&groups)).map_err(failed)
+            .boxed()
         })))
+    }
+
+    async fn made_for(
+        &self,
+        path: &PathMatch,
+        request: Request,
+        mut artifact: Artifact,
+        attachments: &Attachments,
+    ) -> Result<Content, String> {
+        let groups = path.matches(&request.path).ok_or("the path does not match it")?;
+        if request.path.split('/').any(|step| step == "..") {
+            return Err("a name with `..` is not put into a URL or an archive's path".to_owned());
+        }
+        if let Some(template) = texts::served(&artifact) {
+            let text = self.0.texts.render(template, request, &groups).await?;
+            artifact.source = ArtifactSource::Data(text);
+        }
+        self.artifact(&artifact, attachments, Some(&groups))
     }
 
     /// Generated files are there whole before a boot, so that the sizes in the image's header are known.
@@ -316,14 +346,15 @@ fn percent_encoded(text: &str) -> String {
     text.bytes().map(byte).collect()
 }
 
-/// The path of an entry of the job's own whose artifact uses the path's groups.
-fn path_with_groups(planned: &Planned) -> Option<PathMatch> {
+/// The path of an entry of the job's own that is made when it is asked for: its artifact uses the path's groups, or is a template.
+fn path_to_ask_by(planned: &Planned) -> Option<PathMatch> {
     let (Name::Matching(text, _), Origin::Job, Source::Artifacts(artifacts)) =
         (&planned.name, planned.origin, &planned.source)
     else {
         return None;
     };
-    let uses = text.contains('(') && artifacts.iter().any(uses_groups);
+    let is_template = |artifact: &Artifact| texts::served(artifact).is_some();
+    let uses = (text.contains('(') && artifacts.iter().any(uses_groups)) || artifacts.iter().any(is_template);
     uses.then(|| PathMatch::parse(text).ok()).flatten()
 }
 
@@ -366,7 +397,7 @@ fn size_of(content: &Content) -> Result<u64, String> {
 /// What is fetched for an entry before it is asked for.
 fn urls(planned: &Planned) -> Vec<&str> {
     let mut found = Vec::new();
-    if path_with_groups(planned).is_some() {
+    if path_to_ask_by(planned).is_some() {
         return found;
     }
     match &planned.source {
@@ -412,11 +443,12 @@ mod tests {
 
     #[test]
     fn an_entry_waits_for_its_name_only_when_its_artifact_uses_a_group_of_its_path() {
-        let waits = |path: &str, artifact: &str| path_with_groups(&planned(path, artifact)).is_some();
+        let waits = |path: &str, artifact: &str| path_to_ask_by(&planned(path, artifact)).is_some();
         assert!(waits("/m/(.*)", r"url: https://h/\1"));
         assert!(waits("/m/(.*)", r"{url: https://h/a.tar, format: [{archive: {match: 'lib/\1'}}]}"));
         assert!(!waits("/m/(.*)", "url: https://h/one"));
         assert!(!waits("/m/(.*)", r"{url: https://h/a.tar, format: [{archive: {match: 'lib/.*\.ko'}}]}"));
+        assert!(waits("/m/one", "data: '{{ machine_id }}'") && !waits("/m/one", "data: '{ machine_id }'"));
         assert!(!waits("/m/one", r"{url: https://h/a.tar, format: [{archive: {keep: [{path: '(a)\1'}]}}]}"));
     }
 

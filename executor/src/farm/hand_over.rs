@@ -163,7 +163,7 @@ impl Course<'_> {
         match heard {
             Heard::Line(line) => self.record.note(Severity::Info, format!("The loader says: {line}")),
             Heard::Ready => self.access = self.name.open(),
-            Heard::Took(bytes) => self.access.iter_mut().for_each(|access| access.took(bytes)),
+            Heard::Took(bytes) => self.access.iter_mut().for_each(|access| access.took(bytes, Instant::now())),
         }
     }
 }

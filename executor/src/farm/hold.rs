@@ -23,7 +23,7 @@ pub use self::ask::{Keeps, LeaseAsk};
 use self::ask::{checked_id, ms, owner_of, request_of};
 pub(super) use self::listen::Listener;
 use self::listen::listen;
-use super::boot_namespace::{Kept, Open, observer};
+use super::boot_namespace::{Kept, Open, Watch, observer};
 use super::disks::{self, Disks};
 use super::machines::Dut;
 use super::wants::{self, Wants};
@@ -388,8 +388,8 @@ impl Farm {
         // Two namespaces of one address there are not: what was published before goes first.
         dut.boot.close();
         disks.prove(&self.gateway, &self.machines.net(), dut.address()).await.map_err(failed)?;
-        let watching = observer(&hold.log, mpsc::channel(1).0);
-        let publication = self.gateway.namespaces().publish(dut.address(), watching);
+        let watch = Watch { fetching: Arc::default(), events: mpsc::channel(1).0 };
+        let publication = self.gateway.namespaces().publish(dut.address(), observer(&hold.log, &watch));
         let publication = publication.map_err(|taken| LeaseError::Failed(taken.to_string()))?;
         let open = Open {
             gateway: Arc::clone(&self.gateway),
@@ -402,6 +402,7 @@ impl Farm {
             attachments: BTreeMap::new(),
             kept: Kept::nothing(),
             published: None,
+            watch,
         };
         dut.boot.open(open).map_err(|error| LeaseError::Failed(error.reason))?;
         dut.boot.publish(Which::Start, None).map_err(LeaseError::Failed)?;

@@ -155,7 +155,7 @@ impl Run {
             Beginning::Again(again) => {
                 let Again { heard, mut session, start } = *again;
                 let found = tokio::select! {
-                    found = self.find(session.standing(), session.boot(), prepared, attachments) => found,
+                    found = self.find(session.standing(), (session.boot(), &session.fetches().missing), prepared, attachments) => found,
                     event = ended => Err(event),
                 };
                 let now = Instant::now();
@@ -207,7 +207,7 @@ impl Run {
     async fn find(
         &self,
         standing: Standing,
-        boot: u32,
+        (boot, missing): (u32, &[String]),
         prepared: &Arc<Prepared>,
         attachments: BTreeMap<String, Bytes>,
     ) -> Result<Box<dyn FnOnce(Duration) -> Setup + Send>, Event> {
@@ -228,6 +228,7 @@ impl Run {
         served.map_err(|error| failed(&format!("its artifacts cannot be served again: {}", error.reason)))?;
         if let Standing::Booted(which) = standing {
             self.dut.boot.publish(which, boot).map_err(|why| failed(&why))?;
+            self.dut.boot.goes_on(which, missing);
         }
         self.record.note(Severity::Info, "The farm was restarted: the job goes on where its console stands");
         Ok(Box::new(|away| ready(Ok((console, Event::PickedUp { away }))).boxed()))

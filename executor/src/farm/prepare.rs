@@ -16,7 +16,7 @@ use serde_json::json;
 use super::contents::Attachments;
 use super::disks;
 use super::wants::{self, Asked, Candidate, Wants};
-use super::{Submission, SubmitError, texts};
+use super::{Submission, SubmitError, texts, values};
 use crate::boot::{BootPlan, Dut, Place, Planned, Source, database, doors};
 use crate::config::{DutConfig, FarmConfig, MachineConfig, SimulatedConfig};
 use crate::lease::rows::Access;
@@ -31,6 +31,10 @@ pub(super) struct Prepared {
     pub attachments: Attachments,
     /// The project, user or token in whose name it runs.
     pub subject: String,
+    /// The values of its templates, for what is rendered when it is asked for.
+    pub variables: Variables,
+    /// What its templates are called in problems.
+    pub source_name: String,
 }
 
 impl Prepared {
@@ -60,6 +64,8 @@ pub struct Preview {
     pub hand_over: Option<String>,
     /// Protocol, name, source and limits of everything published at the first boot.
     pub artifacts: Vec<[String; 4]>,
+    /// What the job's templates may name, each with its value for this DUT.
+    pub values: Vec<[String; 2]>,
 }
 
 /// Where DUTs leave messages for each other, below the gateway's own paths.
@@ -174,8 +180,9 @@ impl Planner {
         }
         let job = jobs.into_iter().next().expect("there is always a way to boot");
         let (start, continue_) = (database::joined(start), database::joined(continue_));
-        let (attachments, subject) = (submission.attachments.clone(), submission.subject.clone());
-        Ok(Prepared { job: Arc::new(job), start, continue_, attachments, subject })
+        let (attachments, source_name) = (submission.attachments.clone(), submission.source_name.clone());
+        let subject = submission.subject.clone();
+        Ok(Prepared { job: Arc::new(job), start, continue_, attachments, subject, variables, source_name })
     }
 
     /// In a child: whatever a template does, it does not do it to us. A job with disks is rendered twice, because its templates may
@@ -221,6 +228,7 @@ impl Planner {
                 role: wants.role.clone(),
                 dut: member.full_name.clone(),
                 fitting_duts: fitting.map(|dut| dut.full_name().to_owned()).collect(),
+                values: values::of(&prepared).await.map_err(SubmitError::Invalid)?,
                 ..Preview::of(&prepared)
             });
         }
@@ -336,6 +344,7 @@ impl Preview {
             }),
             hand_over: prepared.start.hand_over.as_ref().map(ToString::to_string),
             artifacts: prepared.start.artifacts.iter().map(describe).collect(),
+            values: Vec::new(),
         }
     }
 }
@@ -382,6 +391,9 @@ fn describe_source(source: &Source) -> String {
     let artifact = |artifact: &Artifact| {
         let source = match &artifact.source {
             ArtifactSource::Url(url) => url.clone(),
+            ArtifactSource::Data(_) if texts::served(artifact).is_some() => {
+                "a template, filled in when it is read".into()
+            }
             ArtifactSource::Data(text) => format!("{} bytes of text", text.len()),
             ArtifactSource::Archive(archive) => format!("an archive of {} files", archive.add.len()),
             ArtifactSource::Attached(name) => format!("attached file {name}"),

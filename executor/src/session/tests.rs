@@ -305,6 +305,43 @@ fn boot_progress_is_fed_by_artifacts_until_the_console_speaks() {
     assert_eq!(scene.ended_as(), (Status::Fail, Cause::Test));
 }
 
+/// A boot that has fetched `last`, and lacks `missing`.
+fn fetched(last: &str, missing: &[&str]) -> Event {
+    let missing = missing.iter().map(|part| (*part).to_owned()).collect();
+    Event::Fetched(Fetches { last: Some(last.to_owned()), missing })
+}
+
+#[test]
+fn a_line_on_the_console_does_not_end_boot_progress_before_all_is_fetched() {
+    let mut scene = scene("{boot_progress: {seconds: 5}}", PATTERNS);
+    scene
+        .boot()
+        .event(fetched("HTTP /_/job/kernel, not to its end", &["kernel", "initramfs"]))
+        .event(Event::BootProgress);
+    scene.pass(4).console("iPXE 1.21\n").pass(4).console("no line").pass(1);
+    assert_eq!(scene.ended_as(), (Status::Incomplete, Cause::Timeout));
+    let summary = "timeouts.boot_progress of 5 s expired; fetched last: HTTP /_/job/kernel, not to its end; \
+                   never fetched whole: kernel, initramfs";
+    let verdict = scene.seen.iter().find_map(|action| match action {
+        Action::End(verdict) => Some(verdict.clone()),
+        _ => None,
+    });
+    let verdict = verdict.expect("it has ended");
+    assert_eq!(verdict.summary, summary);
+    assert!(verdict.evidence.contains(&format!("boot 1: {summary}")), "{:?}", verdict.evidence);
+}
+
+#[test]
+fn boot_progress_ends_with_the_first_line_after_all_is_fetched_and_a_mute_console_does_not_end_it() {
+    let mut talking = scene("{boot_progress: {seconds: 5}}", PATTERNS);
+    talking.boot().console("iPXE 1.21\n").event(fetched("HTTP /_/job/kernel, whole", &[])).event(Event::BootProgress);
+    talking.console("Linux version 6.1\n").pass(100);
+    assert!(talking.is_running());
+    let mut mute = scene("{boot_progress: {seconds: 5}}", PATTERNS);
+    mute.boot().event(fetched("HTTP /_/job/kernel, whole", &[])).event(Event::BootProgress).pass(5);
+    assert_eq!(mute.ended_as(), (Status::Incomplete, Cause::Timeout));
+}
+
 #[test]
 fn every_way_to_fail_names_its_cause_and_nothing_follows_the_end() {
     let table = [

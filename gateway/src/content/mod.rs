@@ -56,12 +56,12 @@ pub enum Content {
     Disk(disk::Disk),
 }
 
-/// A content that is chosen by the name that it is asked for by: a path with groups, and a URL with `\1`.
+/// A content that is chosen when it is asked for, by its name: a path with groups and a URL with `\1`, a template.
 #[derive(Clone)]
 pub struct ByName(pub Arc<Choose>);
 
-/// Says what is meant by a name.
-pub type Choose = dyn Fn(&str) -> Result<Content, ContentError> + Send + Sync;
+/// Says what is meant by a name; it may take a moment.
+pub type Choose = dyn Fn(&str) -> BoxFuture<'static, Result<Content, ContentError>> + Send + Sync;
 
 impl fmt::Debug for ByName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -195,7 +195,7 @@ impl Content {
     /// Opens the bytes that are meant by `name`, the name that was asked for.
     pub async fn open_as(&self, name: &str) -> Result<Reader, ContentError> {
         match self {
-            Content::ByName(ByName(choose)) => choose(name)?.open_boxed().await,
+            Content::ByName(ByName(choose)) => choose(name).await?.open_boxed().await,
             _ => self.open().await,
         }
     }

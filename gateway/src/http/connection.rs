@@ -4,9 +4,11 @@
 //!  Wire ── Patient (write timeout) ──► hyper http1 ──► service
 //!                                             ▲
 //!  every LIVENESS_PERIOD: does the publication of the running transfer still stand? no → the connection is dropped
+//!                         has the peer's TCP acknowledged more of it? yes → the transfer's pulse beats
 //! ```
 
 use std::io::{self, IoSlice};
+use std::os::fd::RawFd;
 use std::pin::Pin;
 use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
@@ -18,16 +20,31 @@ use tokio::time::{Instant, Sleep};
 
 use super::wire::Wire;
 use crate::door::Transport;
-use crate::namespace::Liveness;
+use crate::namespace::Pulse;
 
 /// How soon a transfer ends after its publication was dropped.
 pub(super) const LIVENESS_PERIOD: Duration = Duration::from_millis(250);
 
-/// What the connection's task and its service share: what it travels over, and the publication behind the transfer that runs now.
+nix::ioctl_read_bad!(
+    /// Bytes in a socket's send queue that the peer has not acknowledged (tcp(7), SIOCOUTQ).
+    unacknowledged,
+    nix::libc::TIOCOUTQ,
+    nix::libc::c_int
+);
+
+/// What the connection's task and its service share: what it travels over, and the transfer that runs now, or was the last one.
 #[derive(Debug)]
 pub(super) struct Running {
     transport: Transport,
-    transfer: Mutex<Option<Liveness>>,
+    transfer: Mutex<Option<(Pulse, Stage)>>,
+}
+
+/// How far a transfer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Runs,
+    /// All of it is in the socket's queue.
+    Queued,
 }
 
 impl Running {
@@ -42,28 +59,46 @@ impl Running {
     }
 
     /// A transfer began (HTTP/1 has one at a time on a connection).
-    pub(super) fn begin(&self, liveness: Liveness) {
-        *self.transfer.lock().unwrap_or_else(PoisonError::into_inner) = Some(liveness);
+    pub(super) fn begin(&self, pulse: Pulse) {
+        *self.transfer.lock().unwrap_or_else(PoisonError::into_inner) = Some((pulse, Stage::Runs));
     }
 
-    /// It is over.
+    /// It is over, but for what is in the socket's queue.
     pub(super) fn end(&self) {
-        *self.transfer.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    }
-
-    /// Whether a transfer runs whose publication is gone.
-    fn is_orphaned(&self) -> bool {
-        let running = self.transfer.lock().unwrap_or_else(PoisonError::into_inner);
-        running.as_ref().is_some_and(|liveness| !liveness.is_live())
-    }
-
-    /// Returns when a transfer runs whose publication is gone.
-    pub(super) async fn orphaned(&self) {
-        let mut period = tokio::time::interval(LIVENESS_PERIOD);
-        while !self.is_orphaned() {
-            period.tick().await;
+        if let Some((_, stage)) = &mut *self.transfer.lock().unwrap_or_else(PoisonError::into_inner) {
+            *stage = Stage::Queued;
         }
     }
+
+    /// Returns when a transfer runs whose publication is gone. Until then it watches that bytes leave `socket`, which must be open: a slow
+    /// peer takes seconds for what fits its buffer, and has not stalled.
+    pub(super) async fn orphaned(&self, socket: RawFd) {
+        let mut period = tokio::time::interval(LIVENESS_PERIOD);
+        let mut before = 0;
+        loop {
+            period.tick().await;
+            let running = self.transfer.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let queued = queued_bytes(socket);
+            match running {
+                Some((pulse, _)) if pulse.is_live() => {
+                    if queued != before {
+                        pulse.beat();
+                    }
+                }
+                Some((_, Stage::Runs)) => return,
+                Some((_, Stage::Queued)) | None => {}
+            }
+            before = queued;
+        }
+    }
+}
+
+/// What `socket` has sent, or is about to, and its peer has not acknowledged.
+fn queued_bytes(socket: RawFd) -> nix::libc::c_int {
+    let mut queued = 0;
+    // SAFETY: the kernel writes one int, to where there is one; a descriptor that is no socket is an error, which leaves 0.
+    let _ = unsafe { unacknowledged(socket, &mut queued) };
+    queued
 }
 
 /// A stream whose writes fail when the peer takes nothing for `patience`.

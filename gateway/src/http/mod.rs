@@ -20,6 +20,7 @@ use core::net::{IpAddr, SocketAddr};
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -241,6 +242,8 @@ async fn converse(stream: TcpStream, seat: Seat, mut stopped: watch::Receiver<St
     // Without it a 1 KiB script takes 44 ms: Nagle waits for the peer's delayed ACK.
     let _ = stream.set_nodelay(true);
     let (desk, peer) = (Arc::clone(&seat.desk), seat.peer);
+    // The connection below has the stream for as long as this function runs.
+    let socket = stream.as_raw_fd();
     let wire = tokio::select! {
         wire = desk.wire(stream, peer) => wire,
         () = stop_wanted(&mut stopped) => return,
@@ -267,7 +270,7 @@ async fn converse(stream: TcpStream, seat: Seat, mut stopped: watch::Receiver<St
                 }
                 return;
             }
-            () = running.orphaned() => {
+            () = running.orphaned(socket) => {
                 tracing::debug!(%peer, "HTTP connection closed: the job took its artifacts back");
                 return;
             }
@@ -422,7 +425,7 @@ impl Desk {
             }
             Method::Get => {
                 let opened = self.open(caller, name, answer::way(asked.range))?;
-                running.begin(opened.access.liveness());
+                running.begin(opened.access.pulse());
                 send(name, opened, asked, running).await
             }
         }

@@ -9,6 +9,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -85,7 +86,7 @@ impl Transfer {
             Ok(bytes) if !bytes.is_empty() => {
                 self.position += bytes.len() as u64;
                 if let Some(access) = &mut self.access {
-                    access.took(bytes.len() as u64);
+                    access.took(bytes.len() as u64, Instant::now());
                 }
                 if self.left() == 0 {
                     self.finish(Outcome::Complete);

@@ -85,10 +85,10 @@ fn a_range_goes_on_with_a_read_and_never_becomes_another() {
     scene.put("/a", "twelve bytes", Exposure { access_count: Some(1), ..Exposure::default() });
     let mut broken = scene.namespaces.open(caller, Protocol::Http, "/a", scene.start).unwrap().access;
     broken.is_of(12);
-    broken.took(5);
+    broken.took(5, scene.start);
     broken.end(Outcome::Aborted("unplugged".into()));
     let mut rest = range().expect("7 bytes were never sent");
-    rest.took(7);
+    rest.took(7, scene.start);
     rest.end(Outcome::Complete);
     assert_eq!(range().unwrap_err(), Refusal::Exhausted { access_count: 1 });
     scene.publication.begin_boot();
@@ -97,7 +97,7 @@ fn a_range_goes_on_with_a_read_and_never_becomes_another() {
     let read_to_its_end = || {
         let mut access = scene.namespaces.resume(caller, Protocol::Http, "/b", scene.start)?.access;
         access.is_of(1);
-        access.took(1);
+        access.took(1, scene.start);
         Ok::<(), Refusal>(())
     };
     assert_eq!((read_to_its_end(), read_to_its_end()), (Ok(()), Ok(())), "the second range is the second access");
@@ -243,12 +243,24 @@ fn only_exact_names_are_published_exactly() {
 }
 
 #[test]
+fn bytes_that_trickle_are_told_once_a_second() {
+    let scene = scene();
+    scene.put("/a", "mine", Exposure::default());
+    let mut access = scene.namespaces.open(Caller::Address(DUT), Protocol::Http, "/a", scene.start).unwrap().access;
+    for tenths in 0..=30 {
+        access.took(1, scene.start + Duration::from_millis(100 * tenths));
+    }
+    let progress = scene.seen.lock().unwrap().iter().filter(|event| **event == AccessEvent::Progress).count();
+    assert_eq!(progress, 3);
+}
+
+#[test]
 fn every_access_and_every_refusal_is_reported_once() {
     let scene = scene();
     scene.put("/a", "mine", Exposure::default());
     let opened = scene.namespaces.open(Caller::Address(DUT), Protocol::Http, "/a", scene.start).unwrap();
     let mut access = opened.access;
-    access.took(300 * 1024);
+    access.took(300 * 1024, scene.start);
     access.end(Outcome::Complete);
     let _ = scene.open_at(0, "/missing");
     let name = || "/a".to_owned();

@@ -344,7 +344,7 @@ impl Attach {
     /// `bytes` more were read or written.
     fn took(&self, bytes: u64) {
         if let Some(access) = &mut *self.access.lock().unwrap_or_else(PoisonError::into_inner) {
-            access.took(bytes);
+            access.took(bytes, Instant::now());
         }
     }
 

@@ -410,7 +410,7 @@ impl Running<'_> {
                 Event::Took(bytes) => {
                     self.ticket.answered();
                     if let Some(access) = &mut self.access {
-                        access.took(bytes);
+                        access.took(bytes, Instant::now());
                     }
                 }
                 Event::Ended(outcome) => {

@@ -18,13 +18,13 @@ use crate::picked_up::{GATEWAY, LINK, PATIENCE, Place};
 const DUT: Ipv4Addr = Ipv4Addr::new(10, 88, 0, 11);
 
 /// A place with a machine at its cable.
-struct Scene {
-    place: Place,
-    dut: Lab,
+pub struct Scene {
+    pub place: Place,
+    pub dut: Lab,
 }
 
 impl Scene {
-    fn new() -> Option<Scene> {
+    pub fn new() -> Option<Scene> {
         need_programs(&[("curl", "curl"), ("nbdinfo", "libnbd-bin")]);
         let place = Place::new()?;
         let dut = Lab::new().unwrap();
@@ -45,7 +45,7 @@ impl Scene {
     }
 
     /// What is read, or how curl calls the error: 69 is TFTP's access violation.
-    fn tftp(&self, name: &str) -> String {
+    pub fn tftp(&self, name: &str) -> String {
         let output = self.curl(&[&format!("tftp://{GATEWAY}/{name}")]);
         match output.status.code() {
             Some(0) => String::from_utf8_lossy(&output.stdout).into_owned(),

@@ -30,6 +30,7 @@
 //! | `restart` | jobs, their places and their verdicts outlive the server, however it ends |
 //! | `roles` | jobs over several DUTs start together, talk, and end together; gear is held by one job at a time |
 //! | `simulated` | jobs on simulated DUTs: every firmware, every fault, many at once |
+//! | `stalls` | a machine that stops in its boot is noticed with a mute console, and what it had fetched is told |
 //! | `tftp_clients` | curl, tftp-hpa, atftp and busybox read every kind of file over TFTP, over a bad link too |
 //! | `tidy` | the house rules that a machine can see |
 //! | `tls` | files and disks over TLS, and at ports of a job's own, for its DUT alone |
@@ -69,6 +70,7 @@ mod queue;
 mod restart;
 mod roles;
 mod simulated;
+mod stalls;
 mod tftp_clients;
 mod tidy;
 mod tls;
