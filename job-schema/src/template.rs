@@ -33,6 +33,8 @@ use crate::problem::{Location, Problem, Problems, quoted};
 const STACK_BYTES: usize = 256 * 1024 * 1024;
 /// The widest that `ljust` and its kin pad to, in characters.
 const PADDING_AT_MOST: usize = 10_000;
+/// What CI-tron's objects compute.
+const METHODS_OF_MAPPINGS: [&str; 5] = ["mount", "path_to", "to_b2c_filesystem", "to_b2c_nbd", "to_local_proxy"];
 /// The first line that asks for strict templates.
 const STRICT_LINE: &str = "#!jinja2";
 
@@ -360,6 +362,8 @@ fn method(state: &mut State, value: &Value, name: &str, arguments: &[Value]) -> 
     let ours = match value.kind() {
         ValueKind::String => string_method(value.as_str().unwrap_or_default(), name, arguments),
         ValueKind::Map => mapping_method(value, name, arguments),
+        // A job's disks are known only once its text was rendered: the first time `job.nbd.swap` is nothing, and so is what is asked of it.
+        ValueKind::Undefined if METHODS_OF_MAPPINGS.contains(&name) => Some(Ok(Value::UNDEFINED)),
         ValueKind::Seq if name == "index" => {
             let (wanted,): (&Value,) = from_args(arguments)?;
             let found = value.try_iter()?.position(|item| item == *wanted);
@@ -631,6 +635,7 @@ mod tests {
                 "docker://10.42.0.1:8002/a/b:1",
             ),
             ("{{ registry.to_local_proxy('quay.io/a/b') }}", "docker://quay.io/a/b"),
+            ("[{{ job.nbd.other.to_b2c_nbd('/dev/nbd0') }}]", "[]"),
         ];
         for (template, expected) in table {
             assert_eq!(rendered(template), expected, "{template}");

@@ -17,6 +17,7 @@ use gateway::namespace::{Exposure, Name, Origin, Protocol, Publication};
 use gateway::net::Net;
 use job_schema::job::{Job, Lifetime, NbdContent, NbdExport, ResetOn};
 
+use super::prepare::describe_exposure;
 use super::shelf::{self, Held, Shelf};
 use crate::job_log::JobLog;
 use crate::runner::SetupError;
@@ -161,6 +162,16 @@ async fn make_one(export: &NbdExport, gateway: &Gateway, shelf: &Shelf, user: &U
     let config = Config { base, mode, directory, attachments_max: export.max_connections };
     let disk = Disk::make(config).await.map_err(|error| error.to_string())?;
     Ok(Made { export: export.clone(), disk, _held: None })
+}
+
+/// A row of what is published.
+pub(super) fn described(export: &NbdExport) -> [String; 4] {
+    let source = match &export.content {
+        NbdContent::Empty { size_bytes } => format!("an empty disk of {size_bytes} bytes"),
+        NbdContent::Url(url) => url.clone(),
+        NbdContent::Filesystem(_) => "a file system".to_owned(),
+    };
+    [Protocol::Nbd.to_string(), export.name.to_string(), source, describe_exposure(&exposure_of(export))]
 }
 
 /// What of a job's disks this version does not serve.

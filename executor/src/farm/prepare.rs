@@ -343,7 +343,10 @@ impl Preview {
                 Source::Android(_) | Source::Firmware(_) | Source::Artifacts(_) | Source::Archives(_) => None,
             }),
             hand_over: prepared.start.hand_over.as_ref().map(ToString::to_string),
-            artifacts: prepared.start.artifacts.iter().map(describe).collect(),
+            artifacts: {
+                let disks = prepared.job.start.storage.nbd.iter().map(disks::described);
+                prepared.start.artifacts.iter().map(describe).chain(disks).collect()
+            },
             values: Vec::new(),
         }
     }
@@ -411,7 +414,7 @@ fn describe_source(source: &Source) -> String {
     }
 }
 
-fn describe_exposure(exposure: &Exposure) -> String {
+pub(super) fn describe_exposure(exposure: &Exposure) -> String {
     let mut limits = Vec::new();
     if let Some(count) = exposure.access_count.filter(|count| *count > 0) {
         limits.push(format!("{count} accesses a boot"));

@@ -269,7 +269,7 @@ impl AsyncRead for Body {
         if length == 0 {
             body.progress = Progress::AtEnd;
         } else if let Some(access) = &mut body.access {
-            access.took(length as u64);
+            access.took(length as u64, std::time::Instant::now());
         }
         Poll::Ready(Ok(length))
     }

@@ -31,11 +31,15 @@ fn a_kernel_finds_the_files_of_an_initial_ram_disk_that_was_packed_for_it() {
 fn names_with_groups_templates_in_data_and_what_was_never_read() {
     let bench = simulated();
     let words = "console=ttyS0,115200 wharf.url={{ job.http.url }}/mirror/initramfs wharf.url={{ job.http.url }}/told \
-                 wharf.url={{ job.http.url }}/picked wharf.url=http://{{ job.http.host }}:8088/exposed";
+                 wharf.url={{ job.http.url }}/picked wharf.url={{ job.http.url }}/asked/for wharf.url=http://{{ job.http.host }}:8088/exposed";
     let storage = r"    storage:
       http:
       - {path: '/mirror/(.*)', url: '{{ images_url }}/\1'}
       - {path: /told, data: '{% raw %}{{ job.deployment }}{% endraw %} of {{ machine_id }}'}
+      - path: '/asked/(.*)'
+        data: |-
+          {% raw %}#!jinja2
+          {{ request.groups[1] }} in boot {{ job.boot }}{% endraw %}
       - {path: /unread, data: nobody asks}
       - {path: /exposed, data: at a port of its own, expose: {port: 8088}, lifetime: {access_count: 1}}
       - path: /picked
@@ -54,6 +58,7 @@ fn names_with_groups_templates_in_data_and_what_was_never_read() {
         assert!(access["seconds"].as_f64().is_some() && access["peer"].as_str().is_some(), "{access}");
     }
     assert_eq!(access("/picked")["bytes"], 12);
+    assert_eq!(access("/asked/for")["bytes"], "for in boot 1".len());
     // "start of " and a MAC address.
     assert_eq!(access("/told")["bytes"], 9 + 17);
     assert!(access("/mirror/initramfs")["bytes"].as_u64() > Some(1000));
@@ -61,6 +66,25 @@ fn names_with_groups_templates_in_data_and_what_was_never_read() {
     let shown = bench.get(&format!("/api/v1/jobs/{}", ended.id)).json();
     let names: Vec<_> = shown["accesses"].as_array().unwrap().iter().map(|access| access["name"].clone()).collect();
     assert!(names.contains(&"/told".into()), "{names:?}");
+}
+
+#[test]
+fn a_strict_template_that_fails_when_it_is_asked_for_is_an_error_and_a_line_in_the_log() {
+    let bench = simulated();
+    let storage = r"    storage:
+      http:
+      - path: '/asked/(.*)'
+        data: |-
+          {% raw %}#!jinja2
+          {{ [] + 1 if request.groups[1] == 'wrong' }}{% endraw %}
+";
+    let words = "console=ttyS0,115200 wharf.url={{ job.http.url }}/asked/wrong";
+    let ended = bench.run(&linux_job("simulated", words, "overall: {minutes: 2}", storage));
+    let accesses: Vec<_> = ended.of_kind("access").into_iter().map(|event| &event["access"]).collect();
+    let failed = accesses.iter().find(|access| access["name"] == "/asked/wrong").expect("it was asked for");
+    assert_eq!((&failed["end"], failed["bytes"].as_u64()), (&"failed".into(), Some(0)), "{failed}");
+    let reason = failed["reason"].as_str().unwrap_or_default();
+    assert!(reason.contains("`/asked/wrong`") && reason.contains("tried to use + operator"), "{reason}");
 }
 
 #[test]
