@@ -440,6 +440,7 @@ impl KeeperThread {
         let mut round = round::Round::default();
         let corruption = std::mem::take(&mut self.corruption);
         self.contain(&corruption, &mut round);
+        self.describe(&mut round);
         self.ask_for_everybody(&mut round);
         self.look_outside();
         self.finish(round);

@@ -674,6 +674,13 @@ pub enum Verb {
         /// What happened.
         why: String,
     },
+    /// To a resource: what the farm file says of it now.
+    Describe {
+        /// Another name of it.
+        full_name: String,
+        /// What can be asked of it.
+        tags: Vec<String>,
+    },
     /// To a row whose tear-down does not succeed: to count it as done.
     Abandon {
         /// Why that is all right.

@@ -4,6 +4,7 @@
 //!  clocks          the farm was away: the clocks of leases stood (steps/away.rs)
 //!  owners          have a grace in which to say that they are still there
 //!  corruption      whatever rows that do not fit together concern is cordoned, and a lease that holds what is not there is left alone
+//!  the farm file   a resource that it calls or tags otherwise than before is told so
 //!  things outside  with a row and not there ─► lost;  there and without a row, twice ─► an orphan, removed
 //! ```
 
@@ -99,6 +100,23 @@ impl KeeperThread {
                     self.apply(Transition::ask(self.now(), Object::Resource(id), verb, "the farm"), round);
                 }
             }
+        }
+    }
+
+    /// Tells each resource what the farm file says of it now, where that is something else than before.
+    pub(super) fn describe(&mut self, round: &mut round::Round) {
+        let mut described = Vec::new();
+        for resource in self.tables.resources().filter(|it| it.state != ResourceState::Destroyed) {
+            let Some(blueprint) = self.tables.blueprints.get(&resource.blueprint) else { continue };
+            // Of several the names are numbered; what is kept of one from the farm file is called as it is there.
+            let full_name = if resource.name == blueprint.name { &blueprint.full_name } else { &resource.full_name };
+            if (full_name, &blueprint.tags) != (&resource.full_name, &resource.tags) {
+                let verb = Verb::Describe { full_name: full_name.clone(), tags: blueprint.tags.clone() };
+                described.push((resource.object(), verb));
+            }
+        }
+        for (object, verb) in described {
+            self.apply(Transition::ask(self.now(), object, verb, "the farm file"), round);
         }
     }
 

@@ -68,8 +68,12 @@ impl Effects for Recorder {
 }
 
 fn open(path: &Path, effects: &Arc<Recorder>) -> Keeper {
+    open_tagged(path, effects, &[])
+}
+
+fn open_tagged(path: &Path, effects: &Arc<Recorder>, tags: &[&str]) -> Keeper {
     let effects: Arc<dyn Effects> = Arc::clone(effects) as Arc<dyn Effects>;
-    let (keeper, corruption) = Keeper::open(path, static_dut("a", &[]), effects).unwrap();
+    let (keeper, corruption) = Keeper::open(path, static_dut("a", tags), effects).unwrap();
     assert_eq!(corruption, []);
     keeper
 }
@@ -121,6 +125,23 @@ async fn a_keeper_that_starts_again_has_its_leases_and_its_queue() {
     assert!(first.resource.as_deref() == Some("a") && effects.done().is_empty(), "{:?}", effects.done());
     release(&keeper, "1").await;
     until(&keeper, "2", LeaseState::Active).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dut_has_the_tags_that_the_farm_file_gives_it_now() {
+    let (folder, effects) = (tempfile::tempdir().unwrap(), Arc::new(Recorder::default()));
+    let path = folder.path().join("leases.sqlite");
+    let keeper = open_tagged(&path, &effects, &["old"]);
+    keeper.request(request("1", &["old"])).await.unwrap();
+    until(&keeper, "1", LeaseState::Active).await;
+    keeper.stop().await;
+    let keeper = open_tagged(&path, &Arc::new(Recorder::default()), &["new"]);
+    keeper.request(request("2", &["new"])).await.unwrap();
+    until(&keeper, "1", LeaseState::Active).await;
+    release(&keeper, "1").await;
+    until(&keeper, "2", LeaseState::Active).await;
+    let tags: Vec<_> = keeper.snapshot().await.unwrap().resources.iter().map(|it| it.tags.clone()).collect();
+    assert!(tags.contains(&vec!["new".to_owned()]) && !tags.contains(&vec!["old".to_owned()]), "{tags:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -197,7 +197,8 @@ impl LeaseStep<'_> {
                 | Verb::Cordon { .. }
                 | Verb::Uncordon
                 | Verb::Judge { .. }
-                | Verb::Failed { .. },
+                | Verb::Failed { .. }
+                | Verb::Describe { .. },
             ) => self.refuse("that is asked of resources only"),
         };
         transition.consumed.push(command.id);

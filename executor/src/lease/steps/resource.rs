@@ -71,7 +71,11 @@ impl ResourceStep<'_> {
             (Pending | Active | Draining, verb @ (Verb::Renew { .. } | Verb::Expires { .. })) => self.note(verb, by),
             (
                 Pending | Active | Draining,
-                verb @ (Verb::Cordon { .. } | Verb::Uncordon | Verb::Judge { .. } | Verb::Failed { .. }),
+                verb @ (Verb::Cordon { .. }
+                | Verb::Uncordon
+                | Verb::Judge { .. }
+                | Verb::Failed { .. }
+                | Verb::Describe { .. }),
             ) => self.note(verb, by),
             (Destroyed, _) => self.refuse("it is over"),
             (
@@ -87,6 +91,7 @@ impl ResourceStep<'_> {
                 | Verb::Uncordon
                 | Verb::Judge { .. }
                 | Verb::Failed { .. }
+                | Verb::Describe { .. }
                 | Verb::Abandon { .. },
             ) => self.refuse("it is being released"),
             (Pending | Draining, Verb::Reclaim) => self.refuse("it is not active"),
@@ -141,6 +146,10 @@ impl ResourceStep<'_> {
                     failures if failures >= SUSPECT_AFTER => resource.health.max(Health::Suspect),
                     _ => resource.health,
                 };
+            }
+            Verb::Describe { full_name, tags } => {
+                resource.full_name.clone_from(full_name);
+                resource.tags.clone_from(tags);
             }
             Verb::Release { .. }
             | Verb::ResourceLost { .. }

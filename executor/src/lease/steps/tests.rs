@@ -32,6 +32,7 @@ fn verbs() -> Vec<Verb> {
         Verb::Uncordon,
         Verb::Judge { health: Health::Good },
         Verb::Failed { why: why() },
+        Verb::Describe { full_name: "farm-b".into(), tags: vec!["gpu".into()] },
         Verb::Abandon { reason: why() },
     ]
 }
@@ -158,6 +159,7 @@ Cordon: L15 L15 L15 L15 L15
 Uncordon: L15 L15 L15 L15 L15
 Judge: L15 L15 L15 L15 L15
 Failed: L15 L15 L15 L15 L15
+Describe: L15 L15 L15 L15 L15
 Abandon: L15 L15 L15 L10 L15";
     assert_eq!(lines.join("\n"), expected);
 }
@@ -209,6 +211,7 @@ Cordon: R13 R13 R13 R8 R8
 Uncordon: R13 R13 R13 R8 R8
 Judge: R13 R13 R13 R8 R8
 Failed: R13 R13 R13 R8 R8
+Describe: R13 R13 R13 R8 R8
 Abandon: R8 R8 R8 R11 R8";
     assert_eq!(lines.join("\n"), expected);
 }
