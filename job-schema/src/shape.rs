@@ -616,7 +616,7 @@ fn misspelt(schema: &Json, node: &Node, key: &str) -> bool {
 
 fn join(field: &str, key: &str) -> String {
     let key = if key.is_empty() { "\"\"" } else { key };
-    if field.is_empty() { key.to_owned() } else { format!("{field}.{key}") }
+    if field.is_empty() { visible(key) } else { format!("{field}.{}", visible(key)) }
 }
 
 fn keys_hint(schema: &Json) -> String {
