@@ -7,6 +7,7 @@
 //!            Serialize   → [{file, line, column, field, what, hint}], for programs
 //! ```
 
+use std::borrow::Cow;
 use std::fmt;
 
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
@@ -147,7 +148,7 @@ impl Problems {
         let mut group = match problem.location.and_then(|place| self.excerpt(place).map(|excerpt| (place, excerpt))) {
             Some((place, (line, span))) => {
                 let annotation = AnnotationKind::Primary.span(span).label(problem.field.as_str());
-                let snippet = Snippet::source(line).path(self.source_name.as_str()).line_start(place.line);
+                let snippet = Snippet::source(harmless(line)).path(self.source_name.as_str()).line_start(place.line);
                 title.element(snippet.annotation(annotation))
             }
             None => title.element(annotate_snippets::Origin::path(self.position_only(problem))),
@@ -214,6 +215,13 @@ struct WireProblem<'a> {
     field: &'a str,
     what: &'a str,
     hint: Option<&'a str>,
+}
+
+/// A line of the file with a dot for each control character of U+0080 to U+009F, which YAML allows and some terminals obey; the dot has
+/// two bytes as they do, so that every place stays. Those below U+0020 the drawing itself replaces.
+fn harmless(line: &str) -> Cow<'_, str> {
+    let is_obeyed = |character: char| matches!(character, '\u{80}'..='\u{9f}');
+    if line.contains(is_obeyed) { line.replace(is_obeyed, "·").into() } else { line.into() }
 }
 
 /// A user's value in backticks, as [`visible`] shows it.
@@ -335,5 +343,13 @@ error: unknown key `idd`
         let list = (0..1000).map(|number| Problem::new(format!("wrong {number}"))).collect();
         let drawing = Problems::new("a.yml", "", list).to_string();
         assert!(drawing.ends_with("950 more problems are not shown; mend these first"), "{drawing}");
+    }
+
+    #[test]
+    fn a_line_that_would_steer_a_terminal_is_drawn_without_that() {
+        let text = "a\u{9b}2Jb: 1";
+        let problem = Problem::new("bad").at(Location::of_span(text, 0, 6)).about("a");
+        let drawing = Problems::one("job.yml", text, problem).to_string();
+        assert_eq!(drawing.lines().nth(3), Some("1 | a·2Jb: 1"), "{drawing}");
     }
 }
