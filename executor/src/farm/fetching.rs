@@ -6,7 +6,7 @@
 //!  Ended           ─► last: "HTTP /_/job/kernel, whole" · "…, broken off after 512 bytes"; the part is there
 //!                      └─► Fetches { last, missing } ─► the session
 //! ```
-//! A machine whose boot image goes over USB fetches nothing: it has no parts.
+//! A machine that is given its boot image, by fastboot, boots from that one part.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -89,8 +89,9 @@ impl State {
 
 /// Kernel, initial RAM disks and device trees, by their lasting names, with every name under which a plan serves them.
 fn parts_of(plan: &BootPlan) -> Vec<Part> {
-    if plan.hand_over.is_some() || plan.artifacts.iter().any(|planned| matches!(planned.source, Source::Android(_))) {
-        return Vec::new();
+    if let Some(hand_over) = &plan.hand_over {
+        let label = hand_over.name.trim_start_matches("/_/job/").to_owned();
+        return vec![Part { label, names: vec![(Protocol::Fastboot, hand_over.name.clone())], is_there: false }];
     }
     let mut parts: Vec<Part> = Vec::new();
     for planned in plan.artifacts.iter().filter(|planned| planned.origin == Origin::Generated) {

@@ -127,7 +127,8 @@ fn a_loader_that_stops_in_the_middle_ends_by_the_job_s_timeout_or_by_a_cancel() 
     ends_by_its_loader(
         "stalls",
         "overall: {minutes: 2}, boot_progress: {seconds: 2}",
-        "timeouts.boot_progress of 2 s expired; its loader has not booted the image that it was being given",
+        "timeouts.boot_progress of 2 s expired; fetched last: fastboot /_/job/boot.img, not to its end; \
+         never fetched whole: boot.img; its loader has not booted the image that it was being given",
     );
     let bench = loaders();
     let mut job = bench.submit(&linux_job("stalls-too", "x=1", TWO_MINUTES, ""), "");
