@@ -363,6 +363,11 @@ async fn slow_site(head: &'static str, half: &'static str) -> (SocketAddr, Arc<t
     let opened = Arc::clone(&gate);
     tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();
+        // A socket that is closed with a request in it that nobody read throws away what it has not sent yet.
+        let mut request = Vec::new();
+        while !request.ends_with(b"\r\n\r\n") {
+            assert_ne!(stream.read_buf(&mut request).await.unwrap(), 0);
+        }
         stream.write_all(format!("HTTP/1.1 200 OK\r\n{head}\r\n{half}").as_bytes()).await.unwrap();
         opened.notified().await;
         stream.write_all(half.as_bytes()).await.unwrap();
