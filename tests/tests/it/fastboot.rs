@@ -14,6 +14,7 @@ use std::time::Duration;
 use tests::bench::{Bench, Ended, Shared, Surroundings, need_programs};
 use tests::lab::Lab;
 
+use crate::boots::serve_file;
 use crate::farms::{WHARF, linux_job};
 
 const TWO_MINUTES: &str = "overall: {minutes: 2}";
@@ -44,11 +45,17 @@ fn loaders() -> Arc<Bench> {
     LOADERS.bench(|| Bench::start(WHARF, &farm))
 }
 
+/// A job whose boot image is longer than what loaders with a fault take of one, whatever kernel there is on this machine.
+fn large_job(tag: &str, timeouts: &str) -> String {
+    let dtb = serve_file(vec![b'd'; 3 * 1024 * 1024]);
+    linux_job(tag, "x=1", timeouts, &format!("    dtb: {{url: '{dtb}'}}\n    fastboot: {{header_version: 2}}\n"))
+}
+
 /// Runs a job that ends because of its loader, and sees its machine free again.
 #[track_caller]
 fn ends_by_its_loader(tag: &str, timeouts: &str, summary: &str) -> Ended {
     let bench = loaders();
-    let ended = bench.run(&linux_job(tag, "x=1", timeouts, ""));
+    let ended = bench.run(&large_job(tag, timeouts));
     ended.expect("INCOMPLETE", "dut").expect_summary(summary);
     let dut = ended.dut().expect("it had a DUT");
     bench.wait_until_free(&dut, Duration::from_secs(10)).unwrap_or_else(|dut| panic!("not free: {dut}\n{ended}"));
@@ -116,7 +123,7 @@ fn a_loader_that_babbles_or_talks_for_ever_is_left() {
 #[test]
 fn a_loader_that_hangs_up_costs_a_boot_where_one_more_is_allowed() {
     let timeouts = "overall: {minutes: 2}, firmware_boot: {minutes: 1, retries: 1}";
-    let ended = loaders().run(&linux_job("hangs-up", "x=1", timeouts, ""));
+    let ended = loaders().run(&large_job("hangs-up", timeouts));
     ended.expect("PASS", "test");
     ended.expect_in_order(&["bytes of the boot image", "boot 2: the outlet is on", "job_success"]);
     ends_by_its_loader("hangs-up", TWO_MINUTES, "bytes of the boot image");
@@ -131,7 +138,7 @@ fn a_loader_that_stops_in_the_middle_ends_by_the_job_s_timeout_or_by_a_cancel() 
          never fetched whole: boot.img; its loader has not booted the image that it was being given",
     );
     let bench = loaders();
-    let mut job = bench.submit(&linux_job("stalls-too", "x=1", TWO_MINUTES, ""), "");
+    let mut job = bench.submit(&large_job("stalls-too", TWO_MINUTES), "");
     job.wait_for_kind("firmware_booted");
     job.cancel();
     let ended = job.wait();

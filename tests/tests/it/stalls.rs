@@ -5,10 +5,14 @@
 //! ```
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 
+use crate::boots::serve_file_at;
 use crate::limits::Scene;
 use crate::picked_up::{GATEWAY, PATIENCE};
+
+/// More than a socket takes from us ahead of a machine that reads nothing.
+const KERNEL_BYTES: usize = 8 * 1024 * 1024;
 
 const JOB: &str = "version: 1
 target: {tags: []}
@@ -16,7 +20,7 @@ timeouts: {overall: {minutes: 4}, boot_progress: {seconds: 6}}
 console_patterns: {session_end: {regex: '^the end$'}}
 deployment:
   start:
-    kernel: {url: '{{ images_url }}/initramfs', cmdline: [quiet]}
+    kernel: {url: 'KERNEL', cmdline: [quiet]}
     initramfs: {data: 'never asked for'}
     storage: {tftp: [{path: /loader, data: of the firmware}]}
 ";
@@ -25,7 +29,8 @@ deployment:
 fn a_machine_that_stalls_in_a_transfer_is_told_with_what_it_fetched_last_and_what_never() {
     let Some(scene) = Scene::new() else { return };
     let bench = scene.place.start();
-    let mut job = bench.submit(JOB, "");
+    let site = scene.place.lab.inside(|| TcpListener::bind("127.0.0.1:0")).unwrap();
+    let mut job = bench.submit(&JOB.replace("KERNEL", &serve_file_at(site, vec![b'k'; KERNEL_BYTES])), "");
     let mut console = scene.place.opened();
     job.wait_for_kind("powered_on");
     assert_eq!(scene.tftp("loader"), "of the firmware");
