@@ -236,7 +236,13 @@ fn a_disk_that_may_be_attached_once_is_refused_the_second_time_with_the_reason()
 /// Random requests of odd sizes, 32 at a time, each block of which is read back and compared by its checksum.
 fn fio(server: &Loopback, url: &str, size: &str) -> String {
     let mut arguments = vec!["--name=nbd", "--ioengine=nbd", "--rw=randrw", "--iodepth=32", "--bsrange=512-64k"];
-    arguments.extend(["--blockalign=512", "--verify=crc32c", "--verify_fatal=1", "--do_verify=1"]);
+    arguments.extend([
+        "--blockalign=512",
+        "--verify=crc32c",
+        "--verify_fatal=1",
+        "--do_verify=1",
+        "--verify_state_save=0",
+    ]);
     let (url, size) = (format!("--uri={url}"), format!("--size={size}"));
     arguments.extend([&*url, &size]);
     succeeds(server, "fio", &arguments)
