@@ -13,6 +13,8 @@ use std::time::Duration;
 use gateway::dhcp::Role;
 use gateway::tftp::Engine;
 
+use crate::blueprint::driver::Chosen;
+use crate::blueprint::power::Outlet;
 use crate::boot::database::Database;
 use crate::boot::settings::Settings;
 use crate::farm::WhenBusy;
@@ -47,6 +49,10 @@ pub struct FarmConfig {
     pub duts: Vec<DutConfig>,
     /// The machines that are made when jobs ask for them.
     pub on_demand: Vec<OnDemandConfig>,
+    /// Power units that machines name.
+    pub pdus: Vec<PduConfig>,
+    /// Consoles that machines name, or that nobody does yet.
+    pub consoles: Vec<LineConfig>,
     /// What machines and jobs need besides.
     pub gear: Vec<GearConfig>,
     /// How machines boot that do not say it themselves.
@@ -160,47 +166,52 @@ pub enum MachineConfig {
     Hardware(HardwareConfig),
 }
 
+/// A power unit that several machines hang on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PduConfig {
+    /// What machines name it by.
+    pub name: String,
+    /// What it is.
+    pub unit: Chosen,
+}
+
+/// A console that is there before it is known whose it is: a serial adapter, a console server's port.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LineConfig {
+    /// What machines name it by.
+    pub name: String,
+    /// How it is reached.
+    pub way: Chosen,
+}
+
 /// A machine that is not ours: our end is not its end.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct HardwareConfig {
-    /// How its outlet is switched.
+    /// Where its power comes from.
     pub power: PowerConfig,
     /// Where its console is.
     pub console: ConsoleConfig,
 }
 
-/// The ways to switch an outlet.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PowerConfig {
-    /// Commands of this host.
-    Exec(ExecConfig),
+/// Where a machine's power comes from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PowerConfig {
+    /// The unit.
+    pub unit: Whose,
+    /// The outlet of the unit; the machine's full name where a unit of its own has but one.
+    pub outlet: Outlet,
 }
 
-/// Commands that switch an outlet, each a program and its words.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ExecConfig {
-    /// Switches it on.
-    pub on: Vec<String>,
-    /// Switches it off.
-    pub off: Vec<String>,
-    /// Prints `on` or `off`.
-    pub state: Vec<String>,
-}
+/// Where a machine's console is.
+pub type ConsoleConfig = Whose;
 
-/// The ways to reach a console.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ConsoleConfig {
-    /// A TCP port.
-    Tcp(TcpConsoleConfig),
-}
-
-/// A TCP port that is a serial line.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TcpConsoleConfig {
-    /// Its name or address.
-    pub host: String,
-    /// Its port.
-    pub port: u16,
+/// A driver of the machine's own, or one that the farm file names.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Whose {
+    /// An entry of `pdus` or `consoles`.
+    Named(String),
+    /// Nobody else's.
+    Own(Chosen),
 }
 
 /// A virtual machine.

@@ -38,6 +38,7 @@ mod crew;
 mod disks;
 mod fetching;
 mod hand_over;
+mod hardware;
 mod hold;
 mod ledger;
 mod machines;

@@ -170,6 +170,8 @@ fn no_farm() -> FarmConfig {
         job_variables: Default::default(),
         duts: Vec::new(),
         on_demand: Vec::new(),
+        pdus: Vec::new(),
+        consoles: Vec::new(),
         gear: Vec::new(),
         boots: None,
     }

@@ -26,7 +26,7 @@ use crate::lease::rows::{Access, PlacementPolicy};
 mod hardware;
 mod on_demand;
 
-use hardware::HardwareKeys;
+use hardware::{HardwareKeys, LineKeys, PduKeys, Shared};
 use on_demand::{AccessKey, GearKeys, OnDemandKeys, PoolKeys};
 
 /// A farm of machines under test.
@@ -57,6 +57,10 @@ struct FarmFile {
     on_demand: Vec<OnDemandKeys>,
     /// Limits that several entries of `on_demand` share, by name.
     pools: BTreeMap<String, PoolKeys>,
+    /// Power units that several machines hang on.
+    pdus: Vec<PduKeys>,
+    /// Serial lines, whether it is known whose they are or not.
+    consoles: Vec<LineKeys>,
     /// Named things that machines and jobs need.
     gear: Vec<GearKeys>,
     /// The boots database, relative to this file; all machines boot by iPXE when absent.
@@ -361,13 +365,21 @@ pub fn parse(source_name: &str, text: &str, directory: &Path) -> Result<FarmConf
 
 fn check(file: FarmFile, findings: &mut Findings, directory: &Path) -> FarmConfig {
     let network = network(&file.network);
-    let mut inventory =
-        Inventory { farm: &file.name, network: &network, directory, names: HashMap::new(), count: HashMap::new() };
+    let shared = Shared::of(&file, directory, findings);
+    let mut inventory = Inventory {
+        farm: &file.name,
+        network: &network,
+        directory,
+        shared,
+        names: HashMap::new(),
+        count: HashMap::new(),
+    };
     let duts = inventory.duts(&file.duts, findings);
     let gear = inventory.gear(&file.gear, findings);
     let on_demand = inventory.on_demand(&file, findings);
     on_demand::needs(&file, &duts, &on_demand, findings);
     let members = duts.iter().cloned().chain(on_demand.iter().flat_map(OnDemandConfig::members));
+    let Shared { pdus, consoles, .. } = inventory.shared;
     let dhcp = dhcp(&file.dhcp, &network, members, findings);
     let api = api(&file.listen, findings);
     FarmConfig {
@@ -384,6 +396,8 @@ fn check(file: FarmFile, findings: &mut Findings, directory: &Path) -> FarmConfi
         boots: file.boots.and_then(|name| Database::read(&directory.join(name), findings)),
         duts,
         on_demand,
+        pdus,
+        consoles,
         gear,
         name: file.name,
     }
@@ -447,6 +461,8 @@ struct Inventory<'a> {
     farm: &'a str,
     network: &'a NetworkConfig,
     directory: &'a Path,
+    /// What several machines may name.
+    shared: Shared,
     /// Where each id, full name, MAC and address was used first.
     names: HashMap<String, String>,
     /// How many DUTs have a base name so far.
@@ -472,7 +488,7 @@ impl Inventory<'_> {
             let what = format!("`{address}` is not an address for a DUT of this network");
             findings.tell(&at("duts", index, "address"), what, hint);
         }
-        let machine = self.machine("duts", index, &keys.machine, findings)?;
+        let machine = self.machine("duts", index, &full_name, &keys.machine, findings)?;
         let (tags, comment, needs) = (keys.tags.clone(), keys.comment.clone(), keys.needs.clone());
         let access = on_demand::access(keys.access);
         let boot = |settings: &Settings| settings.clone().checked(self.directory, &at("duts", index, "boot"), findings);
@@ -517,7 +533,14 @@ impl Inventory<'_> {
         None
     }
 
-    fn machine(&self, list: &str, index: usize, keys: &MachineKeys, findings: &mut Findings) -> Option<MachineConfig> {
+    fn machine(
+        &mut self,
+        list: &str,
+        index: usize,
+        full_name: &str,
+        keys: &MachineKeys,
+        findings: &mut Findings,
+    ) -> Option<MachineConfig> {
         let at = |keys: &[&str]| {
             let path = at(list, index, "machine").into_iter();
             path.chain(keys.iter().map(|key| key.to_string())).collect::<Vec<_>>()
@@ -554,7 +577,10 @@ impl Inventory<'_> {
                 }
                 Some(MachineConfig::Simulated(simulated_config(simulated, console)))
             }
-            (None, None, Some(keys)) => hardware::hardware(keys, self.network, &at, findings),
+            (None, None, Some(keys)) => {
+                let place = hardware::Place { network: self.network, directory: self.directory, full_name, at: &at };
+                hardware::hardware(keys, &place, &mut self.shared, findings)
+            }
             // Told already, by the schema.
             (Some(_), Some(_), _) | (Some(_), _, Some(_)) | (_, Some(_), Some(_)) | (None, None, None) => None,
         }

@@ -19,6 +19,7 @@ use gateway::Gateway;
 use gateway::dhcp::{Mac, Reservation};
 
 use super::boot_namespace::BootNamespace;
+use super::hardware::Hardware;
 use super::hold::Listener;
 use super::network::{Drivers, Network};
 use super::start::StartError;
@@ -46,6 +47,7 @@ pub(super) struct Dut {
 pub(super) struct Machines {
     config: FarmConfig,
     network: Network,
+    hardware: Hardware,
     gateway: Arc<Gateway>,
     /// Where virtual machines keep their sockets.
     runtime: PathBuf,
@@ -60,7 +62,8 @@ impl Machines {
         gateway: Arc<Gateway>,
         runtime: PathBuf,
     ) -> Result<Machines, StartError> {
-        let machines = Machines { config, network, gateway, runtime, duts: Mutex::default() };
+        let hardware = Hardware::of(&config)?;
+        let machines = Machines { config, network, hardware, gateway, runtime, duts: Mutex::default() };
         for dut in &machines.config.duts {
             machines.set_up(dut)?;
         }
@@ -89,7 +92,8 @@ impl Machines {
         }
         let failed = |reason: String| StartError::Machine { dut: config.full_name.clone(), reason };
         let mac: Mac = config.mac.parse().map_err(|error| failed(format!("{error}")))?;
-        let Drivers { pdu, outlet, console } = self.network.drivers(config, &self.gateway, &self.runtime)?;
+        let Drivers { pdu, outlet, console } =
+            self.network.drivers(config, &self.hardware, &self.gateway, &self.runtime)?;
         let reservation = Reservation { mac, address: config.address, hostname: Some(config.full_name.clone()) };
         self.gateway.dhcp().reserve(reservation).map_err(|error| failed(error.to_string()))?;
         let (config, boot, power) = (config.clone(), BootNamespace::default(), Mutex::default());

@@ -10,18 +10,15 @@ use gateway::net::Net;
 use gateway::{Gateway, Ports};
 
 use super::Listeners;
+use super::hardware::Hardware;
 use super::start::StartError;
 use crate::blueprint::console::Console;
 use crate::blueprint::console::qemu::QemuConsole;
 use crate::blueprint::console::simulated::SimulatedConsole;
-use crate::blueprint::console::tcp::TcpConsole;
-use crate::blueprint::power::exec::ExecPdu;
 use crate::blueprint::power::qemu::QemuPdu;
 use crate::blueprint::power::simulated::SimulatedPdu;
 use crate::blueprint::power::{Outlet, Pdu};
-use crate::config::{
-    ConsoleConfig, DutConfig, FarmConfig, HardwareConfig, LOOPBACK_GATEWAY, MachineConfig, NetworkConfig, PowerConfig,
-};
+use crate::config::{DutConfig, FarmConfig, LOOPBACK_GATEWAY, MachineConfig, NetworkConfig};
 use crate::session::Event;
 use crate::virtual_dut::network::{NetworkError, PrivateNetwork};
 use crate::virtual_dut::{install, qemu, simulated};
@@ -96,7 +93,13 @@ impl Network {
     }
 
     /// The drivers of a machine. A virtual one is a PDU with one outlet, named as its DUT.
-    pub(super) fn drivers(&self, dut: &DutConfig, gateway: &Gateway, runtime: &Path) -> Result<Drivers, StartError> {
+    pub(super) fn drivers(
+        &self,
+        dut: &DutConfig,
+        hardware: &Hardware,
+        gateway: &Gateway,
+        runtime: &Path,
+    ) -> Result<Drivers, StartError> {
         let failed = |reason: String| StartError::Machine { dut: dut.full_name.clone(), reason };
         let outlet = Outlet(dut.full_name.clone());
         match &dut.machine {
@@ -120,20 +123,9 @@ impl Network {
                 let pdu = Arc::new(SimulatedPdu::new([(outlet.clone(), Arc::clone(&machine))]));
                 Ok(Drivers { pdu, outlet, console: Arc::new(SimulatedConsole::new(machine)) })
             }
-            MachineConfig::Hardware(config) => Ok(hardware(config, outlet)),
+            MachineConfig::Hardware(config) => hardware.drivers(config).map_err(failed),
         }
     }
-}
-
-/// The drivers of a machine that is not ours: each part says how it is reached.
-fn hardware(config: &HardwareConfig, outlet: Outlet) -> Drivers {
-    let pdu: Arc<dyn Pdu> = match &config.power {
-        PowerConfig::Exec(exec) => Arc::new(ExecPdu::new(outlet.clone(), exec.clone())),
-    };
-    let console: Arc<dyn Console> = match &config.console {
-        ConsoleConfig::Tcp(tcp) => Arc::new(TcpConsole::new(tcp.clone())),
-    };
-    Drivers { pdu, outlet, console }
 }
 
 fn loopback_wire(dut: &DutConfig, gateway: &Gateway) -> Option<simulated::Wire> {

@@ -54,6 +54,14 @@ pub enum StartError {
         /// What went wrong.
         reason: String,
     },
+    /// A power unit or a console.
+    #[error("cannot set up {name}: {reason}")]
+    Hardware {
+        /// What the farm file calls it.
+        name: String,
+        /// What went wrong.
+        reason: String,
+    },
     /// The store of the leases.
     #[error("cannot keep leases: {0}")]
     Leases(#[from] StoreError),

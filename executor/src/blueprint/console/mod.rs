@@ -10,6 +10,11 @@ pub mod qemu;
 pub mod simulated;
 pub mod tcp;
 
+use super::driver::Driver;
+
+/// Every way to reach a console that a farm file can name.
+pub const DRIVERS: &[Driver<dyn Console>] = &[Driver::of::<tcp::Keys>("tcp")];
+
 /// Both directions of a console.
 pub trait ConsoleStream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> ConsoleStream for T {}

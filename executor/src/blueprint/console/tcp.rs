@@ -15,13 +15,33 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use schemars::JsonSchema;
+use serde::Deserialize;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::{Console, ConsoleStream};
-use crate::config::TcpConsoleConfig;
+use crate::blueprint::driver::{self, Mistake};
+
+/// A TCP port that is the serial line, byte for byte.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+#[schemars(extend("required" = ["host", "port"]))]
+pub struct Keys {
+    /// Its name or address.
+    host: String,
+    /// The port of this machine's line.
+    #[schemars(range(min = 1, max = 65535), extend("x-example" = "port: 2001"))]
+    port: u16,
+}
+
+impl driver::Keys<dyn Console> for Keys {
+    fn build(self, _: &driver::Context<'_>) -> Result<Arc<dyn Console>, Vec<Mistake>> {
+        Ok(Arc::new(TcpConsole::new(self.host, self.port)))
+    }
+}
 
 /// A host that is there answers in milliseconds. Two seconds below what opening a console again may take, so that the error has an address.
 const CONNECT_TIME: Duration = Duration::from_secs(8);
@@ -33,24 +53,25 @@ const KEEPALIVE_TRIES: u32 = 3;
 
 /// Reaches a console over TCP.
 pub struct TcpConsole {
-    config: TcpConsoleConfig,
+    host: String,
+    port: u16,
     is_open: Arc<AtomicBool>,
 }
 
 impl TcpConsole {
     /// The console at this address.
-    pub fn new(config: TcpConsoleConfig) -> Self {
-        TcpConsole { config, is_open: Arc::default() }
+    pub fn new(host: String, port: u16) -> Self {
+        TcpConsole { host, port, is_open: Arc::default() }
     }
 
     async fn connect(&self) -> io::Result<Stream> {
-        let address = format!("{}:{}", self.config.host, self.config.port);
+        let address = format!("{}:{}", self.host, self.port);
         if self.is_open.swap(true, Ordering::SeqCst) {
             let why = format!("the console at {address} is open already; close that first");
             return Err(io::Error::new(io::ErrorKind::ResourceBusy, why));
         }
         let claim = Claim(Arc::clone(&self.is_open));
-        let connecting = TcpStream::connect((self.config.host.as_str(), self.config.port));
+        let connecting = TcpStream::connect((self.host.as_str(), self.port));
         let stream = match timeout(CONNECT_TIME, connecting).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return Err(io::Error::new(error.kind(), format!("{address}: {error}"))),
@@ -137,7 +158,7 @@ mod tests {
     async fn server() -> (TcpListener, TcpConsole, String) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let console = TcpConsole::new(TcpConsoleConfig { host: "127.0.0.1".into(), port: address.port() });
+        let console = TcpConsole::new("127.0.0.1".into(), address.port());
         (listener, console, address.to_string())
     }
 
@@ -178,7 +199,7 @@ mod tests {
         let refused = console.open().await.map(drop).unwrap_err();
         assert_eq!(refused.to_string(), format!("{address}: Connection refused (os error 111)"));
         console.open().await.map(drop).expect_err("a failed attempt does not keep the next one out");
-        let unknown = TcpConsole::new(TcpConsoleConfig { host: "no such host".into(), port: 1 });
+        let unknown = TcpConsole::new("no such host".into(), 1);
         let why = unknown.open().await.map(drop).unwrap_err().to_string();
         assert!(why.starts_with("no such host:1: "), "{why}");
     }

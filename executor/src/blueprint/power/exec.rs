@@ -4,10 +4,11 @@
 //!  set on, set off ─► its command, no shell ─► exit status 0: done        anything else, or 30 s: an error with what it said
 //!  state ───────────► its command ─► prints `on` or `off`
 //! ```
-//! A command belongs to the server that started it: it ends with it. What the command itself leaves behind in the background (a
+//! A unit of `pdus` has as many outlets as its machines name: `{outlet}` in a word is the outlet's name. A command belongs to the server that started it: it ends with it. What the command itself leaves behind in the background (a
 //! virtual machine, say) is its own affair; it may keep our pipes open.
 
 use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -15,12 +16,14 @@ use futures_util::future::BoxFuture;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
+use schemars::JsonSchema;
+use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
 use super::{Outlet, Pdu, PowerError, PowerState};
-use crate::config::ExecConfig;
+use crate::blueprint::driver::{self, Context, Mistake};
 
 /// One command may take this long: the slowest units that must work take 30 s, and setting and reading back are bounded above at 45 s each.
 const COMMAND_TIME: Duration = Duration::from_secs(30);
@@ -29,34 +32,66 @@ const OUTPUT_BYTES_MAX: usize = 2048;
 /// What a command said is in its pipe when it has ended. Only what it left in the background can keep the pipe open.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 
-/// A power unit with one outlet.
+/// A command each, as a list of words; no shell reads them.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+#[schemars(extend("required" = ["on", "off", "state"]))]
+pub struct Keys {
+    /// Switches it on; repeating it is harmless.
+    on: Vec<String>,
+    /// Switches it off; repeating it is harmless.
+    off: Vec<String>,
+    /// Prints `on` or `off`.
+    state: Vec<String>,
+}
+
+impl driver::Keys<dyn Pdu> for Keys {
+    fn build(self, context: &Context<'_>) -> Result<Arc<dyn Pdu>, Vec<Mistake>> {
+        let mut mistakes = Vec::new();
+        for (key, words) in [("on", &self.on), ("off", &self.off), ("state", &self.state)] {
+            if words.first().is_none_or(String::is_empty) {
+                let hint = "write a program and its words: `[pdu-client, outlet-7, \"on\"]`";
+                mistakes.push(Mistake::new(key, "no program is named", hint));
+            } else if context.outlet.is_none() && !words.iter().any(|word| word.contains(OUTLET)) {
+                let hint = "a unit of `pdus` has several outlets: `[pdu-client, \"{outlet}\", \"on\"]`";
+                mistakes.push(Mistake::new(key, "no word says which outlet", hint));
+            }
+        }
+        if mistakes.is_empty() { Ok(Arc::new(ExecPdu::new(context.outlet.cloned(), self))) } else { Err(mistakes) }
+    }
+}
+
+/// Stands for the outlet's name in a word of a command.
+const OUTLET: &str = "{outlet}";
+
+/// A power unit with one outlet, or with any whose name its commands understand.
 pub struct ExecPdu {
-    outlet: Outlet,
-    config: ExecConfig,
+    outlet: Option<Outlet>,
+    keys: Keys,
     limit: Duration,
 }
 
 impl ExecPdu {
-    /// The power unit that these commands are.
-    pub fn new(outlet: Outlet, config: ExecConfig) -> Self {
-        ExecPdu { outlet, config, limit: COMMAND_TIME }
+    /// The power unit that these commands are. With an `outlet` it has this one.
+    fn new(outlet: Option<Outlet>, keys: Keys) -> Self {
+        ExecPdu { outlet, keys, limit: COMMAND_TIME }
     }
 
     async fn switch(&self, outlet: &Outlet, state: PowerState) -> Result<(), PowerError> {
         let arguments = match state {
-            PowerState::On => &self.config.on,
-            PowerState::Off => &self.config.off,
+            PowerState::On => &self.keys.on,
+            PowerState::Off => &self.keys.off,
         };
         self.run(outlet, arguments).await.map(drop)
     }
 
     async fn read(&self, outlet: &Outlet) -> Result<PowerState, PowerError> {
-        let said = self.run(outlet, &self.config.state).await?;
+        let said = self.run(outlet, &self.keys.state).await?;
         match said.trim().to_ascii_lowercase().as_str() {
             "on" => Ok(PowerState::On),
             "off" => Ok(PowerState::Off),
             _ => {
-                let command = shown(&self.config.state);
+                let command = shown(&self.keys.state);
                 Err(error(outlet, format!("`{command}` must print `on` or `off`; it printed {}", quoted(&said))))
             }
         }
@@ -64,12 +99,13 @@ impl ExecPdu {
 
     /// What the command printed on its standard output.
     async fn run(&self, outlet: &Outlet, arguments: &[String]) -> Result<String, PowerError> {
-        if *outlet != self.outlet {
-            return Err(error(outlet, format!("there is no such outlet; outlets: {}", self.outlet.0)));
+        if let Some(only) = self.outlet.as_ref().filter(|only| *only != outlet) {
+            return Err(error(outlet, format!("there is no such outlet; outlets: {}", only.0)));
         }
-        let command = shown(arguments);
+        let arguments: Vec<String> = arguments.iter().map(|word| word.replace(OUTLET, &outlet.0)).collect();
+        let command = shown(&arguments);
         let failed = |what: String| error(outlet, format!("`{command}` {what}"));
-        let mut child = spawn(arguments).map_err(|why| failed(format!("cannot be started: {why}")))?;
+        let mut child = spawn(&arguments).map_err(|why| failed(format!("cannot be started: {why}")))?;
         let Ok(ended) = timeout(self.limit, until_ended(&mut child)).await else {
             end_with_all_it_started(&mut child).await;
             return Err(failed(format!("did not end within {} s", self.limit.as_secs_f64())));
@@ -175,8 +211,8 @@ mod tests {
 
     fn pdu(on: &str, off: &str, state: &str) -> (ExecPdu, Outlet) {
         let outlet = Outlet("rack-1".into());
-        let config = ExecConfig { on: shell(on), off: shell(off), state: shell(state) };
-        (ExecPdu::new(outlet.clone(), config), outlet)
+        let keys = Keys { on: shell(on), off: shell(off), state: shell(state) };
+        (ExecPdu::new(Some(outlet.clone()), keys), outlet)
     }
 
     #[tokio::test]
@@ -195,12 +231,25 @@ mod tests {
     async fn its_words_reach_the_program_as_they_are_with_no_shell_between() {
         let outlet = Outlet("1".into());
         let state = words(&["echo", "$HOME;", "*", "two words"]);
-        let pdu = ExecPdu::new(outlet.clone(), ExecConfig { on: state.clone(), off: state.clone(), state });
+        let pdu = ExecPdu::new(Some(outlet.clone()), Keys { on: state.clone(), off: state.clone(), state });
         let told = pdu.state(&outlet).await.unwrap_err().to_string();
         assert_eq!(
             told,
             "outlet `1`: `echo $HOME; * two words` must print `on` or `off`; it printed `$HOME; * two words`"
         );
+    }
+
+    #[tokio::test]
+    async fn a_unit_with_several_outlets_says_which_in_its_words() {
+        let folder = tempfile::tempdir().unwrap();
+        let set = |state: &str| shell(&format!("echo {state} > {}/{{outlet}}", folder.path().display()));
+        let state = shell(&format!("cat {}/{{outlet}}", folder.path().display()));
+        let pdu = ExecPdu::new(None, Keys { on: set("on"), off: set("off"), state });
+        let (left, right) = (Outlet("left".into()), Outlet("right".into()));
+        pdu.set(&left, PowerState::On).await.unwrap();
+        pdu.set(&right, PowerState::Off).await.unwrap();
+        assert_eq!(pdu.state(&left).await.unwrap(), PowerState::On);
+        assert_eq!(pdu.state(&right).await.unwrap(), PowerState::Off);
     }
 
     #[tokio::test]
@@ -216,7 +265,7 @@ mod tests {
         let told = pdu.state(&Outlet("7".into())).await.unwrap_err().to_string();
         assert_eq!(told, "outlet `7`: there is no such outlet; outlets: rack-1");
         let gone = words(&["/no/such/program"]);
-        let pdu = ExecPdu::new(outlet.clone(), ExecConfig { on: gone.clone(), off: gone.clone(), state: gone });
+        let pdu = ExecPdu::new(Some(outlet.clone()), Keys { on: gone.clone(), off: gone.clone(), state: gone });
         let told = pdu.set(&outlet, PowerState::Off).await.unwrap_err().to_string();
         assert_eq!(
             told,

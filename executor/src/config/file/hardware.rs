@@ -1,7 +1,21 @@
-//! Machines of the farm file that are not ours: how their outlet is switched, and where their console is.
+//! Machines of the farm file that are not ours: which outlet switches them, where their console is; and the units and lines that several
+//! machines name.
+//!
+//! ```text
+//!  pdus:     {name: rack, snmp: {…}} ◄── power:   {pdu: rack, outlet: 7}      or a unit of its own: {exec: {…}}
+//!  consoles: {name: usb-3, tty: {…}} ◄── console: {line: usb-3}               or a line of its own: {tcp: {…}}
+//! ```
+//! The drivers' own keys are in their own files; the tables in `blueprint` list them.
+
+use std::marker::PhantomData;
+
+use serde_json::{Map, Value};
 
 use super::*;
-use crate::config::{ConsoleConfig, ExecConfig, HardwareConfig, PowerConfig, TcpConsoleConfig};
+use crate::blueprint::driver::{Chosen, Context, Driver};
+use crate::blueprint::power::Outlet;
+use crate::blueprint::{console, power};
+use crate::config::{HardwareConfig, LineConfig, PduConfig, PowerConfig, Whose};
 
 /// A machine that is there whether this program runs or not.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -14,82 +28,309 @@ pub(super) struct HardwareKeys {
     console: ConsoleKeys,
 }
 
-/// Exactly one of the ways to switch an outlet.
+/// A unit of `pdus` or one of its own, and which outlet.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
-#[schemars(extend("x-exactly-one" = ["exec"]))]
 struct PowerKeys {
-    /// Commands of this host.
-    exec: Option<ExecKeys>,
+    /// The outlet's name on its unit; a unit with a single outlet needs none.
+    outlet: Option<String>,
+    #[serde(flatten)]
+    unit: Choice<OneOfPdus>,
 }
 
-/// A command each, as a list of words; no shell reads them.
+/// A line of `consoles`, or one of its own.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
-#[schemars(extend("required" = ["on", "off", "state"]))]
-struct ExecKeys {
-    /// Switches it on; repeating it is harmless.
-    on: Vec<String>,
-    /// Switches it off; repeating it is harmless.
-    off: Vec<String>,
-    /// Prints `on` or `off`.
-    state: Vec<String>,
-}
-
-/// Exactly one of the ways to reach a console.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
-#[serde(default)]
-#[schemars(extend("x-exactly-one" = ["tcp"]))]
 struct ConsoleKeys {
-    /// A TCP port that is the serial line, byte for byte.
-    tcp: Option<TcpKeys>,
+    #[serde(flatten)]
+    way: Choice<OneOfLines>,
 }
 
-/// A console server's port.
+/// A power unit.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
-#[schemars(extend("required" = ["host", "port"]))]
-struct TcpKeys {
-    /// Its name or address.
-    host: String,
-    /// The port of this machine's line.
-    #[schemars(range(min = 1, max = 65535), extend("x-example" = "port: 2001"))]
-    port: Option<u16>,
+#[schemars(extend("required" = ["name"]))]
+pub(super) struct PduKeys {
+    /// What machines name it by.
+    #[schemars(extend("x-form" = "export-name", "x-example" = "name: rack-1"))]
+    name: String,
+    #[serde(flatten)]
+    unit: Choice<AnyPdu>,
+}
+
+/// A console.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+#[schemars(extend("required" = ["name"]))]
+pub(super) struct LineKeys {
+    /// What machines name it by.
+    #[schemars(extend("x-form" = "export-name", "x-example" = "name: line-1"))]
+    name: String,
+    #[serde(flatten)]
+    way: Choice<AnyLine>,
+}
+
+/// Exactly one driver of a table, by its name, with its keys; where `Of` has a list, an entry of that list does as well.
+#[derive(Debug, Deserialize)]
+#[serde(transparent)]
+struct Choice<Of> {
+    said: Map<String, Value>,
+    #[serde(skip)]
+    of: PhantomData<Of>,
+}
+
+/// What is chosen from.
+trait Choose {
+    /// The key that names an entry of a list, and what it means.
+    const NAMED: Option<(&'static str, &'static str)>;
+    /// The drivers' names and keys.
+    fn drivers(generator: &mut SchemaGenerator) -> Map<String, Value>;
+}
+
+#[derive(Debug)]
+struct OneOfPdus;
+#[derive(Debug)]
+struct OneOfLines;
+#[derive(Debug)]
+struct AnyPdu;
+#[derive(Debug)]
+struct AnyLine;
+
+impl Choose for AnyPdu {
+    const NAMED: Option<(&'static str, &'static str)> = None;
+    fn drivers(generator: &mut SchemaGenerator) -> Map<String, Value> {
+        keys_of(power::DRIVERS, generator)
+    }
+}
+
+impl Choose for OneOfPdus {
+    const NAMED: Option<(&'static str, &'static str)> = Some(("pdu", "A unit of `pdus`."));
+    fn drivers(generator: &mut SchemaGenerator) -> Map<String, Value> {
+        AnyPdu::drivers(generator)
+    }
+}
+
+impl Choose for AnyLine {
+    const NAMED: Option<(&'static str, &'static str)> = None;
+    fn drivers(generator: &mut SchemaGenerator) -> Map<String, Value> {
+        keys_of(console::DRIVERS, generator)
+    }
+}
+
+impl Choose for OneOfLines {
+    const NAMED: Option<(&'static str, &'static str)> = Some(("line", "A line of `consoles`."));
+    fn drivers(generator: &mut SchemaGenerator) -> Map<String, Value> {
+        AnyLine::drivers(generator)
+    }
+}
+
+fn keys_of<T: ?Sized>(table: &[Driver<T>], generator: &mut SchemaGenerator) -> Map<String, Value> {
+    let keys = |driver: &Driver<T>| (driver.name.to_owned(), (driver.schema)(generator).to_value());
+    table.iter().map(keys).collect()
+}
+
+impl<Of> Default for Choice<Of> {
+    fn default() -> Self {
+        Choice { said: Map::new(), of: PhantomData }
+    }
+}
+
+impl<Of: Choose> JsonSchema for Choice<Of> {
+    fn schema_name() -> Cow<'static, str> {
+        "Choice".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let mut keys = Of::drivers(generator);
+        if let Some((name, meaning)) = Of::NAMED {
+            keys.insert(name.to_owned(), serde_json::json!({ "type": "string", "description": meaning }));
+        }
+        let names: Vec<&String> = keys.keys().collect();
+        json_schema!({ "type": "object", "x-exactly-one": names, "properties": keys })
+    }
+}
+
+impl<Of: Choose> Choice<Of> {
+    /// What was chosen; nothing when the schema's check has told already why there is nothing.
+    fn chosen<T: ?Sized>(&self, table: &[Driver<T>], directory: &Path) -> Option<Whose> {
+        let mut said = self.said.iter().filter(|(_, keys)| !keys.is_null());
+        let (name, keys) = said.next().filter(|_| said.next().is_none())?;
+        if Of::NAMED.is_some_and(|(key, _)| key == name) {
+            return keys.as_str().map(|name| Whose::Named(name.to_owned()));
+        }
+        let driver = table.iter().find(|driver| driver.name == name)?.name;
+        Some(Whose::Own(Chosen { driver, keys: keys.clone(), directory: directory.to_owned() }))
+    }
+}
+
+/// The units and lines that machines may name, and who does.
+#[derive(Debug, Default)]
+pub(super) struct Shared {
+    pub pdus: Vec<PduConfig>,
+    pub consoles: Vec<LineConfig>,
+    /// Where each outlet of a named unit, and each named line, was used first.
+    users: HashMap<(String, Option<String>), String>,
+}
+
+impl Shared {
+    /// Those of the farm file, checked.
+    pub(super) fn of(file: &FarmFile, directory: &Path, findings: &mut Findings) -> Shared {
+        let mut shared = Shared::default();
+        let mut names = HashMap::new();
+        for (index, keys) in file.pdus.iter().enumerate() {
+            once(&mut names, at("pdus", index, "name"), &keys.name, findings);
+            let Some(Whose::Own(unit)) = keys.unit.chosen(power::DRIVERS, directory) else { continue };
+            check(&unit, power::DRIVERS, None, &at("pdus", index, unit.driver), findings);
+            shared.pdus.push(PduConfig { name: keys.name.clone(), unit });
+        }
+        let mut names = HashMap::new();
+        for (index, keys) in file.consoles.iter().enumerate() {
+            once(&mut names, at("consoles", index, "name"), &keys.name, findings);
+            let Some(Whose::Own(way)) = keys.way.chosen(console::DRIVERS, directory) else { continue };
+            check(&way, console::DRIVERS, None, &at("consoles", index, way.driver), findings);
+            shared.consoles.push(LineConfig { name: keys.name.clone(), way });
+        }
+        shared
+    }
+
+    /// One machine an outlet, one machine a line.
+    fn used(&mut self, name: &str, outlet: Option<&str>, at: Vec<String>, findings: &mut Findings) {
+        let what = match outlet {
+            Some(outlet) => format!("outlet `{outlet}` of `{name}`"),
+            None => format!("the line `{name}`"),
+        };
+        let key = (name.to_owned(), outlet.map(str::to_owned));
+        if let Some(earlier) = self.users.get(&key) {
+            findings.tell(&at, format!("{what} is already used by `{earlier}`"), "give every machine its own");
+        } else {
+            self.users.insert(key, field_of(&at));
+        }
+    }
+}
+
+/// Names of one list are different.
+fn once(names: &mut HashMap<String, String>, at: Vec<String>, name: &str, findings: &mut Findings) {
+    match names.get(name) {
+        Some(earlier) => {
+            findings.tell(&at, format!("the name {} is already used by `{earlier}`", quoted(name)), "name each once");
+        }
+        None => {
+            names.insert(name.to_owned(), field_of(&at));
+        }
+    }
+}
+
+/// What the driver says of its keys.
+fn check<T: ?Sized>(
+    chosen: &Chosen,
+    table: &[Driver<T>],
+    outlet: Option<&Outlet>,
+    at: &[String],
+    findings: &mut Findings,
+) {
+    let driver = table.iter().find(|driver| driver.name == chosen.driver).expect("it was chosen from this table");
+    let mistakes = driver.build(&chosen.keys, &Context { directory: &chosen.directory, outlet }).err();
+    for mistake in mistakes.unwrap_or_default() {
+        let path: Vec<String> = at.iter().chain(&mistake.key).cloned().collect();
+        findings.tell(&path, mistake.what, &mistake.hint);
+    }
+}
+
+/// Where a machine stands in the farm file.
+pub(super) struct Place<'a> {
+    pub network: &'a NetworkConfig,
+    pub directory: &'a Path,
+    pub full_name: &'a str,
+    pub at: &'a dyn Fn(&[&str]) -> Vec<String>,
 }
 
 /// What the schema cannot say is told; what it can is told already, and gives `None`.
 pub(super) fn hardware(
     keys: &HardwareKeys,
-    network: &NetworkConfig,
-    place: &dyn Fn(&[&str]) -> Vec<String>,
+    place: &Place<'_>,
+    shared: &mut Shared,
     findings: &mut Findings,
 ) -> Option<MachineConfig> {
-    if place(&[]).first().is_some_and(|list| list == "on_demand") {
+    let at = |path: &[&str]| (place.at)(&[&["hardware"], path].concat());
+    if at(&[]).first().is_some_and(|list| list == "on_demand") {
         let hint = "name each machine under `duts`";
-        findings.tell(&place(&["hardware"]), "hardware cannot be made on demand".to_owned(), hint);
+        findings.tell(&at(&[]), "hardware cannot be made on demand".to_owned(), hint);
     }
-    if !matches!(network, NetworkConfig::Interface { .. }) {
+    if !matches!(place.network, NetworkConfig::Interface { .. }) {
         let hint = "use `network: {interface: {name: …, address: …}}`, the link that leads to it";
-        findings.tell(&place(&["hardware"]), "hardware is not on a network of the farm's own".to_owned(), hint);
+        findings.tell(&at(&[]), "hardware is not on a network of the farm's own".to_owned(), hint);
     }
-    let exec = keys.power.exec.as_ref()?;
-    for (key, words) in [("on", &exec.on), ("off", &exec.off), ("state", &exec.state)] {
-        if words.first().is_none_or(String::is_empty) {
-            let hint = "write a program and its words: `[pdu-client, outlet-7, \"on\"]`";
-            findings.tell(&place(&["hardware", "power", "exec", key]), "no program is named".to_owned(), hint);
+    let power = power_of(&keys.power, place, &at(&["power"]), shared, findings);
+    let console = console_of(&keys.console, place, &at(&["console"]), shared, findings);
+    Some(MachineConfig::Hardware(HardwareConfig { power: power?, console: console? }))
+}
+
+fn power_of(
+    keys: &PowerKeys,
+    place: &Place<'_>,
+    at: &[String],
+    shared: &mut Shared,
+    findings: &mut Findings,
+) -> Option<PowerConfig> {
+    let unit = keys.unit.chosen(power::DRIVERS, place.directory)?;
+    let below = |key: &str| [at, &[key.to_owned()]].concat();
+    let outlet = Outlet(keys.outlet.clone().unwrap_or_else(|| place.full_name.to_owned()));
+    match &unit {
+        Whose::Own(own) => check(own, power::DRIVERS, Some(&outlet), &below(own.driver), findings),
+        Whose::Named(name) => {
+            let known = shared.pdus.iter().map(|pdu| &pdu.name);
+            find("PDU", name, known, &below("pdu"), findings);
+            match &keys.outlet {
+                Some(outlet) => shared.used(name, Some(outlet), below("outlet"), findings),
+                None => {
+                    let what = format!("which outlet of `{name}` is not said");
+                    findings.tell(at, what, "add `outlet: \"7\"`, its name on the unit");
+                }
+            }
         }
     }
-    let tcp = keys.console.tcp.as_ref()?;
-    let exec = ExecConfig { on: exec.on.clone(), off: exec.off.clone(), state: exec.state.clone() };
-    let console = TcpConsoleConfig { host: tcp.host.clone(), port: tcp.port? };
-    Some(MachineConfig::Hardware(HardwareConfig {
-        power: PowerConfig::Exec(exec),
-        console: ConsoleConfig::Tcp(console),
-    }))
+    Some(PowerConfig { unit, outlet })
+}
+
+fn console_of(
+    keys: &ConsoleKeys,
+    place: &Place<'_>,
+    at: &[String],
+    shared: &mut Shared,
+    findings: &mut Findings,
+) -> Option<Whose> {
+    let way = keys.way.chosen(console::DRIVERS, place.directory)?;
+    let below = |key: &str| [at, &[key.to_owned()]].concat();
+    match &way {
+        Whose::Own(own) => check(own, console::DRIVERS, None, &below(own.driver), findings),
+        Whose::Named(name) => {
+            find("console", name, shared.consoles.iter().map(|line| &line.name), &below("line"), findings);
+            shared.used(name, None, below("line"), findings);
+        }
+    }
+    Some(way)
+}
+
+/// A name must be one of the list's.
+fn find<'a>(noun: &str, name: &str, known: impl Iterator<Item = &'a String>, at: &[String], findings: &mut Findings) {
+    let known: Vec<&str> = known.map(String::as_str).collect();
+    if !known.contains(&name) {
+        let hint = match known.as_slice() {
+            [] => format!("add it under `{}s`", noun.to_ascii_lowercase()),
+            known => format!("there are: {}", known.join(", ")),
+        };
+        findings.tell(at, format!("no {noun} {}", quoted(name)), &hint);
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     const FARM: &str = "name: lab\nnetwork: {interface: {name: eth1, address: 10.0.0.1/24}}\nduts:\n";
@@ -109,14 +350,12 @@ mod tests {
     #[test]
     fn a_machine_has_commands_for_its_outlet_and_an_address_for_its_console() {
         let farm = parse("farm.yml", &format!("{FARM}{}", machine(GOOD)), Path::new("")).unwrap();
-        let words = |words: &[&str]| words.iter().map(|word| word.to_string()).collect();
-        let exec = ExecConfig {
-            on: words(&["pdu", "7", "on"]),
-            off: words(&["pdu", "7", "off"]),
-            state: words(&["pdu", "7"]),
-        };
-        let console = TcpConsoleConfig { host: "ser2net.lab".into(), port: 2007 };
-        let expected = HardwareConfig { power: PowerConfig::Exec(exec), console: ConsoleConfig::Tcp(console) };
+        let exec = json!({ "on": ["pdu", "7", "on"], "off": ["pdu", "7", "off"], "state": ["pdu", "7"] });
+        let unit = Whose::Own(Chosen { driver: "exec", keys: exec, directory: "".into() });
+        let tcp = json!({ "host": "ser2net.lab", "port": 2007 });
+        let console = Whose::Own(Chosen { driver: "tcp", keys: tcp, directory: "".into() });
+        let power = PowerConfig { unit, outlet: Outlet("lab-dut-1".into()) };
+        let expected = HardwareConfig { power, console };
         assert!(matches!(&farm.duts[0].machine, MachineConfig::Hardware(machine) if *machine == expected));
     }
 
@@ -132,11 +371,11 @@ mod tests {
             ]
         );
         assert_eq!(
-            told(&format!("{FARM}{}", machine("{power: {snmp: {}}, console: {}}"))),
+            told(&format!("{FARM}{}", machine("{power: {abacus: {}}, console: {}}"))),
             [
-                "duts[0].machine.hardware.power: one of `exec` is missing",
-                "duts[0].machine.hardware.power.snmp: unknown key `snmp`",
-                "duts[0].machine.hardware.console: one of `tcp` is missing",
+                "duts[0].machine.hardware.power: one of `exec` or `pdu` is missing",
+                "duts[0].machine.hardware.power.abacus: unknown key `abacus`",
+                "duts[0].machine.hardware.console: one of `tcp` or `line` is missing",
             ]
         );
     }
@@ -153,5 +392,76 @@ mod tests {
              - {{name: box, limit: 2, first_address: 10.0.0.50, machine: {{hardware: {GOOD}}}}}\n"
         );
         assert_eq!(told(&on_demand), ["on_demand[0].machine.hardware: hardware cannot be made on demand"]);
+    }
+
+    const SHARED: &str = "pdus:\n- {name: rack, exec: {on: [pdu, '{outlet}'], off: [pdu, '{outlet}'], state: [pdu, '{outlet}']}}\n\
+                          consoles:\n- {name: usb-1, tcp: {host: a, port: 1}}\n- {name: usb-2, tcp: {host: a, port: 2}}\n";
+
+    fn two(left: &str, right: &str) -> String {
+        let second = machine(right).replace("00:01", "00:02").replace("0.11", "0.12");
+        format!("{SHARED}{FARM}{}{second}", machine(left))
+    }
+
+    #[test]
+    fn machines_share_a_unit_by_its_name_and_each_has_its_own_outlet_and_line() {
+        let text = two(
+            "{power: {pdu: rack, outlet: '1'}, console: {line: usb-1}}",
+            "{power: {pdu: rack, outlet: '2'}, console: {line: usb-2}}",
+        );
+        let farm = parse("farm.yml", &text, Path::new("")).unwrap_or_else(|problems| panic!("{problems}"));
+        let MachineConfig::Hardware(right) = &farm.duts[1].machine else { panic!("it is hardware") };
+        assert_eq!(right.power, PowerConfig { unit: Whose::Named("rack".into()), outlet: Outlet("2".into()) });
+        assert_eq!(right.console, Whose::Named("usb-2".into()));
+        assert_eq!((farm.pdus[0].name.as_str(), farm.pdus[0].unit.driver), ("rack", "exec"));
+        assert_eq!(farm.consoles.len(), 2);
+    }
+
+    #[test]
+    fn a_name_that_nothing_has_and_what_two_machines_use_are_told() {
+        let text = two(
+            "{power: {pdu: rock, outlet: '1'}, console: {line: usb-1}}",
+            "{power: {pdu: rack}, console: {line: usb-1}}",
+        );
+        assert_eq!(
+            told(&text),
+            [
+                "duts[0].machine.hardware.power.pdu: no PDU `rock`",
+                "duts[1].machine.hardware.power: which outlet of `rack` is not said",
+                "duts[1].machine.hardware.console.line: the line `usb-1` is already used by `duts[0].machine.hardware.console.line`",
+            ]
+        );
+    }
+
+    #[test]
+    fn every_driver_is_built_from_its_fixture() {
+        fn walk<T: ?Sized>(kind: &str, table: &[Driver<T>]) {
+            for driver in table {
+                let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/blueprints").join(kind);
+                let path = root.join(format!("{}.yml", driver.name));
+                let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+                let list = if kind == "power" { "pdus" } else { "consoles" };
+                let entry: String = text.lines().map(|line| format!("      {line}\n")).collect();
+                let farm = format!("{FARM} []\n{list}:\n  - name: it\n    {}:\n{entry}", driver.name);
+                let farm = parse("farm.yml", &farm, &root).unwrap_or_else(|problems| panic!("{problems}\n{farm}"));
+                let names =
+                    farm.pdus.iter().map(|pdu| pdu.unit.driver).chain(farm.consoles.iter().map(|it| it.way.driver));
+                assert_eq!(names.collect::<Vec<_>>(), [driver.name]);
+            }
+            assert!(table.is_sorted_by_key(|driver| driver.name), "the table of {kind} is in alphabetical order");
+        }
+        walk("power", power::DRIVERS);
+        walk("console", console::DRIVERS);
+    }
+
+    #[test]
+    fn an_unknown_driver_or_key_names_the_known_ones() {
+        let farm = |entry: &str| format!("{FARM} []\npdus:\n- {{name: it, {entry}}}\n");
+        let problems = parse("farm.yml", &farm("abacus: {}"), Path::new("")).unwrap_err().to_string();
+        for driver in power::DRIVERS {
+            assert!(problems.contains(&format!("`{}`", driver.name)), "{problems}");
+        }
+        let exec = "exec: {on: [a, '{outlet}'], off: [a, '{outlet}'], state: [a, '{outlet}'], toggle: [a]}";
+        let problems = parse("farm.yml", &farm(exec), Path::new("")).unwrap_err().to_string();
+        assert!(problems.contains("unknown key `toggle`") && problems.contains("`on`"), "{problems}");
     }
 }

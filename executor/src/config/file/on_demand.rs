@@ -168,13 +168,13 @@ impl Inventory<'_> {
     }
 
     fn kind_on_demand(
-        &self,
+        &mut self,
         index: usize,
         keys: &OnDemandKeys,
         pools: &BTreeMap<String, PoolKeys>,
         findings: &mut Findings,
     ) -> Option<OnDemandConfig> {
-        let machine = self.machine("on_demand", index, &keys.machine, findings);
+        let machine = self.machine("on_demand", index, &keys.name, &keys.machine, findings);
         let pool = keys.share.as_ref().and_then(|name| shared_pool(index, name, pools, findings));
         let limit = keys.limit.unwrap_or(1);
         let (idle, idle_min) = idle_times(index, keys, findings);
