@@ -1,7 +1,8 @@
-//! Programs of Debian that a test needs: found, or installed as `wharf virtual install` does it.
+//! Programs of Debian and of PyPI that a test needs: found, or installed as `wharf virtual install` does it.
 //!
 //! ```text
 //!  need_programs, need_packages ─► apt-get install         need_virtual_machines ─► wharf virtual install
+//!  python: programs of PyPI ─► a virtual environment in the user's cache
 //!  unpacked: files for another machine ─► apt-get download, with lists and state of its own ─► the user's cache
 //! ```
 
@@ -57,6 +58,34 @@ pub enum Files {
     Own,
     /// Those of all that it depends on, too.
     WithDependencies,
+}
+
+/// The folder with the programs of a virtual environment that has these packages of PyPI, such as `pyserial==3.5`: made once. An
+/// environment is one set of packages; tests that need the same set share it.
+pub fn python(packages: &[&str]) -> PathBuf {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _guard = lock(&ONE_AT_A_TIME);
+    let name: String = packages.join("+").chars().map(|it| if it.is_alphanumeric() { it } else { '-' }).collect();
+    let folder = cache_folder().join("python").join(name);
+    let is_whole = folder.join("whole");
+    if !is_whole.exists() {
+        let has_venv = || Command::new("python3").args(["-c", "import ensurepip, venv"]).output();
+        let is_there = || has_venv().is_ok_and(|output| output.status.success());
+        need_packages(|| if is_there() { vec![] } else { vec!["python3", "python3-venv"] });
+        println!("installing what this test needs: {}", packages.join(" "));
+        // What an earlier run could not finish is of no use.
+        let _ = std::fs::remove_dir_all(&folder);
+        must(Command::new("python3").args(["-m", "venv"]).arg(&folder));
+        let pip = folder.join("bin/pip");
+        must(Command::new(pip).args(["install", "--quiet", "--disable-pip-version-check"]).args(packages));
+        std::fs::write(is_whole, "").expect("the cache is the user's own");
+    }
+    folder.join("bin")
+}
+
+fn must(command: &mut Command) {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// The files of a Debian package of any architecture, downloaded once and not installed: what is for another machine to run.

@@ -1,15 +1,16 @@
 //! CI-tron's own client, unmodified from PyPI, on our server: the newest one, which upgrades its request to a console, and the last one
 //! that is called back.
 //!
-//! They live in virtual environments in the target folder, made once.
+//! They live in virtual environments, made once.
 
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use tests::bench::{Bench, Shared, need_packages};
+use tests::bench::{Bench, Shared};
+use tests::packages::python;
 
 use crate::farms::{HELLO, WHARF, farm_of, linux_job, simulated};
 
@@ -64,31 +65,7 @@ impl Client {
 
 /// The client's program; installed when it is not there yet.
 fn program(version: &str) -> PathBuf {
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("executorctl-{version}"));
-    let is_whole = folder.join("whole");
-    if !is_whole.exists() {
-        let has_venv = || Command::new("python3").args(["-c", "import ensurepip, venv"]).output();
-        let is_there = || has_venv().is_ok_and(|output| output.status.success());
-        need_packages(|| if is_there() { vec![] } else { vec!["python3", "python3-venv"] });
-        let _ = std::fs::remove_dir_all(&folder);
-        must(Command::new("python3").args(["-m", "venv"]).arg(&folder));
-        let package = format!("valve-gfx-ci.executor.client=={version}");
-        must(Command::new(folder.join("bin/pip")).args([
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            &package,
-        ]));
-        std::fs::write(is_whole, "").unwrap();
-    }
-    folder.join("bin/executorctl")
-}
-
-fn must(command: &mut Command) {
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{command:?}: {output:?}");
+    python(&[&format!("valve-gfx-ci.executor.client=={version}")]).join("executorctl")
 }
 
 fn stdout(output: &Output) -> String {
