@@ -111,7 +111,7 @@ pub enum NetworkConfig {
 }
 
 /// One machine.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct DutConfig {
     /// What jobs name it by; CI-tron's farms use the MAC.
     pub id: String,
@@ -138,7 +138,7 @@ pub struct DutConfig {
 }
 
 /// A named thing that several machines or jobs may need: a meter, a licence, a room's silence.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct GearConfig {
     /// What it is needed by.
     pub name: String,
@@ -156,7 +156,7 @@ pub struct GearConfig {
 }
 
 /// The kinds of machine.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum MachineConfig {
     /// A QEMU process.
     Qemu(QemuConfig),

@@ -5,10 +5,11 @@
 //!                                                                    └────────── release: revoke, off, unpublish, free ◄────────┘
 //! ```
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::future::ready;
+use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,11 +21,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::Instrument;
 
-use crate::blueprint::power::PowerState;
+use crate::config::FarmConfig;
 use crate::job_log::{JobEvent, JobLog, Severity};
-use crate::lease::rows::{
-    Admin, Health, Kind, Lease, LeaseId, LeaseRequest, LeaseState, Owner, Resource, ResourceId, ResourceState, Verb,
-};
+use crate::lease::rows::{LeaseId, LeaseRequest, LeaseState, Owner};
 use crate::lease::{Keeper, Snapshot};
 use crate::runner::{EVENTS_MAX, INPUT_CHUNKS_MAX};
 use crate::session::Event;
@@ -35,7 +34,9 @@ mod boot_namespace;
 mod carry;
 mod contents;
 mod crew;
+mod current;
 mod disks;
+mod duts;
 mod fetching;
 mod hand_over;
 mod hardware;
@@ -46,16 +47,20 @@ mod network;
 mod pick_up;
 mod prepare;
 mod reads;
+mod reload;
 mod shelf;
 mod start;
 mod texts;
 mod values;
 mod wants;
 
+pub use current::Current;
+pub use duts::{DutState, DutView};
 pub use hold::{Keeps, LeaseAsk, LeaseError, Link, PowerAction, Until};
 use ledger::{Kept, Reached};
 use machines::{Dut, Machines};
 pub use prepare::{Planner, Preview};
+pub use reload::{Changes, ReloadError, Source, needs_of};
 pub use shelf::{DiskView, RemoveError};
 use wants::{Asked, Candidate};
 
@@ -68,11 +73,15 @@ const JOBS_PER_COUNT: usize = 100;
 /// Jobs that are read again at once when the farm starts: each is rendered in a child, which is all that it waits for.
 const RENDERED_AT_ONCE: usize = 4;
 
-/// What a quick check runs.
-const QUICK_CHECK: &str = include_str!("../../fixtures/jobs/good/quick-check.yml");
-
 /// A running farm. Used as `Arc<Farm>`.
 pub struct Farm {
+    name: String,
+    /// Where its API is.
+    api: SocketAddr,
+    /// Where its configuration comes from, where that is a file.
+    source: OnceLock<Source>,
+    /// Held by whoever changes the configuration.
+    reloading: tokio::sync::Mutex<()>,
     planner: Planner,
     machines: Arc<Machines>,
     keeper: Keeper,
@@ -254,54 +263,20 @@ pub struct DutName {
     pub full_name: String,
 }
 
-/// A DUT's state, in CI-tron's words.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-pub enum DutState {
-    /// Free.
-    Idle,
-    /// Held by a job.
-    Running,
-    /// Held back by a person or by the farm.
-    Retired,
-}
-
-/// A DUT as others see it.
-#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
-pub struct DutView {
-    /// What jobs name it by.
-    pub id: String,
-    /// `<farm>-<base name>-<n>`, or the farm file's own.
-    pub full_name: String,
-    /// CI-tron's `base_name`.
-    pub base_name: String,
-    /// What it does.
-    pub state: DutState,
-    /// Its tags, the farm's included.
-    pub tags: Vec<String>,
-    /// The MAC it boots with.
-    pub mac_address: String,
-    /// Its address on the farm's network.
-    pub ip_address: String,
-    /// The admin's note, or why it is held back.
-    pub comment: Option<String>,
-    /// The job that holds it.
-    pub job: Option<String>,
-    /// Who holds it when no job does.
-    pub holder: Option<String>,
-    /// The outlet as last read back.
-    pub power: Option<PowerState>,
-}
-
 impl Farm {
     /// The farm's name.
     pub fn name(&self) -> &str {
-        &self.planner.config.name
+        &self.name
+    }
+
+    /// What the farm file says now.
+    fn config(&self) -> Arc<FarmConfig> {
+        self.planner.config.get()
     }
 
     /// How jobs are taken from CI-tron's clients.
     pub fn submission(&self) -> crate::config::SubmissionConfig {
-        self.planner.config.submission
+        self.config().submission
     }
 
     /// Takes a job, or says why not. The job runs on by itself; follow its log.
@@ -330,9 +305,10 @@ impl Farm {
 
     /// Refuses what could never be served, and what would have to wait when its submitter does not.
     async fn could_serve(&self, submission: &Submission, asked: &Asked) -> Result<(), SubmitError> {
-        wants::cast(&self.planner.config, &Candidate::all_of(&self.planner.config), asked)?;
+        let config = self.config();
+        wants::cast(&config, &Candidate::all_of(&config), asked)?;
         for (wants, request) in asked.duts.iter().zip(asked.requests(submission, "")) {
-            let refused = |error| wants::refusal(&self.planner.config, wants, error);
+            let refused = |error| wants::refusal(&config, wants, error);
             self.keeper.can_ever(request.clone()).await.map_err(refused)?;
             if submission.when_busy == WhenBusy::Refuse {
                 let alone = LeaseRequest { gang: None, ..request };
@@ -349,7 +325,7 @@ impl Farm {
                 Ok(lease) => self.keeper.beat(lease),
                 Err(error) => {
                     self.release_all_of(&record.id).await;
-                    return Err(wants::refusal(&self.planner.config, wants, error));
+                    return Err(wants::refusal(&self.config(), wants, error));
                 }
             }
         }
@@ -432,31 +408,7 @@ impl Farm {
 
     /// How many DUTs the farm file has.
     pub fn size(&self) -> usize {
-        self.planner.config.duts.len()
-    }
-
-    /// All DUTs that exist, by id.
-    pub async fn duts(&self) -> Vec<DutView> {
-        let rows = self.snapshot().await;
-        let (of_duts, holders) = (rows_of_duts(&rows), holders(&rows));
-        let view = |dut: &Arc<Dut>| {
-            let row = of_duts.get(dut.config.id.as_str()).copied();
-            dut.view(row, row.and_then(|row| holders.get(&row.id).copied()))
-        };
-        let mut duts: Vec<_> = self.machines.all().iter().map(view).collect();
-        duts.sort_by(|one, other| one.id.cmp(&other.id));
-        duts
-    }
-
-    /// One DUT, by id or full name.
-    pub async fn dut(&self, id_or_full_name: &str) -> Option<DutView> {
-        let rows = self.snapshot().await;
-        let all = self.machines.all();
-        let found = all.iter().find(|dut| dut.config.id == id_or_full_name || dut.config.full_name == id_or_full_name);
-        found.map(|dut| {
-            let row = row_of(&rows, &dut.config.id);
-            dut.view(row, row.and_then(|row| holder_of(&rows, row)))
-        })
+        self.config().duts.len()
     }
 
     /// Ends a job: its DUT is switched off and given back.
@@ -473,45 +425,6 @@ impl Farm {
             first
         });
         Ok(())
-    }
-
-    /// Takes a DUT (by id) out of service for a reason, or puts it back with `None`. A job that runs on it is left alone.
-    pub async fn hold_back(&self, dut: &str, reason: Option<String>) {
-        let rows = self.snapshot().await;
-        let Some(resource) = row_of(&rows, dut) else { return };
-        let verbs = match reason {
-            Some(reason) => vec![Verb::Cordon { reason }],
-            None => vec![Verb::Uncordon, Verb::Judge { health: Health::Unknown }],
-        };
-        for verb in verbs {
-            let told = self.keeper.command(resource.object(), verb, &self.planner.config.name).await;
-            told.unwrap_or_else(|error| tracing::error!(dut, %error, "the DUT's service cannot be changed"));
-        }
-    }
-
-    /// Boots a DUT and looks whether it comes up, when its turn comes.
-    pub async fn queue_quick_check(self: &Arc<Self>, dut: &str) -> Result<Arc<JobRecord>, SubmitError> {
-        let id = self.dut(dut).await.map(|dut| dut.id);
-        let submission = Submission {
-            source_name: "quick-check.yml".into(),
-            text: QUICK_CHECK.into(),
-            target: Some(TargetOverride { id: Some(id.clone().unwrap_or_else(|| dut.to_owned())), tags: None }),
-            submitter: "quick check".into(),
-            ..Submission::default()
-        };
-        let job = self.submit(submission).await?;
-        if let Some(id) = id {
-            self.quick_checks.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), Arc::clone(&job));
-            tokio::spawn(hold_back_unless_passed(Arc::downgrade(self), id, Arc::clone(&job)));
-        }
-        Ok(job)
-    }
-
-    /// Whether a quick check of this DUT waits or runs.
-    pub async fn quick_check_queued(&self, dut: &str) -> bool {
-        let Some(dut) = self.dut(dut).await else { return false };
-        let checks = self.quick_checks.lock().unwrap_or_else(PoisonError::into_inner);
-        checks.get(&dut.id).is_some_and(|job| job.state() != JobState::Ended)
     }
 
     /// Stops: no new jobs; running ones end and their DUTs are given back; waiting ones stay in the queue for the next start. Then
@@ -672,7 +585,7 @@ impl Farm {
     }
 
     fn job_directory(&self, id: &str) -> PathBuf {
-        self.planner.config.state.join("jobs").join(id)
+        self.config().state.join("jobs").join(id)
     }
 
     fn lock_jobs(&self) -> MutexGuard<'_, Jobs> {
@@ -703,30 +616,6 @@ fn by_restart(summary: &str) -> Verdict {
     Verdict { status: Status::Incomplete, cause: Cause::Farm, summary: summary.to_owned(), evidence: Vec::new() }
 }
 
-/// A DUT that fails its quick check takes no more jobs until somebody has looked at it.
-async fn hold_back_unless_passed(farm: Weak<Farm>, dut: String, job: Arc<JobRecord>) {
-    let mut follower = job.log.follow(0);
-    while follower.next().await.is_some() {}
-    let verdict = job.verdict().filter(|verdict| verdict.cause != Cause::Cancelled && verdict.status != Status::Pass);
-    if let (Some(farm), Some(verdict)) = (farm.upgrade(), verdict) {
-        farm.hold_back(&dut, Some(format!("its quick check ended {verdict}"))).await;
-    }
-}
-
-/// The row of a DUT, by its id.
-fn row_of<'a>(rows: &'a Snapshot, dut: &str) -> Option<&'a Resource> {
-    rows.resources.iter().find(|row| is_a_dut(row) && row.name == dut).map(Arc::as_ref)
-}
-
-/// The same for all of them, by id: looking for each among all rows takes seconds on a farm of a thousand.
-fn rows_of_duts(rows: &Snapshot) -> HashMap<&str, &Resource> {
-    rows.resources.iter().rev().filter(|row| is_a_dut(row)).map(|row| (row.name.as_str(), row.as_ref())).collect()
-}
-
-fn is_a_dut(row: &Resource) -> bool {
-    row.kind == Kind::Dut && !matches!(row.state, ResourceState::Releasing | ResourceState::Destroyed)
-}
-
 impl Jobs {
     /// Those that wait or run are never forgotten, however many they are. Counting looks at every record, so it is not done for each job.
     fn forget_old(&mut self) {
@@ -742,59 +631,6 @@ impl Jobs {
             too_many -= usize::from(forgotten);
             !forgotten
         });
-    }
-}
-
-impl Dut {
-    fn view(&self, row: Option<&Resource>, holder: Option<&Lease>) -> DutView {
-        let held_back = row.map_or_else(|| Some("it is being made ready".to_owned()), held_back);
-        let state = match (holder, &held_back) {
-            (Some(_), _) => DutState::Running,
-            (None, Some(_)) => DutState::Retired,
-            (None, None) => DutState::Idle,
-        };
-        DutView {
-            id: self.config.id.clone(),
-            full_name: self.config.full_name.clone(),
-            base_name: self.config.base_name.clone(),
-            state,
-            tags: row.map_or_else(|| self.config.tags.clone(), |row| row.tags.clone()),
-            mac_address: self.config.mac.clone(),
-            ip_address: self.config.address.to_string(),
-            comment: held_back.or_else(|| self.config.comment.clone()),
-            job: holder.and_then(|lease| match &lease.request.owner {
-                Owner::Job(id) => Some(id.clone()),
-                Owner::Connection(_) | Owner::Term(_) | Owner::Heartbeat { .. } => None,
-            }),
-            holder: holder.and_then(|lease| match &lease.request.owner {
-                Owner::Job(_) => None,
-                owner @ (Owner::Connection(_) | Owner::Term(_) | Owner::Heartbeat { .. }) => {
-                    Some(format!("{owner} ({})", lease.id()))
-                }
-            }),
-            power: self.power_seen(),
-        }
-    }
-}
-
-/// Who holds what.
-fn holders(rows: &Snapshot) -> HashMap<&ResourceId, &Lease> {
-    let held = rows.leases.iter().rev().filter(|lease| lease.is_held());
-    held.filter_map(|lease| Some((lease.resource.as_ref()?, lease.as_ref()))).collect()
-}
-
-fn holder_of<'a>(rows: &'a Snapshot, row: &Resource) -> Option<&'a Lease> {
-    rows.leases.iter().find(|lease| lease.is_held() && lease.resource.as_ref() == Some(&row.id)).map(Arc::as_ref)
-}
-
-/// Why a DUT takes no jobs, if it takes none.
-fn held_back(row: &Resource) -> Option<String> {
-    match (&row.admin, row.health, row.state) {
-        (Admin::Cordoned { reason }, ..) => Some(reason.clone()),
-        (Admin::Enabled, Health::Quarantined, _) => Some("it failed too often; look at its events".into()),
-        (Admin::Enabled, _, ResourceState::Pending) => Some("it is being made ready".into()),
-        (Admin::Enabled, _, ResourceState::Draining) => Some("it is being taken out of service".into()),
-        (Admin::Enabled, _, ResourceState::Active | ResourceState::Releasing | ResourceState::Destroyed) => None,
     }
 }
 

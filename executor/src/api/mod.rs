@@ -5,11 +5,13 @@
 //!                                           ├─► inspect.rs  jobs, logs, documents ──┼─► Farm
 //!                                           ├─► leases.rs   leases, power, events ──┤
 //!                                           ├─► disks.rs    disks that are kept ────┤
+//!                                           ├─► administer.rs  the farm file again ─┤
 //!                                           └─► ci_tron.rs  the compatible surface ─┘
 //!                                                └─► ci_tron_session.rs (one console) ─► ci_tron_console.rs (its bytes)
 //! ```
 //! `wire.rs` has the shapes, `error.rs` the statuses, `upload.rs` the limits, `owner.rs` what a lost connection means.
 
+mod administer;
 mod ci_tron;
 mod ci_tron_console;
 mod ci_tron_session;
@@ -83,7 +85,8 @@ pub fn router(farm: Arc<Farm>) -> Router {
         // Disks.
         .route("/api/v1/disks", get(disks::disks))
         .route("/api/v1/disks/{id}", delete(disks::remove))
-        // For the farm's own jobs.
+        // Administer.
+        .route("/api/v1/reload", post(administer::reload))
         // CI-tron's; `machine` is its older word for `dut`.
         .route("/api/v1/duts", get(ci_tron::duts))
         .route("/api/v1/machines", get(ci_tron::duts))

@@ -115,6 +115,7 @@ fn lone(kind: Kind, name: String, full_name: String) -> Blueprint {
         activate_ms: ACTIVATE_MS,
         mean_hold_ms: None,
         service: Service::Open,
+        before: None,
     }
 }
 
@@ -200,6 +201,7 @@ mod tests {
             activate_ms: 200_000,
             mean_hold_ms: None,
             service: Service::Open,
+            before: None,
         };
         assert_eq!(*vm, expected);
         assert_eq!((meter.kind, meter.name.as_str(), meter.full_name.as_str()), (Kind::Gear, "meter", "lab-meter"));

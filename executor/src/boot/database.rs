@@ -25,7 +25,7 @@ use super::settings::Settings;
 use super::{BootMethod, BootPlan, Dut, Name, Planned, ipxe};
 
 /// A boots database as it lies there, checked with no DUT's values.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Database {
     source_name: String,
     text: String,

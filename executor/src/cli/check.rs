@@ -9,7 +9,7 @@ use job_schema::problem::Problems;
 
 use crate::boot::Place;
 use crate::config::{FarmConfig, NetworkConfig};
-use crate::farm::{Planner, Preview, Submission, SubmitError};
+use crate::farm::{Planner, Preview, Source, Submission, SubmitError};
 use crate::virtual_dut::images;
 
 /// Arguments of `wharf check`.
@@ -31,7 +31,7 @@ pub struct Arguments {
 
 /// Checks every file; status 0 when all are right, 1 otherwise.
 pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
-    let farm = arguments.farm.as_ref().map(super::serve::read_farm).transpose()?;
+    let farm = arguments.farm.as_ref().map(read_farm).transpose()?;
     let mut all_right = true;
     for path in &arguments.files {
         let text = super::read_text(path)?;
@@ -79,7 +79,7 @@ async fn check_job(path: &Path, text: &str, farm: Option<&FarmConfig>, arguments
         Submission { source_name: path.display().to_string(), text: text.to_owned(), ..Submission::default() };
     let mut config = farm.cloned().unwrap_or_else(no_farm);
     images::add_variables(&mut config.job_variables, config.api);
-    let planner = Planner { config, place: place_of(farm), nbd_port: gateway::nbd::PORT };
+    let planner = Planner { config: config.into(), place: place_of(farm), nbd_port: gateway::nbd::PORT };
     note_unknown_names(&planner, &submission);
     let outcome = match farm {
         Some(_) => planner.preview(&submission, arguments.dut.as_deref()).await,
@@ -158,6 +158,10 @@ fn place_of(farm: Option<&FarmConfig>) -> Place {
 }
 
 /// Enough of a farm to check a job's own text.
+fn read_farm(path: &PathBuf) -> anyhow::Result<FarmConfig> {
+    Ok(Source { path: path.clone(), api: None, state: None }.read()?)
+}
+
 fn no_farm() -> FarmConfig {
     FarmConfig {
         name: "farm".into(),

@@ -21,6 +21,7 @@ mod jobs;
 mod lease;
 mod leases;
 mod power;
+mod reload;
 mod run;
 mod schema;
 mod serve;
@@ -75,6 +76,8 @@ enum Command {
     Power(power::Arguments),
     /// Tell what happened to leases and machines, and why
     Events(events::Arguments),
+    /// Have the farm file read again; no lease ends by it
+    Reload(reload::Arguments),
     /// List who may lease what, and who waits for an answer
     Authorizations(authorize::ListArguments),
     /// Answer whether somebody may lease something
@@ -116,6 +119,7 @@ pub fn main() -> ExitCode {
         Command::Console(arguments) => on_runtime(console::run(arguments, server)),
         Command::Power(arguments) => on_runtime(power::run(arguments, server)),
         Command::Events(arguments) => on_runtime(events::run(arguments, server)),
+        Command::Reload(arguments) => on_runtime(reload::run(arguments, server)),
         Command::Authorizations(arguments) => on_runtime(authorize::list(arguments, server)),
         Command::Authorize(arguments) => on_runtime(authorize::run(arguments, server)),
         Command::Schema(arguments) => schema::run(arguments),

@@ -3,14 +3,16 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::{Arc, Weak};
 
 use anyhow::Context;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::api::LocalSocket;
-use crate::config::{FarmConfig, Firmware, MachineConfig, NetworkConfig};
-use crate::farm::Farm;
-use crate::virtual_dut::install::{self, Need};
+use crate::config::{FarmConfig, NetworkConfig};
+use crate::farm::{Farm, Source, needs_of};
+use crate::virtual_dut::install;
 use crate::virtual_dut::network;
 
 /// Arguments of `wharf serve`.
@@ -31,9 +33,8 @@ pub struct Arguments {
 pub fn main(arguments: Arguments) -> anyhow::Result<ExitCode> {
     super::start_logging("info");
     allow_many_files();
-    let mut config = read_farm(&arguments.farm)?;
-    config.api = arguments.api.unwrap_or(config.api);
-    config.state = arguments.state.unwrap_or(config.state);
+    let source = Source { path: arguments.farm, api: arguments.api, state: arguments.state };
+    let config = source.read()?;
     install_for(&config, &|line| eprintln!("{line}"))?;
     // The listener is opened first: it belongs to the host's network, whatever network the farm makes for its DUTs.
     let listener = std::net::TcpListener::bind(config.api)
@@ -41,7 +42,11 @@ pub fn main(arguments: Arguments) -> anyhow::Result<ExitCode> {
     enter_private_world(&config)?;
     run_threads(async move {
         let address = listener.local_addr()?;
+        // From here on a hang-up is no end of ours.
+        let hang_ups = signal(SignalKind::hangup())?;
         let farm = Farm::start(config, address).await?;
+        farm.is_from(source);
+        tokio::spawn(reload_on_hang_up(Arc::downgrade(&farm), hang_ups));
         let (local, stop) = (LocalSocket::open(), stop_signal()?);
         let local = local.map(|local| tokio::spawn(local.serve(farm.clone(), stop)));
         println!("farm {} with {} DUTs: http://{address}", farm.name(), farm.size());
@@ -59,6 +64,21 @@ pub fn main(arguments: Arguments) -> anyhow::Result<ExitCode> {
     })
 }
 
+/// Every hang-up has the farm file read again, as `wharf reload` does.
+async fn reload_on_hang_up(farm: Weak<Farm>, mut hang_ups: Signal) {
+    while hang_ups.recv().await.is_some() {
+        let Some(farm) = farm.upgrade() else { return };
+        match farm.reload().await {
+            Ok(changes) if changes.changes.is_empty() => {
+                tracing::info!("the farm file was read again: nothing changed")
+            }
+            // What changed was logged, each thing by itself.
+            Ok(_) => {}
+            Err(error) => tracing::error!("the farm file was read again, and nothing was changed: {error}"),
+        }
+    }
+}
+
 /// As many open files as an ordinary user may have. What a shell allows at first, often 1,024, is what 200 running jobs have open.
 fn allow_many_files() {
     let raised =
@@ -68,17 +88,9 @@ fn allow_many_files() {
     }
 }
 
-/// Reads and checks a farm file.
-pub fn read_farm(path: &PathBuf) -> anyhow::Result<FarmConfig> {
-    let text = super::read_text(path)?;
-    let directory = path.parent().map(PathBuf::from).unwrap_or_default();
-    crate::config::parse(&path.display().to_string(), &text, &directory)
-        .map_err(|problems| anyhow::anyhow!("{problems}"))
-}
-
 /// Installs what the farm's machines need and the host lacks. On a runtime of its own, which is gone (with its threads) when this
 /// returns: what follows needs a process with one thread.
-pub fn install_for(config: &FarmConfig, say: &dyn Fn(&str)) -> anyhow::Result<()> {
+pub fn install_for(config: &FarmConfig, say: &(dyn Fn(&str) + Sync)) -> anyhow::Result<()> {
     let needs = needs_of(config);
     if needs.is_empty() {
         return Ok(());
@@ -86,23 +98,6 @@ pub fn install_for(config: &FarmConfig, say: &dyn Fn(&str)) -> anyhow::Result<()
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(install::ensure(&needs, say))?;
     Ok(())
-}
-
-fn needs_of(config: &FarmConfig) -> Vec<Need> {
-    let is_qemu = |machine: &MachineConfig| matches!(machine, MachineConfig::Qemu(_));
-    if !config.machines().any(is_qemu) {
-        return Vec::new();
-    }
-    let mut needs = vec![Need::Qemu, Need::Ipxe, Need::Kernel, Need::Busybox];
-    for machine in config.machines() {
-        let MachineConfig::Qemu(qemu) = machine else { continue };
-        match qemu.firmware {
-            Firmware::Bios => {}
-            Firmware::UefiIpxe | Firmware::UefiPxe | Firmware::UefiHttp => needs.push(Need::Ovmf),
-            Firmware::UBootArm64 => needs.push(Need::UBoot),
-        }
-    }
-    needs
 }
 
 /// Without root, a private network takes a user namespace, and that takes a process with one thread: now, before the runtime.
@@ -120,7 +115,6 @@ pub fn run_threads(command: impl Future<Output = anyhow::Result<ExitCode>>) -> a
 
 /// Resolves at SIGINT or SIGTERM.
 pub fn stop_signal() -> anyhow::Result<impl Future<Output = ()> + Send + 'static> {
-    use tokio::signal::unix::{SignalKind, signal};
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     Ok(async move {
         tokio::select! {

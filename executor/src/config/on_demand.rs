@@ -17,7 +17,7 @@ use crate::lease::rows::{Access, PlacementPolicy, Pool};
 pub const IDLE: Duration = Duration::from_secs(300);
 
 /// A kind of machine that is made when jobs ask for it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct OnDemandConfig {
     /// Its machines are called `<name>-<k>`, k from 1; or `<name>` where there may only be one.
     pub name: String,

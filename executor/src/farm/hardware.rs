@@ -17,15 +17,25 @@ pub(super) struct Hardware {
 }
 
 impl Hardware {
-    /// Makes all of them. Nothing is opened yet.
-    pub(super) fn of(config: &FarmConfig) -> Result<Hardware, StartError> {
+    /// Makes all of them; those that were there `before` and are said to be the same are the same. Nothing is opened yet.
+    pub(super) fn of(config: &FarmConfig, before: Option<(&FarmConfig, &Hardware)>) -> Result<Hardware, StartError> {
         let mut hardware = Hardware { pdus: BTreeMap::new(), consoles: BTreeMap::new() };
-        for pdu in &config.pdus {
+        if let Some((old, made)) = before {
+            let kept = config.pdus.iter().filter(|pdu| old.pdus.contains(pdu));
+            let kept = kept.filter_map(|pdu| Some((pdu.name.clone(), Arc::clone(made.pdus.get(&pdu.name)?))));
+            hardware.pdus = kept.collect();
+            let kept = config.consoles.iter().filter(|line| old.consoles.contains(line));
+            let kept = kept.filter_map(|line| Some((line.name.clone(), Arc::clone(made.consoles.get(&line.name)?))));
+            hardware.consoles = kept.collect();
+        }
+        for pdu in config.pdus.iter().filter(|pdu| !hardware.pdus.contains_key(&pdu.name)).collect::<Vec<_>>() {
             let failed = |reason| StartError::Hardware { name: pdu.name.clone(), reason };
             let made = pdu.unit.make(power::DRIVERS, None).map_err(in_words).map_err(failed)?;
             hardware.pdus.insert(pdu.name.clone(), made);
         }
-        for line in &config.consoles {
+        for line in
+            config.consoles.iter().filter(|line| !hardware.consoles.contains_key(&line.name)).collect::<Vec<_>>()
+        {
             let failed = |reason| StartError::Hardware { name: line.name.clone(), reason };
             let made = line.way.make(console::DRIVERS, None).map_err(in_words).map_err(failed)?;
             hardware.consoles.insert(line.name.clone(), made);

@@ -145,7 +145,7 @@ impl Farm {
         let id = request.id.clone();
         if let Err(error) = self.keeper.request(request).await {
             let wants = Wants { id: ask.dut, tags: ask.tags, ..Wants::default() };
-            return Err(match wants::refusal(&self.planner.config, &wants, error) {
+            return Err(match wants::refusal(&self.config(), &wants, error) {
                 SubmitError::Farm(why) => LeaseError::Failed(why),
                 never => LeaseError::Never(never),
             });
@@ -273,7 +273,7 @@ impl Farm {
 
     /// Answers whether a subject may lease from a blueprint, which is known by either of its names.
     pub async fn authorize(&self, authorization: Authorization) -> Result<(), LeaseError> {
-        let rows = crate::blueprint::dut::rows(&self.planner.config);
+        let rows = crate::blueprint::dut::rows(&self.config());
         let leasable = || rows.iter().filter(|row| matches!(row.kind, Kind::Dut | Kind::Gear));
         let wanted = &authorization.blueprint;
         let Some(found) = leasable().find(|row| row.name == *wanted || row.full_name == *wanted) else {
@@ -468,7 +468,7 @@ impl Farm {
     }
 
     fn lease_folder(&self, id: &str) -> PathBuf {
-        self.planner.config.state.join("leases").join(id)
+        self.config().state.join("leases").join(id)
     }
 }
 

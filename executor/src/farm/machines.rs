@@ -2,8 +2,7 @@
 //!
 //! | kind | made | a lease on it is torn down | ended |
 //! |---|---|---|---|
-//! | DUT of the farm file | when the farm starts | power off, read back | left alone |
-//! | DUT on demand | drivers, and an address reserved | power off, read back | off; drivers and address are gone |
+//! | DUT | drivers, and an address reserved | power off, read back | off; drivers and address are gone |
 //! | boot namespace | – | nothing is published, DHCP forgets the boot | – |
 //! | console, power, gear | – | – | – |
 //!
@@ -18,6 +17,7 @@ use futures_util::future::{BoxFuture, FutureExt, ready};
 use gateway::Gateway;
 use gateway::dhcp::{Mac, Reservation};
 
+use super::Current;
 use super::boot_namespace::BootNamespace;
 use super::hardware::Hardware;
 use super::hold::Listener;
@@ -30,24 +30,27 @@ use crate::interface::{self, Power};
 use crate::lease::rows::{Effect, Kind, Lease, Resource, ResourceId};
 use crate::lease::{EffectError, Effects, Pass, Reconciled};
 
-/// A machine with its drivers.
+/// A machine with its drivers. When the farm file says something else of it that needs no other drivers, a clone that says so takes its
+/// place; whoever holds the machine goes on with what he has.
+#[derive(Clone)]
 pub(super) struct Dut {
     pub config: DutConfig,
     pub mac: Mac,
     pub console: Arc<dyn Console>,
-    pub boot: BootNamespace,
-    pub listener: Listener,
+    pub boot: Arc<BootNamespace>,
+    pub listener: Arc<Listener>,
     pdu: Arc<dyn Pdu>,
     outlet: Outlet,
-    power: Mutex<Option<PowerState>>,
+    power: Arc<Mutex<Option<PowerState>>>,
     gateway: Arc<Gateway>,
 }
 
 /// The machines that exist, by name.
 pub(super) struct Machines {
-    config: FarmConfig,
+    config: Current,
     network: Network,
-    hardware: Hardware,
+    /// The units and consoles that several machines name.
+    hardware: Mutex<Arc<Hardware>>,
     gateway: Arc<Gateway>,
     /// Where virtual machines keep their sockets.
     runtime: PathBuf,
@@ -57,14 +60,14 @@ pub(super) struct Machines {
 impl Machines {
     /// The machines of the farm file, set up.
     pub(super) fn new(
-        config: FarmConfig,
+        config: Current,
         network: Network,
         gateway: Arc<Gateway>,
         runtime: PathBuf,
     ) -> Result<Machines, StartError> {
-        let hardware = Hardware::of(&config)?;
+        let hardware = Mutex::new(Arc::new(Hardware::of(&config.get(), None)?));
         let machines = Machines { config, network, hardware, gateway, runtime, duts: Mutex::default() };
-        for dut in &machines.config.duts {
+        for dut in &machines.config.get().duts {
             machines.set_up(dut)?;
         }
         Ok(machines)
@@ -93,14 +96,44 @@ impl Machines {
         let failed = |reason: String| StartError::Machine { dut: config.full_name.clone(), reason };
         let mac: Mac = config.mac.parse().map_err(|error| failed(format!("{error}")))?;
         let Drivers { pdu, outlet, console } =
-            self.network.drivers(config, &self.hardware, &self.gateway, &self.runtime)?;
+            self.network.drivers(config, &self.hardware(), &self.gateway, &self.runtime)?;
         let reservation = Reservation { mac, address: config.address, hostname: Some(config.full_name.clone()) };
         self.gateway.dhcp().reserve(reservation).map_err(|error| failed(error.to_string()))?;
-        let (config, boot, power) = (config.clone(), BootNamespace::default(), Mutex::default());
-        let (listener, gateway) = (Listener::default(), Arc::clone(&self.gateway));
+        let (config, boot, power) = (config.clone(), Arc::default(), Arc::default());
+        let (listener, gateway) = (Arc::default(), Arc::clone(&self.gateway));
         let dut = Dut { config, mac, console, boot, listener, pdu, outlet, power, gateway };
         self.lock().insert(dut.config.id.clone(), Arc::new(dut));
         Ok(())
+    }
+
+    /// The units and consoles that several machines name.
+    pub(super) fn hardware(&self) -> Arc<Hardware> {
+        Arc::clone(&self.hardware.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Machines that are made from now on name these.
+    pub(super) fn use_hardware(&self, hardware: Arc<Hardware>) {
+        *self.hardware.lock().unwrap_or_else(PoisonError::into_inner) = hardware;
+    }
+
+    /// What the farm file says now of machines that stay what they are.
+    pub(super) fn follow(&self, config: &FarmConfig) {
+        let mut duts = self.lock();
+        for (name, dut) in duts.iter_mut() {
+            let Some(says) =
+                config.member(name).filter(|says| *says != dut.config && is_driven_alike(says, &dut.config))
+            else {
+                continue;
+            };
+            let hostname = Some(says.full_name.clone());
+            if says.full_name != dut.config.full_name
+                && let Err(error) =
+                    self.gateway.dhcp().reserve(Reservation { mac: dut.mac, address: says.address, hostname })
+            {
+                tracing::warn!(dut = says.full_name, %error, "the machine is not told its new name");
+            }
+            *dut = Arc::new(Dut { config: says, ..Dut::clone(dut) });
+        }
     }
 
     /// The machine that a lease is on, or is a part of.
@@ -117,6 +150,11 @@ impl Machines {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Dut>>> {
         self.duts.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether the drivers of one are good for the other.
+pub(super) fn is_driven_alike(one: &DutConfig, other: &DutConfig) -> bool {
+    (&one.mac, one.address, &one.machine) == (&other.mac, other.address, &other.machine)
 }
 
 /// A row is called `<name>#<serial>`.
@@ -156,7 +194,7 @@ impl Effects for Machines {
         let facts = |config: &DutConfig| {
             vec![("mac".to_owned(), config.mac.clone()), ("address".to_owned(), config.address.to_string())]
         };
-        let made = match (resource.kind, self.config.member(&resource.name)) {
+        let made = match (resource.kind, self.config.get().member(&resource.name)) {
             (Kind::Dut, None) => {
                 Err(EffectError::Permanent(format!("the farm file has no machine `{}`", resource.name)))
             }
@@ -169,8 +207,7 @@ impl Effects for Machines {
     }
 
     fn unmake(&self, resource: &Resource) -> BoxFuture<'static, Result<(), EffectError>> {
-        let is_ours = self.config.duts.iter().any(|dut| dut.id == resource.name);
-        let found = self.get(&resource.name).filter(|_| resource.kind == Kind::Dut && !is_ours);
+        let found = self.get(&resource.name).filter(|_| resource.kind == Kind::Dut);
         let Some(dut) = found else { return ready(Ok(())).boxed() };
         self.gateway.dhcp().forget(dut.mac);
         // From here on nobody finds it; the machine itself goes with its last handle.

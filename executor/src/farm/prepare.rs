@@ -13,12 +13,13 @@ use job_schema::template::{Rendered, Variables};
 use serde::Serialize;
 use serde_json::json;
 
+use super::Current;
 use super::contents::Attachments;
 use super::disks;
 use super::wants::{self, Asked, Candidate, Wants};
 use super::{Submission, SubmitError, texts, values};
 use crate::boot::{BootPlan, Dut, Place, Planned, Source, database, doors};
-use crate::config::{DutConfig, FarmConfig, MachineConfig, SimulatedConfig};
+use crate::config::{DutConfig, MachineConfig, SimulatedConfig};
 use crate::lease::rows::Access;
 use crate::render;
 
@@ -75,7 +76,7 @@ pub(super) const MESSAGES: &str = "/_/messages";
 #[derive(Clone, Debug)]
 pub struct Planner {
     /// The farm.
-    pub config: FarmConfig,
+    pub config: Current,
     /// Where its DUTs find the gateway.
     pub place: Place,
     /// The gateway's port for disks.
@@ -165,8 +166,9 @@ impl Planner {
     ) -> Result<Prepared, Problems> {
         let rendered = self.render(submission, Some(dut), crew).await?;
         let variables = self.variables(Some(dut), &submission.environ, crew, &disks_in(&rendered));
-        let tags = wants::tags_of(&self.config, dut);
-        let choices = database::choices(dut.boot.as_ref(), self.config.boots.as_ref(), &tags, &variables)?;
+        let config = self.config.get();
+        let tags = wants::tags_of(&config, dut);
+        let choices = database::choices(dut.boot.as_ref(), config.boots.as_ref(), &tags, &variables)?;
         let boots = Dut { place: self.place, mac: dut.mac.parse().unwrap_or(Mac([0; 6])) };
         let (mut jobs, mut start, mut continue_) = (Vec::new(), Vec::new(), Vec::new());
         for choice in choices {
@@ -207,16 +209,16 @@ impl Planner {
     pub async fn preview(&self, submission: &Submission, dut: Option<&str>) -> Result<Vec<Preview>, SubmitError> {
         let asked = self.asked(submission).await?;
         let mut chosen = asked.clone();
-        let candidates = Candidate::all_of(&self.config);
+        let config = self.config.get();
+        let candidates = Candidate::all_of(&config);
         if let (Some(name), [only]) = (dut, chosen.duts.as_mut_slice()) {
             if !candidates.iter().any(|dut| dut.is_called(name)) {
                 return Err(SubmitError::NoSuchDut { wanted: name.to_owned(), known: wants::names(&candidates) });
             }
             (only.id, only.tags) = (Some(name.to_owned()), Vec::new());
         }
-        let cast = wants::cast(&self.config, &candidates, &chosen)?;
-        let members: Vec<DutConfig> =
-            cast.iter().filter_map(|place| self.config.member(candidates[*place].id())).collect();
+        let cast = wants::cast(&config, &candidates, &chosen)?;
+        let members: Vec<DutConfig> = cast.iter().filter_map(|place| config.member(candidates[*place].id())).collect();
         let names = asked.duts.iter().filter_map(|wants| wants.role.clone());
         let duts: BTreeMap<_, _> = names.zip(members.iter().cloned()).collect();
         let mut previews = Vec::new();
@@ -274,7 +276,7 @@ impl Planner {
         disks: &[NbdExport],
     ) -> Variables {
         let mut variables = Variables::new();
-        for (name, value) in &self.config.job_variables {
+        for (name, value) in &self.config.get().job_variables {
             variables.insert(name, value);
         }
         let machine = dut.map_or(json!({}), |dut| self.machine(dut));
@@ -319,7 +321,7 @@ impl Planner {
             "base_name": dut.base_name,
             "full_name": dut.full_name,
             "hostname": dut.full_name,
-            "tags": wants::tags_of(&self.config, dut),
+            "tags": wants::tags_of(&self.config.get(), dut),
             "manual_tags": [],
             "mac_address": dut.mac,
             "ip_address": dut.address.to_string(),

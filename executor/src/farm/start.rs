@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use super::machines::{Dut, Machines};
 use super::network::Network;
 use super::shelf::Shelf;
-use super::{Farm, Jobs, Listeners, Planner, ledger};
+use super::{Current, Farm, Jobs, Listeners, Planner, ledger};
 use crate::blueprint::dut;
 use crate::boot::Place;
 use crate::config::FarmConfig;
@@ -90,14 +90,22 @@ impl Farm {
         let place = Place { address: network.address, http_port: addresses.http.map_or(80, |address| address.port()) };
         let runtime = qemu::RuntimeFolder::new()
             .map_err(|source| StartError::State { path: "a runtime folder".into(), source })?;
+        let name = config.name.clone();
+        let rows = dut::rows(&config);
+        let state = config.state.clone();
+        let config = Current::from(config);
         let machines = Machines::new(config.clone(), network, Arc::clone(&gateway), runtime.path().to_owned())?;
         let machines = Arc::new(machines);
         let effects: Arc<dyn Effects> = Arc::clone(&machines) as Arc<dyn Effects>;
-        let (keeper, corruption) = Keeper::open(&config.state.join(LEASES), dut::rows(&config), effects)?;
+        let (keeper, corruption) = Keeper::open(&state.join(LEASES), rows, effects)?;
         for found in corruption {
             tracing::error!(%found, "the leases on disk are not as they should be");
         }
         let farm = Farm {
+            name,
+            api,
+            source: std::sync::OnceLock::new(),
+            reloading: tokio::sync::Mutex::default(),
             planner: Planner { config, place, nbd_port: addresses.nbd.map_or(gateway::nbd::PORT, |it| it.port()) },
             machines,
             keeper,
@@ -149,7 +157,7 @@ impl Farm {
             .iter()
             .filter(|resource| resource.kind == Kind::Dut && resource.state != ResourceState::Destroyed);
         for resource in made {
-            let set_up = match self.planner.config.member(&resource.name) {
+            let set_up = match self.config().member(&resource.name) {
                 Some(config) => self.machines.set_up(&config).map_err(|error| error.to_string()),
                 None => Err("the farm file no longer has it".to_owned()),
             };

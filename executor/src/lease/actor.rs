@@ -204,6 +204,7 @@ enum Message {
     FreeNow(Box<LeaseRequest>, Answer<Result<(), Vec<String>>>),
     Events(u64, Answer<Result<Vec<Event>, StoreError>>),
     Authorize(Authorization, Answer<Result<(), RequestError>>),
+    Configure(Vec<Blueprint>, BTreeSet<String>, Answer<Result<(), RequestError>>),
     Stop(Answer<()>),
     EventsOf(Object, Answer<Result<Vec<Event>, StoreError>>),
     Attach(LeaseId, Option<u64>),
@@ -323,6 +324,13 @@ impl Keeper {
         let number = ATTACHMENTS.fetch_add(1, Ordering::Relaxed) + 1;
         let _ = self.messages.send(Message::Attach(lease.clone(), Some(number)));
         Attachment { messages: self.messages.clone(), lease, number }
+    }
+
+    /// Goes on with these blueprints. What others have made is drained: nobody gets it any more, whoever holds it keeps it, and then it
+    /// goes. What those in `anew` have made goes in the same way, and is made again. Who waits for what cannot be had any more ends.
+    pub async fn configure(&self, blueprints: Vec<Blueprint>, anew: BTreeSet<String>) -> Result<(), RequestError> {
+        let configured = self.ask(|answer| Message::Configure(blueprints, anew, answer)).await;
+        configured.unwrap_or(Err(RequestError::Stopped))
     }
 
     /// Ends the thread after its present round. Leases stay as they are: whoever wants them given back releases them first.
@@ -488,6 +496,13 @@ impl KeeperThread {
                 self.authorize(authorization, round);
                 round.answer(answer, Ok(()), |error| Err(RequestError::Store(error)));
             }
+            Message::Configure(blueprints, anew, answer) => {
+                self.configure(blueprints);
+                self.describe(round);
+                self.make_anew(&anew, round);
+                self.ask_for_everybody(round);
+                round.answer(answer, Ok(()), |error| Err(RequestError::Store(error)));
+            }
             Message::Stop(answer) => self.stopping = Some(answer),
             Message::Attach(lease, number) => {
                 self.attached.extend(number.map(|number| (lease.clone(), number)));
@@ -588,9 +603,17 @@ impl KeeperThread {
     fn configure(&mut self, blueprints: Vec<Blueprint>) {
         let new: BTreeMap<_, _> = blueprints.into_iter().map(|it| (it.name.clone(), it)).collect();
         let old = std::mem::replace(&mut self.tables.blueprints, new);
-        for (name, blueprint) in old {
-            let retired = Blueprint { service: Service::Retired, preallocated: 0, ..blueprint };
-            self.tables.blueprints.entry(name).or_insert(retired);
+        for (name, old) in old {
+            let made = self.tables.made_by(&name);
+            match self.tables.blueprints.get_mut(&name) {
+                Some(new) => (new.mean_hold_ms, new.before) = (old.mean_hold_ms, old.before),
+                // What has made nothing that is still there needs no entry.
+                None if made == 0 => {}
+                None => {
+                    let retired = Blueprint { service: Service::Retired, preallocated: 0, before: None, ..old };
+                    self.tables.blueprints.insert(name, retired);
+                }
+            }
         }
         self.look = Look::Everything;
         self.plan_is_due = true;

@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque, btree_set};
 use std::fmt;
 use std::sync::Arc;
 
+pub use self::build::{number_of, parts_of};
 pub use self::reasons::{Outlook, Outlooks, Reason};
 use super::rows::*;
 use super::steps::{Grant, Part, PartOn};
@@ -461,7 +462,8 @@ impl<'a> Round<'a> {
         if resource.keep == Keep::WithItsLease {
             return Err(misfit(Why::OfAnotherLease));
         }
-        let blueprint = self.tables.blueprints.get(&resource.blueprint).ok_or(misfit(Why::NoBlueprint))?;
+        let blueprint = self.tables.blueprints.get(&resource.blueprint);
+        let blueprint = blueprint.filter(|it| it.service != Service::Retired).ok_or(misfit(Why::NoBlueprint))?;
         self.may(blueprint, authorizer)
     }
 

@@ -534,6 +534,19 @@ pub struct Blueprint {
     pub mean_hold_ms: Option<u64>,
     /// Whether it still makes resources.
     pub service: Service,
+    /// What was thought of the one of the inventory before it was made anew: the next one is the same machine.
+    pub before: Option<Standing>,
+}
+
+/// What people and the farm think of a resource.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// A person's word.
+    pub admin: Admin,
+    /// The farm's word.
+    pub health: Health,
+    /// Failures in a row that were the farm's.
+    pub failures: u32,
 }
 
 /// A limit over several blueprints, as for the machine that they all run on.
@@ -680,6 +693,12 @@ pub enum Verb {
         full_name: String,
         /// What can be asked of it.
         tags: Vec<String>,
+        /// Its parts from the next lease on; `None`: as they are.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        gang: Option<Vec<Claim>>,
+        /// How many leases may hold it; `None`: as it is.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        seats: Option<u32>,
     },
     /// To a row whose tear-down does not succeed: to count it as done.
     Abandon {

@@ -39,6 +39,7 @@ pub fn blueprint(kind: Kind, name: &str, tags: &[&str]) -> Blueprint {
         activate_ms: 60_000,
         mean_hold_ms: None,
         service: Service::Open,
+        before: None,
     }
 }
 

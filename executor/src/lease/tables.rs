@@ -425,7 +425,13 @@ impl Tables {
         match (was_alive, is_alive(&resource)) {
             (false, true) => self.live.insert(&resource),
             (true, false) => self.live.remove(&resource),
-            (true, true) | (false, false) => {}
+            (true, true) => {
+                if let Some(old) = old.filter(|old| old.full_name != resource.full_name) {
+                    self.live.remove(&old);
+                    self.live.insert(&resource);
+                }
+            }
+            (false, false) => {}
         }
         let starting = resource.state == ResourceState::Pending;
         put(&mut self.live.starting, resource.kind, &id, starting);

@@ -245,7 +245,7 @@ pub enum InstallError {
 }
 
 /// Sees to it that all of `needs` are there; `progress` is told, in lines for people, what is missing, why, and what is being done.
-pub async fn ensure(needs: &[Need], progress: &dyn Fn(&str)) -> Result<Installed, InstallError> {
+pub async fn ensure(needs: &[Need], progress: &(dyn Fn(&str) + Sync)) -> Result<Installed, InstallError> {
     let cache = cache_folder()?;
     let missing = look(&cache).missing(needs);
     for need in &missing {
@@ -406,7 +406,7 @@ enum Right {
     Sudo,
 }
 
-async fn install_packages(packages: &[&str], progress: &dyn Fn(&str)) -> Result<(), InstallError> {
+async fn install_packages(packages: &[&str], progress: &(dyn Fn(&str) + Sync)) -> Result<(), InstallError> {
     let missing = packages.join(" ");
     if program("apt-get").is_none() {
         return Err(InstallError::NoProgram { program: "apt-get".to_owned(), missing });
@@ -474,7 +474,7 @@ fn apt(right: Option<Right>, arguments: &[&str]) -> Command {
 }
 
 /// The package of the newest kernel, as the meta package's dependency names it.
-async fn kernel_package(progress: &dyn Fn(&str)) -> Result<String, InstallError> {
+async fn kernel_package(progress: &(dyn Fn(&str) + Sync)) -> Result<String, InstallError> {
     if let Some(package) = ask_kernel_package().await? {
         return Ok(package);
     }
@@ -499,7 +499,7 @@ fn first_dependency(text: &str) -> Option<String> {
 }
 
 /// Reads the archive's lists anew.
-async fn update_lists(progress: &dyn Fn(&str)) -> Result<(), InstallError> {
+async fn update_lists(progress: &(dyn Fn(&str) + Sync)) -> Result<(), InstallError> {
     let Some(right) = right().await else {
         let line = "sudo apt-get update".to_owned();
         return Err(InstallError::NoRight { packages: "(or rather, reading apt's lists anew)".to_owned(), line });
@@ -513,7 +513,7 @@ async fn unpack(
     package: &str,
     home: &Path,
     settle: fn(&Path, &Path) -> io::Result<String>,
-    progress: &dyn Fn(&str),
+    progress: &(dyn Fn(&str) + Sync),
 ) -> Result<(), InstallError> {
     let failed = |action, path: &Path| {
         let path = path.to_owned();
@@ -542,7 +542,7 @@ async fn unpack(
 }
 
 /// Downloads into `folder`; when that fails, once more with fresh lists.
-async fn download(package: &str, folder: &Path, progress: &dyn Fn(&str)) -> Result<PathBuf, InstallError> {
+async fn download(package: &str, folder: &Path, progress: &(dyn Fn(&str) + Sync)) -> Result<PathBuf, InstallError> {
     let command = || {
         let mut command = apt(None, &["download", package]);
         // Else apt, when root, complains that its own user may not write into our folder.
@@ -574,7 +574,7 @@ fn unpack_command(archive: &Path, tree: &Path) -> Command {
 }
 
 /// Debian 13 compresses modules, and our init's `insmod` wants them plain.
-async fn decompress_modules(tree: &Path, progress: &dyn Fn(&str)) -> Result<(), InstallError> {
+async fn decompress_modules(tree: &Path, progress: &(dyn Fn(&str) + Sync)) -> Result<(), InstallError> {
     let mut command = Command::new("find");
     command.arg(tree).args(["-name", "*.ko.xz", "-exec", "xz", "-d", "{}", "+"]);
     run(command, progress).await
@@ -607,7 +607,7 @@ fn settle_busybox(tree: &Path, kept: &Path) -> io::Result<String> {
 }
 
 /// Runs a program to its end; each line it says goes to `progress`, its last lines into the error.
-async fn run(mut command: Command, progress: &dyn Fn(&str)) -> Result<(), InstallError> {
+async fn run(mut command: Command, progress: &(dyn Fn(&str) + Sync)) -> Result<(), InstallError> {
     let line = line_of(&command);
     let failed = |status: String, output: String| InstallError::Failed { line: line.clone(), status, output };
     let (reader, writer) = io::pipe().map_err(|error| failed(error.to_string(), String::new()))?;

@@ -9,6 +9,7 @@
 //! ```
 
 use super::*;
+use crate::lease::allocator::{number_of, parts_of};
 use crate::lease::steps::{credit, pause_ms};
 
 /// How long the owner of a lease has after our restart to attach again: a client's own retry is a few seconds.
@@ -19,6 +20,9 @@ pub(super) const BEATS_MISSED: u64 = 3;
 const ALIVE_EVERY_MS: u64 = 5_000;
 /// Attempts to remove an orphan: whatever is in its way for longer, a person looks at.
 const REMOVALS: u32 = 3;
+
+/// Who asks when the farm file says something else than before.
+const FARM_FILE: &str = "the farm file";
 
 /// The things outside that one blueprint's resources stand for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,20 +107,41 @@ impl KeeperThread {
         }
     }
 
-    /// Tells each resource what the farm file says of it now, where that is something else than before.
+    /// Tells each resource what the farm file says of it now, where that is something else than before. One that is there no more, and one
+    /// that is to be held by fewer at a time, is drained.
     pub(super) fn describe(&mut self, round: &mut round::Round) {
         let mut described = Vec::new();
         for resource in self.tables.resources().filter(|it| it.state != ResourceState::Destroyed) {
             let Some(blueprint) = self.tables.blueprints.get(&resource.blueprint) else { continue };
             // Of several the names are numbered; what is kept of one from the farm file is called as it is there.
             let full_name = if resource.name == blueprint.name { &blueprint.full_name } else { &resource.full_name };
-            if (full_name, &blueprint.tags) != (&resource.full_name, &resource.tags) {
-                let verb = Verb::Describe { full_name: full_name.clone(), tags: blueprint.tags.clone() };
+            let (gang, seats) = (parts_of(blueprint, &resource.name), blueprint.seats);
+            let is_surplus = number_of(blueprint, &resource.name).is_none() || seats < resource.seats;
+            if is_surplus && resource.state == ResourceState::Active && blueprint.service != Service::Retired {
+                // It comes back as the farm file has it, or not at all.
+                described.push((resource.object(), Verb::Drain));
+                continue;
+            }
+            let says = (full_name, &blueprint.tags, &gang, seats);
+            if resource.keep == Keep::OnItsOwn
+                && says != (&resource.full_name, &resource.tags, &resource.gang, resource.seats)
+            {
+                let (full_name, tags) = (full_name.clone(), blueprint.tags.clone());
+                let verb = Verb::Describe { full_name, tags, gang: Some(gang), seats: Some(seats) };
                 described.push((resource.object(), verb));
             }
         }
         for (object, verb) in described {
-            self.apply(Transition::ask(self.now(), object, verb, "the farm file"), round);
+            self.apply(Transition::ask(self.now(), object, verb, FARM_FILE), round);
+        }
+    }
+
+    /// Takes what these blueprints have made out of service, to be made anew once nobody holds it.
+    pub(super) fn make_anew(&mut self, blueprints: &BTreeSet<String>, round: &mut round::Round) {
+        let live = blueprints.iter().flat_map(|name| self.tables.live_of(name));
+        let live: Vec<_> = live.filter(|it| it.state != ResourceState::Draining).map(Resource::object).collect();
+        for object in live {
+            self.apply(Transition::ask(self.now(), object, Verb::Drain, FARM_FILE), round);
         }
     }
 

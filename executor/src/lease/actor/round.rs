@@ -92,6 +92,7 @@ impl KeeperThread {
             transition.leases.iter().for_each(|lease| self.expect_new_owner(lease));
         }
         self.back_off(&transition);
+        self.hand_down(&transition);
         self.learn(&transition);
         if transition.resources.iter().any(|resource| self.goes_for_good(resource)) {
             self.look = Look::Everything;
@@ -121,6 +122,24 @@ impl KeeperThread {
             && blueprint.service != Service::Retired
         {
             blueprint.service = until;
+        }
+    }
+
+    /// A machine of the inventory that is made anew is the same machine: what was thought of it stays.
+    fn hand_down(&mut self, transition: &Transition) {
+        let Some(resource) = transition.resources.first() else { return };
+        let Some(blueprint) = self.tables.blueprints.get_mut(&resource.blueprint) else { return };
+        let is_one = blueprint.limit == 1 && blueprint.idle_ms_max.is_none();
+        if is_one && blueprint.service != Service::Retired && resource.keep == Keep::OnItsOwn {
+            blueprint.before = match transition.label {
+                Label::R12 => Some(Standing {
+                    admin: resource.admin.clone(),
+                    health: resource.health,
+                    failures: resource.failures,
+                }),
+                Label::R1 => None,
+                _ => return,
+            };
         }
     }
 

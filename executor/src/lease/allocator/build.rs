@@ -242,7 +242,7 @@ impl<'a> Round<'a> {
 }
 
 /// Which of a blueprint's resources has this name.
-fn number_of(blueprint: &Blueprint, wanted: &str) -> Option<u32> {
+pub fn number_of(blueprint: &Blueprint, wanted: &str) -> Option<u32> {
     [&blueprint.name, &blueprint.full_name].into_iter().find_map(|name| {
         let rest = wanted.strip_prefix(name.as_str())?;
         if blueprint.limit == 1 {
@@ -262,6 +262,20 @@ fn identity(blueprint: &Blueprint, number: u32) -> String {
     format!("{}:{}", blueprint.kind, numbered(&blueprint.name, blueprint, number))
 }
 
+/// The parts of a blueprint's resource of this name.
+pub fn parts_of(blueprint: &Blueprint, name: &str) -> Vec<Claim> {
+    let claim = |claim: &Claim| Claim {
+        kind: claim.kind,
+        on: match &claim.on {
+            ClaimOn::Named(part) => ClaimOn::Named(part.replace("{}", name)),
+            ClaimOn::Made { identity } => ClaimOn::Made { identity: identity.replace("{}", name) },
+        },
+    };
+    let mut gang: Vec<Claim> = blueprint.gang.iter().map(claim).collect();
+    gang.sort_by_key(|claim| claim.kind.rank());
+    gang
+}
+
 fn new_resource(
     blueprint: &Blueprint,
     number: u32,
@@ -270,15 +284,8 @@ fn new_resource(
     now: Moment,
 ) -> Resource {
     let name = numbered(&blueprint.name, blueprint, number);
-    let claim = |claim: &Claim| Claim {
-        kind: claim.kind,
-        on: match &claim.on {
-            ClaimOn::Named(part) => ClaimOn::Named(part.replace("{}", &name)),
-            ClaimOn::Made { identity } => ClaimOn::Made { identity: identity.replace("{}", &name) },
-        },
-    };
-    let mut gang: Vec<Claim> = blueprint.gang.iter().map(claim).collect();
-    gang.sort_by_key(|claim| claim.kind.rank());
+    let gang = parts_of(blueprint, &name);
+    let Standing { admin, health, failures } = blueprint.before.clone().unwrap_or_default();
     Resource {
         id: "".into(),
         serial: 0,
@@ -294,9 +301,9 @@ fn new_resource(
         phase: Phase::Whole,
         cause: Cause::Requested,
         fence: 0,
-        admin: Admin::Enabled,
-        health: Health::Unknown,
-        failures: 0,
+        admin,
+        health,
+        failures,
         attempts: 0,
         tear_downs_failed: 0,
         slots,

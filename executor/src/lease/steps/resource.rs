@@ -147,9 +147,11 @@ impl ResourceStep<'_> {
                     _ => resource.health,
                 };
             }
-            Verb::Describe { full_name, tags } => {
+            Verb::Describe { full_name, tags, gang, seats } => {
                 resource.full_name.clone_from(full_name);
                 resource.tags.clone_from(tags);
+                resource.gang = gang.clone().unwrap_or(std::mem::take(&mut resource.gang));
+                resource.seats = seats.unwrap_or(resource.seats);
             }
             Verb::Release { .. }
             | Verb::ResourceLost { .. }

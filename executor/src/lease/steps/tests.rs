@@ -32,7 +32,7 @@ fn verbs() -> Vec<Verb> {
         Verb::Uncordon,
         Verb::Judge { health: Health::Good },
         Verb::Failed { why: why() },
-        Verb::Describe { full_name: "farm-b".into(), tags: vec!["gpu".into()] },
+        Verb::Describe { full_name: "farm-b".into(), tags: vec!["gpu".into()], gang: None, seats: None },
         Verb::Abandon { reason: why() },
     ]
 }
