@@ -172,6 +172,21 @@ impl Bench {
         Bench { api, process, mark, exits: Mutex::new(exits), errors, folder, surroundings, is_over: false }
     }
 
+    /// Writes another text into the farm file, which the farm has read before.
+    pub fn write_farm(&self, farm: &str) {
+        fs::write(self.folder.path().join("farm.yml"), farm).expect("the folder is ours");
+    }
+
+    /// Where that is.
+    pub fn farm_file(&self) -> PathBuf {
+        self.folder.path().join("farm.yml")
+    }
+
+    /// Tells the server by SIGHUP to read its farm file again.
+    pub fn hang_up(&self) {
+        kill(self.process, Signal::SIGHUP).expect("the server runs");
+    }
+
     /// `http://ADDRESS:PORT` of the API.
     pub fn url(&self) -> String {
         format!("http://{}", self.api)

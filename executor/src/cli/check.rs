@@ -31,7 +31,7 @@ pub struct Arguments {
 
 /// Checks every file; status 0 when all are right, 1 otherwise.
 pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
-    let farm = arguments.farm.as_ref().map(read_farm).transpose()?;
+    let farm = arguments.farm.as_deref().map(read_farm).transpose()?;
     let mut all_right = true;
     for path in &arguments.files {
         let text = super::read_text(path)?;
@@ -158,8 +158,8 @@ fn place_of(farm: Option<&FarmConfig>) -> Place {
 }
 
 /// Enough of a farm to check a job's own text.
-fn read_farm(path: &PathBuf) -> anyhow::Result<FarmConfig> {
-    Ok(Source { path: path.clone(), api: None, state: None }.read()?)
+fn read_farm(path: &Path) -> anyhow::Result<FarmConfig> {
+    Ok(Source { path: path.to_owned(), api: None, state: None }.read()?)
 }
 
 fn no_farm() -> FarmConfig {

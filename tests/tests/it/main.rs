@@ -27,6 +27,7 @@
 //! | `on_demand` | machines are made when jobs ask, make room for others, and go |
 //! | `picked_up` | a machine that is not the server's own goes on without it, and so does its job |
 //! | `queue` | hundreds of jobs for fifty machines: in order, and none is forgotten |
+//! | `reload` | a running farm takes a changed farm file, and no lease ends by it |
 //! | `restart` | jobs, their places and their verdicts outlive the server, however it ends |
 //! | `roles` | jobs over several DUTs start together, talk, and end together; gear is held by one job at a time |
 //! | `simulated` | jobs on simulated DUTs: every firmware, every fault, many at once |
@@ -67,6 +68,7 @@ mod nbd_strange;
 mod on_demand;
 mod picked_up;
 mod queue;
+mod reload;
 mod restart;
 mod roles;
 mod simulated;
