@@ -7,14 +7,29 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
+pub mod devantech;
 pub mod exec;
+pub mod http;
+pub mod kernelchip;
 pub mod qemu;
+#[cfg(test)]
+mod recorded;
+pub mod shelly;
 pub mod simulated;
+pub mod tasmota;
+mod web;
 
-use super::driver::Driver;
+use super::driver::{Driver, Mistake};
 
 /// Every family of power units that a farm file can name.
-pub const DRIVERS: &[Driver<dyn Pdu>] = &[Driver::of::<exec::Keys>("exec")];
+pub const DRIVERS: &[Driver<dyn Pdu>] = &[
+    Driver::of::<devantech::Keys>("devantech"),
+    Driver::of::<exec::Keys>("exec"),
+    Driver::of::<http::Keys>("http"),
+    Driver::of::<kernelchip::Keys>("kernelchip"),
+    Driver::of::<shelly::Keys>("shelly"),
+    Driver::of::<tasmota::Keys>("tasmota"),
+];
 
 /// What an outlet does, or should do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -77,6 +92,39 @@ pub struct PowerError {
     pub outlet: String,
     /// What went wrong and what to look at.
     pub reason: String,
+}
+
+impl PowerError {
+    /// What went wrong with an outlet.
+    pub fn of(outlet: &Outlet, reason: impl Into<String>) -> Self {
+        PowerError { outlet: outlet.0.clone(), reason: reason.into() }
+    }
+}
+
+/// Which of a unit's outlets is meant: the one with this name; and the only one of a unit that is `own` to one machine, whatever it is called.
+fn position(outlet: &Outlet, own: Option<&Outlet>, known: &[String]) -> Result<usize, PowerError> {
+    match known.iter().position(|name| *name == outlet.0) {
+        Some(position) => Ok(position),
+        None if own == Some(outlet) && known.len() == 1 => Ok(0),
+        None if known.is_empty() => Err(PowerError::of(outlet, "the unit has no outlets")),
+        None => Err(PowerError::of(outlet, format!("no such outlet; outlets: {}", known.join(", ")))),
+    }
+}
+
+/// Host and port of a unit's `host`, with the port that its documents name.
+fn address(host: &str, port: u16) -> Result<String, Mistake> {
+    let wrong = |what: String| {
+        Mistake::new("host", what, "write its address: `10.0.0.32`, `10.0.0.32:1700` or `[fd00::32]:1700`")
+    };
+    if let Ok(address) = host.parse::<std::net::Ipv6Addr>() {
+        return Ok(format!("[{address}]:{port}"));
+    }
+    let (name, said) = match host.rsplit_once(':') {
+        Some((name, said)) => (name, said.parse::<u16>().map_err(|_| wrong(format!("`{said}` is not a port")))?),
+        None => (host, port),
+    };
+    let is_name = |text: &str| !text.is_empty() && !text.contains(['/', ' ', '@']);
+    if is_name(name) { Ok(format!("{name}:{said}")) } else { Err(wrong(format!("`{host}` is not a host"))) }
 }
 
 /// A power unit.
