@@ -21,8 +21,10 @@ pub struct Driver<T: ?Sized> {
     pub name: &'static str,
     /// Its keys.
     pub schema: fn(&mut SchemaGenerator) -> Schema,
-    build: fn(&Value, &Context<'_>) -> Result<Arc<T>, Vec<Mistake>>,
+    build: Build<T>,
 }
+
+type Build<T> = fn(&Value, &Context<'_>) -> Result<Arc<T>, Vec<Mistake>>;
 
 /// The keys of a driver, as they are written. Their documentation is the schema's, and so is what is required.
 pub trait Keys<T: ?Sized>: DeserializeOwned + JsonSchema {

@@ -163,19 +163,20 @@ fn words_of(schema: &serde_json::Value, words: &mut BTreeSet<String>) {
 }
 
 #[test]
-fn the_page_of_the_farm_file_has_every_key_and_word() {
+fn the_page_of_the_farm_file_and_those_of_its_drivers_have_every_key_and_word() {
     let schema = serde_json::from_slice(&wharf(&["schema", "farm"]).stdout).unwrap();
     let mut words = BTreeSet::new();
     words_of(&schema, &mut words);
     assert!(words.contains("misbehave") && words.contains("uefi-pxe"), "{words:?}");
-    let page = std::fs::read_to_string(root().join("docs/farm-file.md")).unwrap();
+    let of_farms = |page: &SourceFile| page.path == "docs/farm-file.md" || page.path.ends_with("-drivers.md");
+    let page: String = pages().into_iter().filter(of_farms).map(|page| page.text).collect();
     let is_named = |word: &String| {
         page.contains(&format!("`{word}`"))
             || page.contains(&format!("`{word}: "))
             || page.contains(&format!(".{word}`"))
     };
     let missing: Vec<_> = words.iter().filter(|word| !is_named(word)).collect();
-    assert!(missing.is_empty(), "docs/farm-file.md does not name {missing:?}");
+    assert!(missing.is_empty(), "docs/farm-file.md and docs/*-drivers.md do not name {missing:?}");
 }
 
 #[test]

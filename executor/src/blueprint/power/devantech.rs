@@ -189,11 +189,11 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::blueprint::power::recorded::{self, Recorded, build, mistakes, outlet};
+    use crate::blueprint::power::recorded_tests::{self, Recorded, build, mistakes, outlet};
 
     #[tokio::test]
     async fn a_board_of_eight_switches_and_tells_its_relays_apart() {
-        let unit = Recorded::bytes(&recorded::exchange("devantech-eth008.txt")).await;
+        let unit = Recorded::bytes(&recorded_tests::exchange("devantech-eth008.txt")).await;
         let pdu = build::<Keys>(&json!({ "host": unit.host() }), None);
         assert_eq!(pdu.state(&outlet("3")).await.unwrap(), PowerState::On);
         pdu.set(&outlet("8"), PowerState::On).await.unwrap();
@@ -208,7 +208,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_board_of_twenty_wants_its_password_first() {
-        let unit = Recorded::bytes(&recorded::exchange("devantech-eth8020-password.txt")).await;
+        let unit = Recorded::bytes(&recorded_tests::exchange("devantech-eth8020-password.txt")).await;
         let pdu = build::<Keys>(&json!({ "host": unit.host(), "password": "apple" }), None);
         assert_eq!(pdu.state(&outlet("20")).await.unwrap(), PowerState::On);
         pdu.set(&outlet("20"), PowerState::On).await.unwrap();

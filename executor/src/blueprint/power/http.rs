@@ -232,7 +232,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::blueprint::power::recorded::{Recorded, build, mistakes, outlet};
+    use crate::blueprint::power::recorded_tests::{Recorded, build, mistakes, outlet};
 
     fn keys(host: &str) -> Value {
         json!({

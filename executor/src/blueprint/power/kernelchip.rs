@@ -185,7 +185,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::blueprint::power::recorded::{Recorded, build, exchange, outlet};
+    use crate::blueprint::power::recorded_tests::{Recorded, build, exchange, outlet};
 
     #[tokio::test]
     async fn a_unit_that_talks_unasked_is_heard_for_its_answers() {

@@ -13,7 +13,7 @@ pub mod http;
 pub mod kernelchip;
 pub mod qemu;
 #[cfg(test)]
-mod recorded;
+mod recorded_tests;
 pub mod shelly;
 pub mod simulated;
 pub mod tasmota;

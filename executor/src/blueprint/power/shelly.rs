@@ -230,7 +230,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::blueprint::power::recorded::{Recorded, build, exchange, mistakes, outlet};
+    use crate::blueprint::power::recorded_tests::{Recorded, build, exchange, mistakes, outlet};
 
     #[tokio::test]
     async fn one_of_the_first_generation_switches_and_counts_watt_minutes() {

@@ -171,7 +171,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::blueprint::power::recorded::{Recorded, build, exchange, outlet};
+    use crate::blueprint::power::recorded_tests::{Recorded, build, exchange, outlet};
 
     #[tokio::test]
     async fn a_plug_switches_and_counts_kilowatt_hours() {
