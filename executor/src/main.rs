@@ -5,6 +5,7 @@ mod blueprint;
 mod boot;
 mod cli;
 mod config;
+mod console;
 mod farm;
 mod interface;
 mod job_log;

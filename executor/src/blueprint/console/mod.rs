@@ -25,4 +25,7 @@ pub trait Console: Send + Sync {
     /// (a read of 0 bytes) means that the console went away, and it is opened again. One writer: a second open while the first stream
     /// lives is refused.
     fn open(&self) -> BoxFuture<'_, io::Result<Box<dyn ConsoleStream>>>;
+
+    /// A job, or a person, begins to use it. Devices need not know.
+    fn begins(&self) {}
 }

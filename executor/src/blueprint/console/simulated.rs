@@ -25,4 +25,8 @@ impl Console for SimulatedConsole {
             Ok(Box::new(stream) as Box<dyn ConsoleStream>)
         })
     }
+
+    fn begins(&self) {
+        self.0.begins();
+    }
 }

@@ -100,7 +100,7 @@ struct Dut {
 }
 
 impl Dut {
-    /// Boots since the console was opened, the one that runs included.
+    /// Boots since somebody began to use it, the one that runs included.
     fn boots(&self) -> u32 {
         self.boots.load(Ordering::SeqCst)
     }
@@ -173,14 +173,16 @@ impl Machine {
         }
     }
 
-    /// Opens the console. Boots are counted from here, because a session opens the console first of all; when it opens it again,
-    /// after it was away, the DUT has power.
+    /// Opens the console.
     pub async fn open_console(&self) -> io::Result<impl ConsoleStream + use<>> {
-        let stream = self.dut.line.open().await?;
+        self.dut.line.open().await
+    }
+
+    /// Somebody begins to use the DUT: boots are counted from here. Whoever comes back to a console that was away finds it with power.
+    pub fn begins(&self) {
         if !self.dut.powered.load(Ordering::SeqCst) {
             self.dut.boots.store(0, Ordering::SeqCst);
         }
-        Ok(stream)
     }
 }
 
