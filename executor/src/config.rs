@@ -17,6 +17,7 @@ use crate::blueprint::driver::Chosen;
 use crate::blueprint::power::Outlet;
 use crate::boot::database::Database;
 use crate::boot::settings::Settings;
+use crate::console::Limits;
 use crate::farm::WhenBusy;
 use crate::lease::rows::Access;
 
@@ -43,6 +44,8 @@ pub struct FarmConfig {
     pub submission: SubmissionConfig,
     /// Where jobs and logs are kept.
     pub state: PathBuf,
+    /// How much of what each console says is kept, and for how long.
+    pub console_log: Limits,
     /// What a job may use as `{{ name }}` besides what the farm knows.
     pub job_variables: BTreeMap<String, String>,
     /// The machines that are there.
@@ -268,7 +271,7 @@ pub enum SimulatedFirmware {
 pub struct Fault {
     /// What goes wrong.
     pub what: Misbehaviour,
-    /// Only in this boot, counted from 1 since the console was opened; `None`: in every boot.
+    /// Only in this boot, counted from 1 since somebody began to use it; `None`: in every boot.
     pub boot: Option<u32>,
     /// How long it lasts, for those that last; `None`: for ever.
     pub lasts: Option<Duration>,

@@ -38,7 +38,7 @@ pub use hub::{Hub, TypeError, Writer};
 pub use log::{Extent, Since, State};
 pub use reader::{Piece, Reader};
 pub use salad::Word;
-pub use session::Session;
+pub use session::{Place, Session};
 pub use store::Limits;
 
 use desk::Desk;
@@ -74,11 +74,15 @@ impl Consoles {
         consoles
     }
 
-    /// Opens a console and keeps it open. One that is open already is left as it is.
+    /// Opens a console and keeps it open. One that is open already goes on, unless it is reached in another way now.
     pub fn open(&self, name: &str, driver: Arc<dyn Console>, owner: Option<Owner>) -> io::Result<Arc<Hub>> {
         let mut hubs = self.lock();
         if let Some(hub) = hubs.get(name) {
-            return Ok(Arc::clone(hub));
+            if hub.is_driven_by(&driver) {
+                self.desk.belongs_to(name, owner);
+                return Ok(Arc::clone(hub));
+            }
+            hub.close("it is reached in another way from now on");
         }
         let log = Log::open(name, self.folder.join(name), self.limits, Timestamp::now())?;
         self.desk.belongs_to(name, owner);
@@ -101,11 +105,17 @@ impl Consoles {
         self.lock().values().cloned().collect()
     }
 
-    /// Closes a console whose machine is no more. Its log stays.
-    pub fn close(&self, name: &str) {
-        let hub = self.lock().remove(name);
+    /// Closes a console for a reason. Its log stays.
+    pub fn close(&self, name: &str, reason: &str) {
+        if let Some(hub) = self.lock().remove(name) {
+            hub.close(reason);
+        }
         self.desk.forget(name);
-        drop(hub);
+    }
+
+    /// Closes all of them, at the farm's end.
+    pub fn stop(&self) {
+        self.all().iter().for_each(|hub| hub.close("the farm was stopped"));
     }
 
     /// Whose a console is from now on; `None`: it belongs to no DUT.

@@ -22,6 +22,7 @@ use tokio::task::JoinSet;
 use tracing::Instrument;
 
 use crate::config::FarmConfig;
+use crate::console::Consoles;
 use crate::job_log::{JobEvent, JobLog, Severity};
 use crate::lease::rows::{LeaseId, LeaseRequest, LeaseState, Owner};
 use crate::lease::{Keeper, Snapshot};
@@ -42,6 +43,7 @@ mod hand_over;
 mod hardware;
 mod hold;
 mod ledger;
+mod listening;
 mod machines;
 mod network;
 mod pick_up;
@@ -84,6 +86,7 @@ pub struct Farm {
     reloading: tokio::sync::Mutex<()>,
     planner: Planner,
     machines: Arc<Machines>,
+    consoles: Arc<Consoles>,
     keeper: Keeper,
     gateway: Arc<Gateway>,
     jobs: Mutex<Jobs>,
@@ -387,6 +390,11 @@ impl Farm {
         self.job(&job)
     }
 
+    /// The consoles of the farm, and their logs.
+    pub fn consoles(&self) -> &Arc<Consoles> {
+        &self.consoles
+    }
+
     /// The leases of the farm.
     pub fn keeper(&self) -> &Keeper {
         &self.keeper
@@ -437,6 +445,7 @@ impl Farm {
         let mut carriers = std::mem::take(&mut *self.carriers());
         while carriers.join_next().await.is_some() {}
         self.keeper.stop().await;
+        self.consoles.stop();
         self.shelf.close().await;
         self.gateway.drain().await;
     }

@@ -66,6 +66,9 @@ pub type Console = Box<dyn ConsoleStream>;
 /// Opens the console again after its stream ended.
 pub type OpenConsole = Arc<dyn Fn() -> BoxFuture<'static, io::Result<Console>> + Send + Sync>;
 
+/// Returns when what the DUT said until now can be read: between it and us is more than this file knows of.
+pub type HearAll = Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>;
+
 /// Everything a session acts on.
 pub struct Ring {
     /// Where everything said goes.
@@ -76,6 +79,8 @@ pub struct Ring {
     pub setup: BoxFuture<'static, Result<(Console, Event), SetupError>>,
     /// Opens the console once more.
     pub open_console: OpenConsole,
+    /// Hears what the DUT said until now.
+    pub hear_all: HearAll,
     /// Publishes a deployment.
     pub publish: Publish,
     /// Gives the DUT's loader what there is for it.
@@ -111,8 +116,19 @@ type Tasks = JoinSet<Done>;
 
 /// Runs `session` to its verdict. Nothing is cleaned up here: that is the tear-down's, which also runs after a crash.
 pub async fn run(mut session: Recorded, ring: Ring) -> Verdict {
-    let Ring { log, power, setup, open_console, publish, hand_over, mut events, mut input, cancelled, declare_unfit } =
-        ring;
+    let Ring {
+        log,
+        power,
+        setup,
+        open_console,
+        hear_all,
+        publish,
+        hand_over,
+        mut events,
+        mut input,
+        cancelled,
+        declare_unfit,
+    } = ring;
     let mut cancelled = cancelled.fuse();
     // One command at a time, in order: an `on` that is still on its way must not overtake the `off` after it.
     let power = Arc::new(Mutex::new(power));
@@ -132,7 +148,7 @@ pub async fn run(mut session: Recorded, ring: Ring) -> Verdict {
                 Action::CutPower => {
                     // To a loader without power nothing is given.
                     handing.take().iter().for_each(AbortHandle::abort);
-                    drop(tasks.spawn(cut_power(Arc::clone(&power))));
+                    drop(tasks.spawn(cut_power(Arc::clone(&power), hear_all())));
                 }
                 Action::BootWith { deployment, boot } => {
                     drop(tasks.spawn(begin_boot(publish.clone(), deployment, boot, Arc::clone(&power))))
@@ -202,9 +218,12 @@ fn without_evidence(verdict: Verdict, incomplete: &Incomplete) -> Verdict {
     Verdict { status, cause: Cause::Farm, summary, evidence: verdict.evidence }
 }
 
-async fn cut_power(power: Arc<Mutex<Power>>) -> Done {
+async fn cut_power(power: Arc<Mutex<Power>>, hear_all: BoxFuture<'static, ()>) -> Done {
     Done::Event(match power.lock().await.set(PowerState::Off).await {
-        Ok(()) => Event::PowerIsOff,
+        Ok(()) => {
+            hear_all.await;
+            Event::PowerIsOff
+        }
         Err(error) => Event::PowerFailed { reason: error.to_string() },
     })
 }
@@ -396,6 +415,7 @@ mod tests {
             power: Power::new(Arc::new(pdu), Outlet("1".into()), pass, Arc::new(|_| ())),
             setup: ready(Ok((Box::new(console) as Console, Event::SetupDone))).boxed(),
             open_console: Arc::new(|| ready(Err(io::Error::other("unplugged"))).boxed()),
+            hear_all: Arc::new(|| ready(()).boxed()),
             publish: Arc::new(|_, _| Ok(())),
             hand_over: Arc::new(|_, _| None),
             events,

@@ -171,6 +171,7 @@ fn no_farm() -> FarmConfig {
         api: ([127, 0, 0, 1], 0).into(),
         submission: crate::config::SubmissionConfig::default(),
         state: PathBuf::new(),
+        console_log: crate::console::Limits::default(),
         job_variables: Default::default(),
         duts: Vec::new(),
         on_demand: Vec::new(),

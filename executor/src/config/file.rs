@@ -23,9 +23,11 @@ use crate::boot::settings::Settings;
 use crate::farm::WhenBusy;
 use crate::lease::rows::{Access, PlacementPolicy};
 
+mod console_log;
 mod hardware;
 mod on_demand;
 
+use console_log::ConsoleLogKeys;
 use hardware::{HardwareKeys, LineKeys, PduKeys, Shared};
 use on_demand::{AccessKey, GearKeys, OnDemandKeys, PoolKeys};
 
@@ -48,6 +50,8 @@ struct FarmFile {
     listen: ListenKeys,
     /// Folder for jobs and logs; a folder of the user's own when absent.
     state: Option<String>,
+    /// What the consoles say, on disk.
+    console_log: ConsoleLogKeys,
     /// Values that job templates may use as `{{ name }}`.
     variables: BTreeMap<String, String>,
     /// The machines that are there.
@@ -392,6 +396,7 @@ fn check(file: FarmFile, findings: &mut Findings, directory: &Path) -> FarmConfi
         },
         api,
         submission: submission(&file.listen),
+        console_log: file.console_log.limits(findings),
         job_variables: file.variables,
         boots: file.boots.and_then(|name| Database::read(&directory.join(name), findings)),
         duts,

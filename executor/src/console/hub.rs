@@ -53,7 +53,7 @@ const TYPED_CHUNKS_MAX: usize = 64;
 /// Questions that wait for the task: one for each lease that begins, or ends a boot.
 const ORDERS_MAX: usize = 16;
 
-/// One console. Dropping it closes the line; its log stays.
+/// One console. Dropping it closes the line, as the farm's end does; its log stays.
 pub struct Hub {
     name: String,
     log: Arc<Log>,
@@ -160,6 +160,16 @@ impl Hub {
         settled.await.unwrap_or_else(|_| Err(gone()))
     }
 
+    pub(super) fn is_driven_by(&self, driver: &Arc<dyn Console>) -> bool {
+        Arc::ptr_eq(&self.driver, driver)
+    }
+
+    /// Nothing comes any more, for a reason.
+    pub(super) fn close(&self, reason: &str) {
+        self.task.abort();
+        self.log.is_over(Timestamp::now(), reason);
+    }
+
     pub(super) fn look_after(&self, now: Timestamp) {
         self.log.look_after(now);
     }
@@ -167,8 +177,7 @@ impl Hub {
 
 impl Drop for Hub {
     fn drop(&mut self) {
-        self.task.abort();
-        self.log.is_over(Timestamp::now(), "the farm let go of it");
+        self.close("the farm was stopped");
     }
 }
 

@@ -149,7 +149,9 @@ impl Log {
     pub(super) fn said(&self, bytes: Bytes, at: Timestamp) {
         let mut inner = self.lock();
         let offset = inner.end;
-        inner.end += bytes.len() as u64;
+        if !inner.is_over {
+            inner.end += bytes.len() as u64;
+        }
         self.push(&mut inner, Entry::Said { offset, at, bytes });
     }
 
@@ -181,6 +183,7 @@ impl Log {
     pub(super) fn is_over(&self, at: Timestamp, reason: &str) {
         self.is_away(at, reason);
         let mut inner = self.lock();
+        self.write(&mut inner);
         inner.is_over = true;
         inner.store.close();
         self.grown.send_modify(|version| *version += 1);
@@ -260,6 +263,9 @@ impl Log {
     /// From time to time: writes what waits, removes what is too old, closes what is not used.
     pub(super) fn look_after(&self, now: Timestamp) {
         let mut inner = self.lock();
+        if inner.is_over {
+            return;
+        }
         self.write(&mut inner);
         inner.store.prune(now);
         let is_idle = |written: Timestamp| {
@@ -301,6 +307,10 @@ impl Log {
     }
 
     fn push(&self, inner: &mut Inner, entry: Entry) {
+        // Another log may be open in the same folder by now.
+        if inner.is_over {
+            return;
+        }
         let lost = inner.tail.push(entry);
         self.write(inner);
         if lost > 0 {

@@ -9,6 +9,8 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
@@ -23,23 +25,72 @@ use super::reader::{Next, Piece, Reader};
 pub struct Session {
     reader: Reader,
     rest: Bytes,
+    /// What ended the bytes of the read before.
+    end: Option<Piece>,
+    place: Place,
     grown: ReusableBoxFuture<'static, bool>,
     waits: bool,
     typed: PollSender<Typed>,
     writer: Writer,
 }
 
+/// How far a session is, also after it is gone.
+#[derive(Clone)]
+pub struct Place(Arc<AtomicU64>);
+
+impl Place {
+    /// The offset of the byte that it reads next.
+    pub fn offset(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 impl Session {
     pub(super) fn new(reader: Reader, writer: Writer) -> Session {
         let typed = PollSender::new(writer.queue());
         let grown = ReusableBoxFuture::new(std::future::ready(true));
-        Session { reader, rest: Bytes::new(), grown, waits: false, typed, writer }
+        let place = Place(Arc::new(AtomicU64::new(reader.position())));
+        Session { reader, rest: Bytes::new(), end: None, place, grown, waits: false, typed, writer }
     }
 
-    /// The offset of the byte that it reads next.
-    pub fn position(&self) -> u64 {
-        self.reader.position() - self.rest.len() as u64
+    /// Where it is.
+    pub fn place(&self) -> Place {
+        self.place.clone()
     }
+
+    /// Gives what is there, of as many pieces as have room; says whether anything was.
+    fn fill(&mut self, buffer: &mut ReadBuf<'_>) -> Filled {
+        let before = buffer.filled().len();
+        while buffer.remaining() > 0 {
+            if !self.rest.is_empty() {
+                let length = self.rest.len().min(buffer.remaining());
+                buffer.put_slice(&self.rest[..length]);
+                self.rest.advance(length);
+                self.place.0.store(self.reader.position() - self.rest.len() as u64, Ordering::Relaxed);
+                continue;
+            }
+            if self.end.is_some() {
+                break;
+            }
+            match self.reader.try_next() {
+                Next::Piece(Piece::Said { bytes, .. }) => self.rest = bytes,
+                Next::Piece(Piece::Back { .. }) => {}
+                Next::Piece(end @ (Piece::Away { .. } | Piece::Lost { .. })) => self.end = Some(end),
+                Next::Over if buffer.filled().len() == before => return Filled::Over,
+                Next::Over => break,
+                Next::NotYet(grown) if buffer.filled().len() == before => return Filled::Nothing(grown),
+                Next::NotYet(_) => break,
+            }
+        }
+        Filled::Something
+    }
+}
+
+enum Filled {
+    /// Bytes, or what ended them.
+    Something,
+    Nothing(watch::Receiver<u64>),
+    Over,
 }
 
 impl AsyncRead for Session {
@@ -49,33 +100,30 @@ impl AsyncRead for Session {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        let before = buffer.filled().len();
         loop {
-            if !this.rest.is_empty() {
-                let length = this.rest.len().min(buffer.remaining());
-                buffer.put_slice(&this.rest[..length]);
-                this.rest.advance(length);
-                return Poll::Ready(Ok(()));
-            }
             if this.waits {
                 ready!(this.grown.poll(context));
                 this.waits = false;
             }
-            match this.reader.try_next() {
-                Next::Piece(Piece::Said { bytes, .. }) => this.rest = bytes,
-                Next::Piece(Piece::Back { .. }) => {}
-                Next::Piece(Piece::Away { reason, .. }) if reason == CLOSED => return Poll::Ready(Ok(())),
-                Next::Piece(Piece::Away { reason, .. }) => return Poll::Ready(Err(io::Error::other(reason))),
-                Next::Piece(Piece::Lost { bytes, why, .. }) => {
-                    let why = format!("{bytes} bytes of it are lost: {why}");
-                    return Poll::Ready(Err(io::Error::other(why)));
-                }
-                Next::Over => return Poll::Ready(Ok(())),
-                Next::NotYet(grown) => {
+            match this.fill(buffer) {
+                Filled::Something if buffer.filled().len() > before => return Poll::Ready(Ok(())),
+                Filled::Something => return Poll::Ready(this.end.take().map_or(Ok(()), how_it_ended)),
+                Filled::Over => return Poll::Ready(Ok(())),
+                Filled::Nothing(grown) => {
                     this.grown.set(has_grown(grown));
                     this.waits = true;
                 }
             }
         }
+    }
+}
+
+fn how_it_ended(end: Piece) -> io::Result<()> {
+    match end {
+        Piece::Away { reason, .. } if reason != CLOSED => Err(io::Error::other(reason)),
+        Piece::Lost { bytes, why, .. } => Err(io::Error::other(format!("{bytes} bytes of it are lost: {why}"))),
+        Piece::Away { .. } | Piece::Back { .. } | Piece::Said { .. } => Ok(()),
     }
 }
 

@@ -94,11 +94,11 @@ async fn what_is_said_outside_of_leases_is_kept_and_a_lease_begins_with_now() {
     let hub = farm(folder.path(), Limits::default()).open("left.console", driver, Some(left())).unwrap();
     dut.write_all(b"before the lease\n").await.unwrap();
     let mut session = hub.open(&pass()).await.unwrap();
-    assert_eq!(session.position(), 17, "what lay there is not the lease's");
+    assert_eq!(session.place().offset(), 17, "what lay there is not the lease's");
     dut.write_all(b"within").await.unwrap();
     let mut heard = [0; 6];
     session.read_exact(&mut heard).await.unwrap();
-    assert_eq!((&heard, session.position()), (b"within", 23));
+    assert_eq!((&heard, session.place().offset()), (b"within", 23));
     drop(session);
     dut.write_all(b" and after").await.unwrap();
     let mut reader = hub.attach_reader(Since::Offset(0));
@@ -148,7 +148,7 @@ async fn a_console_that_goes_away_is_opened_again_and_the_gap_is_marked() {
     let mut dut = plug.in_();
     dut.write_all(b"two").await.unwrap();
     opened(&hub).await;
-    let mut again = hub.open_from(&pass, Some(session.position())).await.unwrap();
+    let mut again = hub.open_from(&pass, Some(session.place().offset())).await.unwrap();
     let mut heard = [0; 3];
     again.read_exact(&mut heard).await.unwrap();
     assert_eq!(&heard, b"two", "nothing between the opening and the lease's is missing");
@@ -362,8 +362,7 @@ async fn a_reader_of_a_console_that_is_no_more_comes_to_its_end() {
     dut.write_all(b"the end").await.unwrap();
     hub.settle().await.unwrap();
     let mut reader = hub.attach_reader(Since::Offset(0));
-    drop(hub);
-    consoles.close("vm-2.console");
+    consoles.close("vm-2.console", "its machine is no more");
     let mut words = Vec::new();
     while let Some(piece) = timeout(PATIENCE, reader.next()).await.unwrap() {
         words.push(match piece {
@@ -373,5 +372,5 @@ async fn a_reader_of_a_console_that_is_no_more_comes_to_its_end() {
             Piece::Lost { why, .. } => why,
         });
     }
-    assert_eq!(words, ["the end", "the farm let go of it"]);
+    assert_eq!(words, ["the end", "its machine is no more"]);
 }

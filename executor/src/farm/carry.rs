@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, watch};
 use super::boot_namespace::{Kept, Open, Serving, Watch, observer};
 use super::crew::{self, Together};
 use super::disks::{self, Disks};
+use super::listening::Listening;
 use super::machines::Dut;
 use super::pick_up::{Beginning, Begun};
 use super::prepare::{self, MESSAGES, Prepared};
@@ -157,11 +158,13 @@ async fn run_all(
             if role.is_some() {
                 seated.leased(&dut);
             }
+            let listening = Listening::new(&dut.console, &pass, &seated.log);
             let run = Run {
                 farm: Arc::clone(farm),
                 record: Arc::clone(&seated),
                 dut,
                 pass,
+                listening,
                 crew,
                 together: Arc::clone(&together),
             };
@@ -345,6 +348,7 @@ pub(super) struct Run {
     pub record: Arc<JobRecord>,
     pub dut: Arc<Dut>,
     pub pass: Pass,
+    pub listening: Arc<Listening>,
     /// What it plays, when it is not alone.
     pub crew: Option<prepare::Crew>,
     pub together: Arc<Together>,
@@ -381,11 +385,12 @@ impl Run {
         tracing::info!(parent: &span, source, submitter, "the job has its DUT");
         let limit = Arc::new(Mutex::new(TEAR_DOWN_DEFAULT));
         let (farm, mac, tear_down_limit) = (Arc::clone(&self.farm), self.dut.config.mac.clone(), Arc::clone(&limit));
-        let dut = Arc::clone(&self.dut);
+        let (dut, listening) = (Arc::clone(&self.dut), Arc::clone(&self.listening));
         let job = self.until_the_verdict(beginning, prepared, inbox, submission, views, tear_down_limit);
         let verdict = tokio::spawn(job).await;
         let mut verdict = verdict.unwrap_or_else(|error| verdict_of_panic(&error));
         verdict.evidence.extend(dut.boot.never_read());
+        verdict.evidence.extend(listening.evidence());
         tracing::info!(parent: &span, status = %verdict.status, cause = %verdict.cause, "the job has its verdict");
         farm.listeners.forget(&mac);
         let limit = *limit.lock().unwrap_or_else(PoisonError::into_inner);
@@ -433,6 +438,7 @@ impl Run {
             power: self.dut.power(self.pass.clone()),
             setup,
             open_console: self.console(),
+            hear_all: self.hear_all(),
             publish: self.publisher(),
             hand_over: self.hand_over(),
             events,
@@ -450,15 +456,16 @@ impl Run {
         attachments: BTreeMap<String, Bytes>,
     ) -> impl Future<Output = Result<runner::Console, SetupError>> + Send + 'static {
         let (dut, together) = (Arc::clone(&self.dut), Arc::clone(&self.together));
+        let listening = Arc::clone(&self.listening);
         let served = self.serve(prepared, attachments, Serving::Anew);
         async move {
-            let console = dut.console.open().await.map_err(|error| SetupError {
+            let console = listening.open().await.map_err(|error| SetupError {
                 cause: Cause::Console,
                 reason: format!("cannot open the console of {}: {error}", dut.config.full_name),
             })?;
             served.await?;
             together.all_are_ready().await;
-            Ok(console)
+            Ok(Box::new(console) as runner::Console)
         }
     }
 
@@ -520,14 +527,18 @@ impl Run {
 
     /// For a console that went away: under the pass, as the first time.
     pub(super) fn console(&self) -> runner::OpenConsole {
-        let (dut, pass) = (Arc::clone(&self.dut), self.pass.clone());
+        let listening = Arc::clone(&self.listening);
         Arc::new(move || {
-            let (dut, pass) = (Arc::clone(&dut), pass.clone());
-            async move {
-                pass.check().map_err(std::io::Error::other)?;
-                dut.console.open().await
-            }
-            .boxed()
+            let listening = Arc::clone(&listening);
+            async move { Ok(Box::new(listening.open().await?) as runner::Console) }.boxed()
+        })
+    }
+
+    fn hear_all(&self) -> runner::HearAll {
+        let listening = Arc::clone(&self.listening);
+        Arc::new(move || {
+            let listening = Arc::clone(&listening);
+            async move { listening.hear_all().await }.boxed()
         })
     }
 

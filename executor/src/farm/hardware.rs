@@ -43,6 +43,16 @@ impl Hardware {
         Ok(hardware)
     }
 
+    /// A console that machines may name.
+    pub(super) fn console(&self, name: &str) -> Option<&Arc<dyn Console>> {
+        self.consoles.get(name)
+    }
+
+    /// All of them, by name.
+    pub(super) fn consoles(&self) -> impl Iterator<Item = (&String, &Arc<dyn Console>)> {
+        self.consoles.iter()
+    }
+
     /// What a machine is driven by.
     pub(super) fn drivers(&self, config: &HardwareConfig) -> Result<Drivers, String> {
         let outlet = config.power.outlet.clone();

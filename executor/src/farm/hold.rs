@@ -25,6 +25,7 @@ pub(super) use self::listen::Listener;
 use self::listen::listen;
 use super::boot_namespace::{Kept, Open, Watch, observer};
 use super::disks::{self, Disks};
+use super::listening::Listening;
 use super::machines::Dut;
 use super::wants::{self, Wants};
 use super::{Farm, Submission, SubmitError};
@@ -618,7 +619,8 @@ async fn use_it(
     // The tear-down waits for us, or comes first and the pass refuses.
     if let Ok(_in_flight) = pass.enter().await {
         let (log, heard) = (Arc::clone(&hold.log), hold.heard.clone());
-        dut.listener.start(tokio::spawn(listen(log, Arc::clone(dut), pass.clone(), typed, heard)));
+        let listening = Listening::new(&dut.console, &pass, &log);
+        dut.listener.start(tokio::spawn(listen(log, listening, opened, pass.clone(), typed, heard)));
     }
     let Ok(text) = std::fs::read_to_string(hold.folder.join(BOOT)) else { return };
     let _turn = hold.turn.lock().await;

@@ -2,13 +2,13 @@
 //!
 //! | kind | made | a lease on it is torn down | ended |
 //! |---|---|---|---|
-//! | DUT | drivers, and an address reserved | power off, read back | off; drivers and address are gone |
+//! | DUT | drivers, its console opened, an address reserved | power off, read back | off; drivers, console and address are gone |
 //! | boot namespace | – | nothing is published, DHCP forgets the boot | – |
 //! | console, power, gear | – | – | – |
 //!
 //! Everything may be done again after a crash: a machine that is not there is off.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,9 +23,10 @@ use super::hardware::Hardware;
 use super::hold::Listener;
 use super::network::{Drivers, Network};
 use super::start::StartError;
-use crate::blueprint::console::Console;
+use crate::blueprint::dut::console_name;
 use crate::blueprint::power::{Outlet, Pdu, PowerError, PowerState};
-use crate::config::{DutConfig, FarmConfig, MachineConfig};
+use crate::config::{DutConfig, FarmConfig, HardwareConfig, MachineConfig, Whose};
+use crate::console::{Consoles, Hub, Owner};
 use crate::interface::{self, Power};
 use crate::lease::rows::{Effect, Kind, Lease, Resource, ResourceId};
 use crate::lease::{EffectError, Effects, Pass, Reconciled};
@@ -36,7 +37,7 @@ use crate::lease::{EffectError, Effects, Pass, Reconciled};
 pub(super) struct Dut {
     pub config: DutConfig,
     pub mac: Mac,
-    pub console: Arc<dyn Console>,
+    pub console: Arc<Hub>,
     pub boot: Arc<BootNamespace>,
     pub listener: Arc<Listener>,
     pdu: Arc<dyn Pdu>,
@@ -51,6 +52,7 @@ pub(super) struct Machines {
     network: Network,
     /// The units and consoles that several machines name.
     hardware: Mutex<Arc<Hardware>>,
+    consoles: Arc<Consoles>,
     gateway: Arc<Gateway>,
     /// Where virtual machines keep their sockets.
     runtime: PathBuf,
@@ -62,14 +64,16 @@ impl Machines {
     pub(super) fn new(
         config: Current,
         network: Network,
+        consoles: Arc<Consoles>,
         gateway: Arc<Gateway>,
         runtime: PathBuf,
     ) -> Result<Machines, StartError> {
         let hardware = Mutex::new(Arc::new(Hardware::of(&config.get(), None)?));
-        let machines = Machines { config, network, hardware, gateway, runtime, duts: Mutex::default() };
+        let machines = Machines { config, network, hardware, consoles, gateway, runtime, duts: Mutex::default() };
         for dut in &machines.config.get().duts {
             machines.set_up(dut)?;
         }
+        machines.watch_free_lines();
         Ok(machines)
     }
 
@@ -97,6 +101,8 @@ impl Machines {
         let mac: Mac = config.mac.parse().map_err(|error| failed(format!("{error}")))?;
         let Drivers { pdu, outlet, console } =
             self.network.drivers(config, &self.hardware(), &self.gateway, &self.runtime)?;
+        let console = self.consoles.open(&console_of(config), console, Some(owner(config)));
+        let console = console.map_err(|error| failed(format!("its console's log cannot be kept: {error}")))?;
         let reservation = Reservation { mac, address: config.address, hostname: Some(config.full_name.clone()) };
         self.gateway.dhcp().reserve(reservation).map_err(|error| failed(error.to_string()))?;
         let (config, boot, power) = (config.clone(), Arc::default(), Arc::default());
@@ -114,6 +120,23 @@ impl Machines {
     /// Machines that are made from now on name these.
     pub(super) fn use_hardware(&self, hardware: Arc<Hardware>) {
         *self.hardware.lock().unwrap_or_else(PoisonError::into_inner) = hardware;
+        self.watch_free_lines();
+    }
+
+    /// Consoles of the farm file that no machine has are listened to as well: somebody may be plugged in there.
+    fn watch_free_lines(&self) {
+        let hardware = self.hardware();
+        let of_machines: BTreeSet<_> = self.all().iter().map(|dut| dut.console.name().to_owned()).collect();
+        for hub in self.consoles.all() {
+            if !of_machines.contains(hub.name()) && hardware.console(hub.name()).is_none() {
+                self.consoles.close(hub.name(), "the farm file no longer has it");
+            }
+        }
+        for (name, driver) in hardware.consoles().filter(|(name, _)| !of_machines.contains(*name)) {
+            if let Err(error) = self.consoles.open(name, Arc::clone(driver), None) {
+                tracing::error!(console = name, %error, "nobody listens to the console: its log cannot be kept");
+            }
+        }
     }
 
     /// What the farm file says now of machines that stay what they are.
@@ -132,6 +155,7 @@ impl Machines {
             {
                 tracing::warn!(dut = says.full_name, %error, "the machine is not told its new name");
             }
+            self.consoles.belongs_to(dut.console.name(), Some(owner(&says)));
             *dut = Arc::new(Dut { config: says, ..Dut::clone(dut) });
         }
     }
@@ -155,6 +179,18 @@ impl Machines {
 /// Whether the drivers of one are good for the other.
 pub(super) fn is_driven_alike(one: &DutConfig, other: &DutConfig) -> bool {
     (&one.mac, one.address, &one.machine) == (&other.mac, other.address, &other.machine)
+}
+
+/// What a machine's console is called: as its line, if it has one of the farm file's.
+fn console_of(config: &DutConfig) -> String {
+    match &config.machine {
+        MachineConfig::Hardware(HardwareConfig { console: Whose::Named(line), .. }) => line.clone(),
+        MachineConfig::Hardware(_) | MachineConfig::Qemu(_) | MachineConfig::Simulated(_) => console_name(&config.id),
+    }
+}
+
+fn owner(config: &DutConfig) -> Owner {
+    Owner { id: config.id.clone(), full_name: config.full_name.clone(), mac: config.mac.clone() }
 }
 
 /// A row is called `<name>#<serial>`.
@@ -212,6 +248,8 @@ impl Effects for Machines {
         self.gateway.dhcp().forget(dut.mac);
         // From here on nobody finds it; the machine itself goes with its last handle.
         self.lock().remove(&resource.name);
+        self.consoles.close(dut.console.name(), "its machine is no more");
+        self.watch_free_lines();
         async move { dut.switch_off().await.map_err(|error| EffectError::Retry(error.to_string())) }.boxed()
     }
 

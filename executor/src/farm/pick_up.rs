@@ -22,6 +22,7 @@ use tokio::time::sleep;
 use super::boot_namespace::Serving;
 use super::carry::{self, Inbox, Run};
 use super::crew::Together;
+use super::listening::Listening;
 use super::machines::Dut;
 use super::prepare::Prepared;
 use super::{Farm, JobRecord, Submission, by_restart, lease_of};
@@ -81,7 +82,8 @@ pub(super) async fn pick_up(farm: Arc<Farm>, record: Arc<JobRecord>, inbox: Inbo
         return carry::give_back(farm, record, by_restart(&in_words("its lease was being released"))).await;
     };
     let together = Together::of(&record, StartBarrier::default(), &inbox.cancelled);
-    let run = Run { farm, record, dut, pass, crew: None, together };
+    let listening = Listening::new(&dut.console, &pass, &record.log);
+    let run = Run { farm, record, dut, pass, listening, crew: None, together };
     run.alone(beginning, prepared, inbox, submission, lease, views).await;
 }
 
@@ -242,10 +244,9 @@ impl Run {
 
     async fn open_patiently(&self) -> Result<Console, String> {
         let until = Instant::now() + CONSOLE_TIME;
-        let open = self.console();
         loop {
-            match open().await {
-                Ok(console) => return Ok(console),
+            match self.listening.go_on().await {
+                Ok(console) => return Ok(Box::new(console)),
                 Err(error) if Instant::now() >= until => {
                     return Err(format!("its console cannot be opened any more: {error}"));
                 }

@@ -207,6 +207,7 @@ fn fixed(before: &FarmConfig, after: &FarmConfig, source: Option<&Source>) -> Re
         ("tftp.engine", before.tftp_engine != after.tftp_engine),
         ("listen.api", before.api != after.api),
         ("state", before.state != after.state),
+        ("console_log", before.console_log != after.console_log),
     ];
     let told = |(key, _): (&str, bool)| {
         let what = format!("`{key}` cannot be changed while the farm runs");

@@ -17,6 +17,7 @@ use super::{Current, Farm, Jobs, Listeners, Planner, ledger};
 use crate::blueprint::dut;
 use crate::boot::Place;
 use crate::config::FarmConfig;
+use crate::console::Consoles;
 use crate::lease::rows::{Kind, LeaseState, ResourceState, Verb};
 use crate::lease::store::StoreError;
 use crate::lease::{Effects, Keeper, Snapshot};
@@ -25,6 +26,8 @@ use crate::virtual_dut::{images, install, qemu};
 
 /// The rows of the leases, in the state folder.
 const LEASES: &str = "leases.sqlite";
+/// What the consoles said, beside them.
+const CONSOLES: &str = "consoles";
 /// Disks that outlive their jobs, beside them.
 const DISKS: &str = "disks";
 /// How long the farm waits at its start for machines that are kept ready. Making one takes milliseconds; one that takes longer is made
@@ -94,7 +97,9 @@ impl Farm {
         let rows = dut::rows(&config);
         let state = config.state.clone();
         let config = Current::from(config);
-        let machines = Machines::new(config.clone(), network, Arc::clone(&gateway), runtime.path().to_owned())?;
+        let consoles = Consoles::new(state.join(CONSOLES), config.get().console_log);
+        let folder = runtime.path().to_owned();
+        let machines = Machines::new(config.clone(), network, Arc::clone(&consoles), Arc::clone(&gateway), folder)?;
         let machines = Arc::new(machines);
         let effects: Arc<dyn Effects> = Arc::clone(&machines) as Arc<dyn Effects>;
         let (keeper, corruption) = Keeper::open(&state.join(LEASES), rows, effects)?;
@@ -108,6 +113,7 @@ impl Farm {
             reloading: tokio::sync::Mutex::default(),
             planner: Planner { config, place, nbd_port: addresses.nbd.map_or(gateway::nbd::PORT, |it| it.port()) },
             machines,
+            consoles,
             keeper,
             gateway,
             jobs: Mutex::new(Jobs { last_number, ..Jobs::default() }),

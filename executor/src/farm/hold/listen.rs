@@ -14,7 +14,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-use crate::farm::machines::Dut;
+use super::Opened;
+use crate::farm::listening::Listening;
 use crate::job_log::{JobEvent, JobLog};
 use crate::lease::Pass;
 
@@ -57,28 +58,34 @@ impl Listener {
 /// not be.
 pub(super) async fn listen(
     log: Arc<JobLog>,
-    dut: Arc<Dut>,
+    listening: Arc<Listening>,
+    opened: Opened,
     pass: Pass,
     mut typed: mpsc::Receiver<Bytes>,
     heard: watch::Sender<bool>,
 ) {
     let mut away: Option<Instant> = None;
     let mut pause = REOPEN_PAUSE;
+    let mut opened = opened;
     loop {
-        let opening = dut.console.open().await;
+        let opening = match opened {
+            Opened::First => listening.open().await,
+            Opened::AfterRestart => listening.go_on().await,
+        };
         heard.send_replace(true);
         let reason = match opening {
             Ok(console) => {
+                opened = Opened::First;
                 if let Some(since) = away.take() {
                     log.append(JobEvent::ConsoleBack { seconds: since.elapsed().as_secs_f64() });
                 }
                 let (mut reader, mut writer) = tokio::io::split(console);
-                let opened = Instant::now();
+                let since = Instant::now();
                 let reason = tokio::select! {
                     reason = log_what_it_says(&mut reader, &log) => reason,
                     reason = type_on_it(&mut writer, &mut typed, &pass) => reason,
                 };
-                if opened.elapsed() > REOPEN_PAUSE_MAX {
+                if since.elapsed() > REOPEN_PAUSE_MAX {
                     pause = REOPEN_PAUSE;
                 }
                 reason

@@ -321,7 +321,7 @@ async fn power_off_stops_it_at_once_over_a_private_network() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_reboots_through_dhcp_and_boots_are_counted_from_the_opening_of_the_console() {
+async fn it_reboots_through_dhcp_and_boots_are_counted_from_when_somebody_begins_to_use_it() {
     let mut bench = Bench::new(On::Loopback, SimulatedConfig::default()).await.unwrap();
     bench.publish_boot("wharf.end=reboot wharf.beats=0");
     bench.power(PowerState::On).await;
@@ -335,8 +335,7 @@ async fn it_reboots_through_dhcp_and_boots_are_counted_from_the_opening_of_the_c
     bench.power(PowerState::Off).await;
     let closed = SimulatedConsole::new(Arc::clone(&bench.machine)).open().await.err().unwrap();
     assert_eq!(closed.to_string(), "the console is open already; close it first");
-    bench.console = Box::new(tokio::io::empty());
-    bench.console = SimulatedConsole::new(Arc::clone(&bench.machine)).open().await.unwrap();
+    SimulatedConsole::new(Arc::clone(&bench.machine)).begins();
     bench.power(PowerState::On).await;
     bench.hears("boot 1\r\n").await;
 }
