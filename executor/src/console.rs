@@ -14,6 +14,8 @@
 //! | `session` | the stream that a lease has |
 //! | `salad` ◆, `desk` | what machines say of themselves, and whether they are believed |
 
+#![allow(dead_code, unused_imports, reason = "the API and the served consoles come next")]
+
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
