@@ -5,15 +5,35 @@ use std::io;
 use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+mod device;
+pub mod exec;
 pub mod lines;
+pub mod nvt;
+pub mod pty;
 pub mod qemu;
+pub mod rfc2217;
+pub mod serial;
 pub mod simulated;
+mod stream;
 pub mod tcp;
+pub mod telnet;
+pub mod tty;
+pub mod unix;
+mod uucp_lock;
 
+use self::serial::Order;
 use super::driver::Driver;
 
 /// Every way to reach a console that a farm file can name.
-pub const DRIVERS: &[Driver<dyn Console>] = &[Driver::of::<tcp::Keys>("tcp")];
+pub const DRIVERS: &[Driver<dyn Console>] = &[
+    Driver::of::<exec::Keys>("exec"),
+    Driver::of::<pty::Keys>("pty"),
+    Driver::of::<rfc2217::Keys>("rfc2217"),
+    Driver::of::<tcp::Keys>("tcp"),
+    Driver::of::<telnet::Keys>("telnet"),
+    Driver::of::<tty::Keys>("tty"),
+    Driver::of::<unix::Keys>("unix"),
+];
 
 /// Both directions of a console.
 pub trait ConsoleStream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -28,4 +48,11 @@ pub trait Console: Send + Sync {
 
     /// A job, or a person, begins to use it. Devices need not know.
     fn begins(&self) {}
+
+    /// Tells the line something beside its bytes, while a stream of it lives. A console that is no serial line, or whose line somebody else
+    /// sets, refuses.
+    fn tell(&self, order: Order) -> io::Result<()> {
+        let why = format!("this console takes no settings of a line: {order:?}");
+        Err(io::Error::new(io::ErrorKind::Unsupported, why))
+    }
 }

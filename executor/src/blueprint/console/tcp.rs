@@ -7,21 +7,15 @@
 //! Most servers take one client a port, and keep the rest waiting or hang up on them: so does this, with a sentence.
 
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
-use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use schemars::JsonSchema;
 use serde::Deserialize;
-use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
 
+use super::stream::{Claims, Held, connect};
 use super::{Console, ConsoleStream};
 use crate::blueprint::driver::{self, Mistake};
 
@@ -43,47 +37,23 @@ impl driver::Keys<dyn Console> for Keys {
     }
 }
 
-/// A host that is there answers in milliseconds. Two seconds below what opening a console again may take, so that the error has an address.
-const CONNECT_TIME: Duration = Duration::from_secs(8);
-/// A silent console's server is asked after this time whether it is there, then so often, so many times: a server that lost its power is
-/// noticed within a minute, at two packets a minute of silence.
-const KEEPALIVE_AFTER: Duration = Duration::from_secs(30);
-const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
-const KEEPALIVE_TRIES: u32 = 3;
-
 /// Reaches a console over TCP.
 pub struct TcpConsole {
     host: String,
     port: u16,
-    is_open: Arc<AtomicBool>,
+    claims: Claims,
 }
 
 impl TcpConsole {
     /// The console at this address.
     pub fn new(host: String, port: u16) -> Self {
-        TcpConsole { host, port, is_open: Arc::default() }
+        TcpConsole { host, port, claims: Claims::default() }
     }
 
-    async fn connect(&self) -> io::Result<Stream> {
+    async fn connect(&self) -> io::Result<Held<TcpStream>> {
         let address = format!("{}:{}", self.host, self.port);
-        if self.is_open.swap(true, Ordering::SeqCst) {
-            let why = format!("the console at {address} is open already; close that first");
-            return Err(io::Error::new(io::ErrorKind::ResourceBusy, why));
-        }
-        let claim = Claim(Arc::clone(&self.is_open));
-        let connecting = TcpStream::connect((self.host.as_str(), self.port));
-        let stream = match timeout(CONNECT_TIME, connecting).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return Err(io::Error::new(error.kind(), format!("{address}: {error}"))),
-            Err(_) => {
-                let why = format!("{address}: no answer within {} s", CONNECT_TIME.as_secs());
-                return Err(io::Error::new(io::ErrorKind::TimedOut, why));
-            }
-        };
-        stream.set_nodelay(true)?;
-        let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_AFTER).with_interval(KEEPALIVE_EVERY);
-        SockRef::from(&stream).set_tcp_keepalive(&keepalive.with_retries(KEEPALIVE_TRIES))?;
-        Ok(Stream { stream, address, _claim: claim })
+        let claim = self.claims.take(&address)?;
+        Ok(Held::new(connect(&self.host, self.port).await?, address, claim))
     }
 }
 
@@ -93,67 +63,15 @@ impl Console for TcpConsole {
     }
 }
 
-/// The right to be the only one; dropping it lets the next one open.
-struct Claim(Arc<AtomicBool>);
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::SeqCst);
-    }
-}
-
-struct Stream {
-    stream: TcpStream,
-    address: String,
-    _claim: Claim,
-}
-
-impl Stream {
-    fn with_address(&self, error: io::Error) -> io::Error {
-        io::Error::new(error.kind(), format!("{}: {error}", self.address))
-    }
-}
-
-impl AsyncRead for Stream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let read = std::task::ready!(Pin::new(&mut self.stream).poll_read(context, buffer));
-        Poll::Ready(match read {
-            Err(error) => Err(self.with_address(error)),
-            // Its end is no end of the DUT's: whoever reads on wants to know who hung up.
-            Ok(()) if buffer.filled().len() == before && buffer.remaining() > 0 => {
-                let why = format!("{} closed the connection", self.address);
-                Err(io::Error::new(io::ErrorKind::UnexpectedEof, why))
-            }
-            Ok(()) => Ok(()),
-        })
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
-        written.map_err(|error| self.with_address(error))
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::time::Duration;
+
+    use socket2::SockRef;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
+
+    use super::*;
 
     async fn server() -> (TcpListener, TcpConsole, String) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

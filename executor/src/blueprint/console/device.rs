@@ -1,0 +1,84 @@
+//! A terminal device of this host, read and written without blocking: what `tty` and `pty` have in common.
+//!
+//! ```text
+//!  read ─┬─ bytes                                 a device that went away says so in one of four ways, and they all mean
+//!        └─ 0, EIO, ENXIO, ENODEV ─► gone         the same; 0 for ever is what a read loop must not spin on
+//! ```
+//! What nobody has read when a device goes away is the kernel's to drop, and it does: so it is read at once, whoever waits for it.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// An open terminal device.
+pub(super) struct Device(AsyncFd<OwnedFd>);
+
+impl Device {
+    /// Reads and writes `file` from now on.
+    pub(super) fn new(file: OwnedFd) -> io::Result<Device> {
+        let flags = OFlag::from_bits_truncate(fcntl(&file, FcntlArg::F_GETFL)?);
+        fcntl(&file, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+        Ok(Device(AsyncFd::new(file)?))
+    }
+}
+
+fn failed(error: Errno) -> io::Error {
+    match error {
+        Errno::EIO | Errno::ENXIO | Errno::ENODEV => gone(),
+        _ => error.into(),
+    }
+}
+
+fn gone() -> io::Error {
+    io::Error::new(io::ErrorKind::NotConnected, "the device went away; it is opened again when it is back")
+}
+
+impl AsyncRead for Device {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if buffer.remaining() == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        loop {
+            let mut guard = ready!(self.0.poll_read_ready(context))?;
+            match nix::unistd::read(self.0.get_ref(), buffer.initialize_unfilled()) {
+                Ok(0) => return Poll::Ready(Err(gone())),
+                Ok(length) => {
+                    buffer.advance(length);
+                    return Poll::Ready(Ok(()));
+                }
+                Err(Errno::EAGAIN) => guard.clear_ready(),
+                Err(Errno::EINTR) => {}
+                Err(error) => return Poll::Ready(Err(failed(error))),
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Device {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        loop {
+            let mut guard = ready!(self.0.poll_write_ready(context))?;
+            match nix::unistd::write(self.0.get_ref(), bytes) {
+                Ok(length) => return Poll::Ready(Ok(length)),
+                Err(Errno::EAGAIN) => guard.clear_ready(),
+                Err(Errno::EINTR) => {}
+                Err(error) => return Poll::Ready(Err(failed(error))),
+            }
+        }
+    }
+
+    /// The kernel has it; the wire takes its time.
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
