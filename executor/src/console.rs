@@ -11,6 +11,7 @@
 //! | `hub` | one console's task: open, read, type, open again |
 //! | `log`, `tail` ◆, `store`, `marks` ◆ | what it said: in memory, on disk, and when |
 //! | `reader` | one reader at its own pace, replay included |
+//! | `serve` | its ports for other programs, under a lease |
 //! | `session` | the stream that a lease has |
 //! | `salad` ◆, `desk` | what machines say of themselves, and whether they are believed |
 
@@ -31,6 +32,7 @@ mod log;
 mod marks;
 mod reader;
 mod salad;
+mod serve;
 mod session;
 mod store;
 mod tail;
@@ -40,6 +42,7 @@ pub use hub::{Hub, TypeError, Writer};
 pub use log::{Extent, Since, State};
 pub use reader::{Piece, Reader};
 pub use salad::Word;
+pub use serve::{Ports, Protocol};
 pub use session::{Place, Session};
 pub use store::Limits;
 

@@ -156,6 +156,7 @@ pub(super) async fn job_schema() -> Json<Value> {
         events,
         job_schema,
         super::administer::reload,
+        super::console_port::serve,
         super::disks::disks,
         super::disks::remove,
         super::leases::leases,

@@ -715,7 +715,7 @@ where
 }
 
 /// Reads a JSON object; what is wrong with it names the field. No body is an object without fields.
-async fn read_fields<T: DeserializeOwned>(body: Body) -> Result<T, ApiError> {
+pub(super) async fn read_fields<T: DeserializeOwned>(body: Body) -> Result<T, ApiError> {
     let bytes = axum::body::to_bytes(body, BODY_BYTES_MAX).await;
     let bytes = bytes.map_err(|error| ApiError::TooLarge(format!("at most {BODY_BYTES_MAX} bytes: {error}")))?;
     fields_of(if bytes.is_empty() { b"{}" } else { &bytes })

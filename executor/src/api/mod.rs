@@ -15,6 +15,7 @@ mod administer;
 mod ci_tron;
 mod ci_tron_console;
 mod ci_tron_session;
+mod console_port;
 mod disks;
 mod error;
 mod images;
@@ -77,6 +78,7 @@ pub fn router(farm: Arc<Farm>) -> Router {
         .route("/api/v1/leases/{id}/power", get(leases::power).post(leases::switch))
         .route("/api/v1/leases/{id}/boot", put(leases::boot))
         .route("/api/v1/leases/{id}/console", get(leases::console).post(leases::type_on_console))
+        .route("/api/v1/leases/{id}/console/serve", post(console_port::serve))
         .route("/api/v1/resources", get(leases::resources))
         .route("/api/v1/resources/{name}", get(leases::resource))
         .route("/api/v1/resources/{name}/{verb}", post(leases::tell_resource))

@@ -21,8 +21,10 @@ use super::jobs::time;
 use super::leases::news;
 use super::view::print;
 use crate::api::wire::leases::{
-    ChangeWire, LeaseStateWire, LeaseWire, OwnerWire, PowerWire, ReasonWire, TakeWire, in_a_word,
+    ChangeWire, ConsolePortWire, ConsolePortWishWire, LeaseStateWire, LeaseWire, OwnerWire, PowerWire, ReasonWire,
+    TakeWire, in_a_word,
 };
+use crate::console::Protocol;
 
 /// Exit status after the second Ctrl-C, as shells have it for SIGINT.
 const INTERRUPTED: u8 = 130;
@@ -81,6 +83,14 @@ enum Verb {
         id: String,
         /// The job file
         job: PathBuf,
+    },
+    /// Serve its console at a port of the server's host, for as long as it lasts; prints ADDRESS:PORT
+    ConsolePort {
+        /// The lease's id
+        id: String,
+        /// What is spoken there
+        #[arg(long, value_enum, default_value = "raw")]
+        protocol: Protocol,
     },
     /// Count a tear-down that does not succeed as done: somebody has looked at the DUT
     Abandon {
@@ -147,6 +157,12 @@ pub async fn run(arguments: Arguments, server: Option<String>) -> anyhow::Result
             ))?;
         }
         Verb::Boot { id, job } => publish(&server, &id, &job).await?,
+        Verb::ConsolePort { id, protocol } => {
+            let path = format!("{}/console/serve", path(&id));
+            let wish = ConsolePortWishWire { protocol: Some(protocol) };
+            let port: ConsolePortWire = server.ask(Method::POST, &path, &wish).await?;
+            print(&port.address.to_string())?;
+        }
         Verb::Abandon { id, reason } => {
             let path = by_us(&format!("{}/abandon", path(&id)));
             let _: LeaseWire = server.ask(Method::POST, &path, &ReasonWire { reason: Some(reason) }).await?;

@@ -25,6 +25,7 @@ use super::log::{Extent, Log, Since, State};
 use super::reader::Reader;
 use super::salad::{Listener, PONG};
 use super::session::Session;
+use crate::blueprint::console::serial::{self, Settings};
 use crate::blueprint::console::{Console, ConsoleStream};
 use crate::lease::{Pass, Revoked};
 
@@ -158,6 +159,16 @@ impl Hub {
         let (answer, settled) = oneshot::channel();
         self.orders.send(Order(answer)).await.map_err(|_| gone())?;
         settled.await.unwrap_or_else(|_| Err(gone()))
+    }
+
+    /// How its line is set, if it has one that we set.
+    pub(super) fn settings(&self) -> Option<Settings> {
+        self.driver.settings()
+    }
+
+    /// Tells its line something beside the bytes.
+    pub(super) fn tell(&self, order: serial::Order) -> io::Result<()> {
+        self.driver.tell(order)
     }
 
     pub(super) fn is_driven_by(&self, driver: &Arc<dyn Console>) -> bool {

@@ -11,6 +11,7 @@
 //! After a restart of the farm the lease is there: its console is opened again, and what was published is published again.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -30,6 +31,7 @@ use super::machines::Dut;
 use super::wants::{self, Wants};
 use super::{Farm, Submission, SubmitError};
 use crate::blueprint::power::PowerState;
+use crate::console::Protocol;
 use crate::job_log::{JobEvent, JobLog, Severity};
 use crate::lease::actor::Attachment;
 use crate::lease::rows::{Authorization, Cause, Kind, Lease, LeaseId, LeaseState, Moment, Object, Owner, Verb};
@@ -320,6 +322,15 @@ impl Farm {
         hold.typed
             .try_send(bytes)
             .map_err(|_| LeaseError::NotNow(format!("the console of lease {id} takes nothing; try again")))
+    }
+
+    /// Serves the leased DUT's console at a port of this host, for as long as the lease lasts.
+    pub async fn serve_console(&self, id: &str, protocol: Protocol) -> Result<SocketAddr, LeaseError> {
+        let (hold, dut, pass) = self.usable(id).await?;
+        let address = dut.console_ports.open(&dut.console, &pass, protocol).await;
+        let address = address.map_err(|error| LeaseError::Failed(format!("the console cannot be served: {error}")))?;
+        hold.note(Severity::Info, format!("The console is served at {address}"));
+        Ok(address)
     }
 
     /// A person's lease that is not over.

@@ -26,7 +26,7 @@ use super::start::StartError;
 use crate::blueprint::dut::console_name;
 use crate::blueprint::power::{Outlet, Pdu, PowerError, PowerState};
 use crate::config::{DutConfig, FarmConfig, HardwareConfig, MachineConfig, Whose};
-use crate::console::{Consoles, Hub, Owner};
+use crate::console::{Consoles, Hub, Owner, Ports};
 use crate::interface::{self, Power};
 use crate::lease::rows::{Effect, Kind, Lease, Resource, ResourceId};
 use crate::lease::{EffectError, Effects, Pass, Reconciled};
@@ -40,6 +40,8 @@ pub(super) struct Dut {
     pub console: Arc<Hub>,
     pub boot: Arc<BootNamespace>,
     pub listener: Arc<Listener>,
+    /// Its console's ports, while somebody leases it.
+    pub console_ports: Arc<Ports>,
     pdu: Arc<dyn Pdu>,
     outlet: Outlet,
     power: Arc<Mutex<Option<PowerState>>>,
@@ -106,8 +108,8 @@ impl Machines {
         let reservation = Reservation { mac, address: config.address, hostname: Some(config.full_name.clone()) };
         self.gateway.dhcp().reserve(reservation).map_err(|error| failed(error.to_string()))?;
         let (config, boot, power) = (config.clone(), Arc::default(), Arc::default());
-        let (listener, gateway) = (Arc::default(), Arc::clone(&self.gateway));
-        let dut = Dut { config, mac, console, boot, listener, pdu, outlet, power, gateway };
+        let (listener, console_ports, gateway) = (Arc::default(), Arc::default(), Arc::clone(&self.gateway));
+        let dut = Dut { config, mac, console, boot, listener, console_ports, pdu, outlet, power, gateway };
         self.lock().insert(dut.config.id.clone(), Arc::new(dut));
         Ok(())
     }
@@ -211,6 +213,7 @@ impl Effects for Machines {
         let Some(dut) = self.of(lease) else { return ready(Ok(())).boxed() };
         match lease.request.want.kind {
             Kind::Dut => async move {
+                dut.console_ports.close();
                 let off = dut.switch_off().await;
                 dut.listener.close().await;
                 off.map_err(|error| {

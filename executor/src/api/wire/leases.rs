@@ -1,9 +1,12 @@
 //! Leases, resources, events and authorizations on the wire. Times are RFC 3339, causes and reasons are sentences.
 
+use std::net::SocketAddr;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::blueprint::power::PowerState;
+use crate::console::Protocol;
 use crate::farm::PowerAction;
 use crate::lease::rows::{
     Admin, Authorization, AuthorizationState, Event, Health, Lease, LeaseState, Moment, Object, Owner, Resource,
@@ -340,6 +343,25 @@ pub struct PowerWishWire {
     /// What to do.
     #[serde(default)]
     pub state: Option<PowerAction>,
+}
+
+/// How a leased console is wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ConsolePortWishWire {
+    /// `raw` or `rfc2217`; `raw` when absent.
+    #[serde(default)]
+    pub protocol: Option<Protocol>,
+}
+
+/// A port that leads to a leased console.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ConsolePortWire {
+    /// What is spoken there.
+    pub protocol: Protocol,
+    /// Where, such as `127.0.0.1:40123`.
+    #[schema(value_type = String)]
+    pub address: SocketAddr,
 }
 
 /// Power as it was read back.

@@ -24,7 +24,8 @@ impl Device {
     pub(super) fn new(file: OwnedFd) -> io::Result<Device> {
         let flags = OFlag::from_bits_truncate(fcntl(&file, FcntlArg::F_GETFL)?);
         fcntl(&file, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-        Ok(Device(AsyncFd::new(file)?))
+        // SAFETY: the descriptor is its own, and nobody takes it out of there.
+        Ok(Device(unsafe { AsyncFd::register(file) }?))
     }
 }
 

@@ -21,7 +21,7 @@ pub mod tty;
 pub mod unix;
 mod uucp_lock;
 
-use self::serial::Order;
+use self::serial::{Order, Settings};
 use super::driver::Driver;
 
 /// Every way to reach a console that a farm file can name.
@@ -48,6 +48,11 @@ pub trait Console: Send + Sync {
 
     /// A job, or a person, begins to use it. Devices need not know.
     fn begins(&self) {}
+
+    /// How its line is set when it is opened, if it has one that we set.
+    fn settings(&self) -> Option<Settings> {
+        None
+    }
 
     /// Tells the line something beside its bytes, while a stream of it lives. A console that is no serial line, or whose line somebody else
     /// sets, refuses.

@@ -81,6 +81,10 @@ impl Console for Rfc2217Console {
         .boxed()
     }
 
+    fn settings(&self) -> Option<Settings> {
+        Some(self.settings)
+    }
+
     fn tell(&self, order: Order) -> io::Result<()> {
         let orders = self.orders().clone();
         let told = orders.map(|orders| orders.try_send(order.command()));

@@ -120,6 +120,10 @@ impl Console for TtyConsole {
         async { Ok(Box::new(self.open_now()?) as Box<dyn ConsoleStream>) }.boxed()
     }
 
+    fn settings(&self) -> Option<Settings> {
+        Some(self.settings)
+    }
+
     fn tell(&self, order: Order) -> io::Result<()> {
         let mut port = self.port.lock().unwrap_or_else(PoisonError::into_inner);
         let not_open = || io::Error::new(io::ErrorKind::NotConnected, format!("{} is not open", self.name()));

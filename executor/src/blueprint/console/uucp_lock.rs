@@ -180,6 +180,10 @@ mod tests {
     fn that_of_a_living_process_is_left_and_the_error_has_its_id() {
         let (folder, device, path) = device();
         let mut child = std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        // The kernel lets us go on a moment before it has given the child its new name.
+        while name_of(i32::try_from(child.id()).unwrap()) != " (cat)" {
+            std::thread::yield_now();
+        }
         fs::write(&path, format!("{:>10} cat root\n", child.id())).unwrap();
         let why = Lock::take(folder.path(), &device).unwrap_err().to_string();
         let (id, path) = (child.id(), path.display());
