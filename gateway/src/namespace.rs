@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 
 use self::tally::Tally;
 use crate::door::{Door, Transport};
-use crate::live::Answer;
+use crate::live::{Answer, Takes};
 
 /// The protocols that artifacts are served by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -465,6 +465,9 @@ impl<C: Clone> Namespaces<C> {
         let namespace = table.of(caller).ok()?;
         namespace.answers.iter().find_map(|(prefix, answer)| {
             let path = name.strip_prefix(prefix.as_str()).filter(|path| path.is_empty() || path.starts_with('/'))?;
+            if matches!((answer.takes(), caller), (Takes::Json, Caller::Key(..))) {
+                return None;
+            }
             let (answer, path) = (Arc::clone(answer), path.to_owned());
             Some(Live { answer, path, liveness: Liveness(Arc::downgrade(&namespace.live)) })
         })

@@ -153,7 +153,7 @@ async fn a_farm_that_was_killed_finds_the_messages_again() {
     let kept = || Board::kept_at(&path, roles(), |_| ()).unwrap();
     let pairs = vec![("ip".to_owned(), "10.0.0.2".to_owned())];
     let ask = async |board: &Arc<Board>, role: &str, path: &str, pairs: &[(String, String)]| {
-        let question = Question { path: path.to_owned(), pairs: pairs.to_vec() };
+        let question = Question { path: path.to_owned(), pairs: pairs.to_vec(), ..Question::default() };
         board.seat(role).answer(question).await
     };
     let board = kept();

@@ -178,6 +178,11 @@ impl Server {
         self.table().clear_boot(mac);
     }
 
+    /// From its next request on, a machine without reservation boots by `offer`; `None`: it gets an address and no boot file.
+    pub fn set_strangers_boot(&self, offer: Option<BootOffer>) {
+        self.table().set_strangers_boot(offer);
+    }
+
     /// Every reservation and every running lease, by address.
     pub fn leases(&self) -> Vec<Lease> {
         self.table().leases(Instant::now())

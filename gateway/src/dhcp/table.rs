@@ -183,6 +183,8 @@ pub struct Table {
     entries: HashMap<Ipv4Addr, Entry>,
     entry_of: HashMap<Mac, Ipv4Addr>,
     boots: HashMap<Mac, BootOffer>,
+    /// What machines without reservation boot, while they may.
+    strangers: Option<BootOffer>,
 }
 
 /// What became of a range address.
@@ -234,6 +236,7 @@ impl Table {
             entries: HashMap::new(),
             entry_of: HashMap::new(),
             boots: HashMap::new(),
+            strangers: None,
         })
     }
 
@@ -280,9 +283,15 @@ impl Table {
         self.boots.remove(&mac);
     }
 
+    /// From the next request on, machines without reservation boot by `offer`; `None`: they get an address and no boot file.
+    pub fn set_strangers_boot(&mut self, offer: Option<BootOffer>) {
+        self.strangers = offer;
+    }
+
     /// What `mac` boots.
     pub fn boot(&self, mac: Mac) -> Option<&BootOffer> {
-        self.boots.get(&mac)
+        let stranger = || self.strangers.as_ref().filter(|_| self.machine(mac) == Machine::Unknown);
+        self.boots.get(&mac).or_else(stranger)
     }
 
     /// Whether the farm knows `mac`.

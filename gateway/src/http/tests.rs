@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::content::cache::{Cache, Config as CacheConfig, Route};
-use crate::live::{Answer, Question, Reply as LiveReply};
+use crate::live::{Answer, Question, Reply as LiveReply, Takes};
 use crate::namespace::{AccessEvent, Exposure, Name, Origin, Publication};
 
 struct Scene {
@@ -517,6 +517,38 @@ async fn a_live_name_is_reached_by_the_namespaces_two_keys_only_and_nothing_shad
     assert_eq!(scene.get("/kernel").await.status, 404);
 }
 
+/// Says back the JSON that it is told.
+struct Register;
+
+impl Answer for Register {
+    fn answer(&self, question: Question) -> futures_util::future::BoxFuture<'_, LiveReply> {
+        let text = format!("{{\"{:?} {}\": {}}}", question.verb, question.path, question.json);
+        Box::pin(std::future::ready(LiveReply { status: 200, text }))
+    }
+
+    fn takes(&self) -> Takes {
+        Takes::Json
+    }
+}
+
+#[tokio::test]
+async fn what_takes_json_is_told_it_by_the_dut_at_its_address_and_by_nobody_who_knows_the_key() {
+    let (scene, _heard) = live_scene().await;
+    scene.publication.answer("/api/v1/machine", Arc::new(Register));
+    let mut client = scene.client().await;
+    for verb in ["POST", "PUT", "PATCH"] {
+        let request = post("/api/v1/machine/", "Content-Type: application/json\r\n", "[1]").replacen("POST", verb, 1);
+        let reply = client.ask(&request).await;
+        assert_eq!(reply.status, 200);
+        assert_eq!(reply.text().to_ascii_uppercase(), format!("{{\"{verb} /\": [1]}}"));
+        assert_eq!(reply.header("content-type"), Some("application/json"));
+    }
+    let reply = client.ask("DELETE /api/v1/machine/ HTTP/1.1\r\nHost: g\r\n\r\n").await;
+    assert_eq!((reply.status, reply.header("allow")), (405, Some("GET, POST, PUT, PATCH")));
+    let key = scene.publication.key().as_str().to_owned();
+    assert_eq!(client.get(&format!("/_/n/{key}/api/v1/machine/"), "").await.status, 404);
+}
+
 #[tokio::test]
 async fn what_a_live_name_cannot_take_is_told_in_a_sentence() {
     let (scene, mut heard) = live_scene().await;
@@ -535,7 +567,7 @@ async fn what_a_live_name_cannot_take_is_told_in_a_sentence() {
         (
             post("/_/messages/send/a", form, &"a".repeat(65_537)),
             413,
-            "the body is longer than 65536 bytes; messages are short\n",
+            "the body is longer than 65536 bytes; what is longer is a file\n",
         ),
         (
             post("/_/messages/send/a", "Content-Type: application/json\r\n", "{}"),

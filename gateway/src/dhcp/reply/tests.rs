@@ -622,6 +622,21 @@ fn the_identity_is_the_mac_whatever_option_61_says() {
 }
 
 #[test]
+fn machines_without_reservation_boot_what_strangers_boot_and_others_do_not() {
+    let mut scene = scene();
+    let mut stranger = packet!("ipxe-undionly-discover").to_vec();
+    stranger[28..34].copy_from_slice(&STRANGER.0);
+    assert_eq!(scene.decide(&stranger).event.bootfile, None);
+    scene.table.set_strangers_boot(Some(boot_offer()));
+    scene.table.clear_boot(DUT);
+    let url = Some("http://10.77.0.1/_/boot/boot.ipxe".to_owned());
+    assert_eq!(scene.decide(&stranger).event.bootfile, url);
+    assert_eq!(scene.decide(&packet!("ipxe-undionly-discover")).event.bootfile, None, "a machine of the farm is none");
+    scene.table.set_strangers_boot(None);
+    assert_eq!(scene.decide(&stranger).event.bootfile, None);
+}
+
+#[test]
 fn a_full_range_leaves_strangers_without_answer_and_reserved_machines_served() {
     let mut scene = scene();
     for last in 1..=3 {
