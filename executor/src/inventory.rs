@@ -14,7 +14,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
@@ -376,9 +376,6 @@ fn dut_of(id: &str, entry: &Entry, machine: MachineConfig) -> DutConfig {
         boot: None,
     }
 }
-
-/// For those who hand it on.
-pub type Shared = Arc<Inventory>;
 
 #[cfg(test)]
 mod tests;

@@ -8,6 +8,7 @@ mod config;
 mod console;
 mod farm;
 mod interface;
+mod inventory;
 mod job_log;
 mod journal;
 mod lease;

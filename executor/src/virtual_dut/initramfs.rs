@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   cpio "newc" archive, gzip'd        bin/busybox          static, so that nothing else is needed
-//!   (linux: buffer-format.rst)         init, etc/udhcpc.sh  from fixtures/virtual-dut
+//!   (linux: buffer-format.rst)         init, etc/*.sh       from fixtures/virtual-dut
 //!                                      etc/modules.order    one path per line, dependencies first
 //!                                      lib/modules/*.ko     virtio_pci, virtio_net, … and what they depend on
 //! ```
@@ -24,6 +24,9 @@ const INIT: &str = include_str!("../../../fixtures/virtual-dut/init");
 
 /// What configures its link.
 const UDHCPC_SCRIPT: &str = include_str!("../../../fixtures/virtual-dut/udhcpc.sh");
+
+/// What tells the farm what the machine is, when the command line says so.
+const REGISTER_SCRIPT: &str = include_str!("../../../fixtures/virtual-dut/register.sh");
 
 /// Modules that a virtual DUT needs for its disk-less life; each may as well be built into the kernel.
 const MODULES: &[&str] = &["virtio_pci", "virtio_net", "virtio_rng", "nbd"];
@@ -82,6 +85,7 @@ fn archive(kernel: &Kernel, busybox: &Path) -> Result<Vec<u8>, InitramfsError> {
     archive.add("bin/sh", LINK, b"busybox");
     archive.add("init", PROGRAM, INIT.as_bytes());
     archive.add("etc/udhcpc.sh", PROGRAM, UDHCPC_SCRIPT.as_bytes());
+    archive.add("etc/register.sh", PROGRAM, REGISTER_SCRIPT.as_bytes());
     let mut order = String::new();
     for (name, bytes) in modules_in_order(&kernel.modules, MODULES)? {
         archive.add(&format!("lib/modules/{name}.ko"), FILE, &bytes);

@@ -316,6 +316,11 @@ impl Power<'_> {
                         player.failed();
                     }
                 }
+                Act::Post { to, json } => {
+                    if !self.post(&to, json, station).await {
+                        player.failed();
+                    }
+                }
                 Act::Reboot => return End::Reboot,
                 Act::Poweroff => return End::Off,
                 Act::Hang | Act::End => return End::Stuck,
@@ -346,6 +351,17 @@ impl Power<'_> {
         };
         self.say(&text).await;
         fetched.is_ok()
+    }
+
+    /// Says what was answered. Whether that was a success.
+    async fn post(&self, address: &str, json: String, station: &Station) -> bool {
+        let answered = station.post(address, json).await;
+        let text = match &answered {
+            Ok((status, text)) => format!("wharf: posted to {address}: {status} {}\n", text.trim_end()),
+            Err(error) => format!("wharf: failed {address}: {error}\n"),
+        };
+        self.say(&text).await;
+        answered.is_ok_and(|(status, _)| (200..300).contains(&status))
     }
 
     /// Writes on the console. Without power nobody says a word any more.

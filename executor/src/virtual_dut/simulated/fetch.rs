@@ -97,6 +97,16 @@ impl Station {
         }
     }
 
+    /// Posts JSON; the answer's status and text.
+    pub async fn post(&self, address: &str, json: String) -> Result<(u16, String), FetchError> {
+        let uri = Uri::parse(address).map_err(FetchError::Address)?;
+        let host = self.resolve(&uri.host)?;
+        match uri.scheme {
+            Scheme::Http => http::post(&self.wire, self.lease.address, host, &uri, json).await,
+            Scheme::Tftp => Err(FetchError::Address("nothing is posted over TFTP".into())),
+        }
+    }
+
     /// Fetches a bootfile that DHCP named without a scheme.
     pub async fn fetch_bootfile(&mut self, name: &str) -> Result<Fetched, FetchError> {
         self.fetch_tftp(self.lease.next_server, None, name).await

@@ -1,4 +1,4 @@
-//! One HTTP/1.1 GET from the DUT's own address, to the last byte of its Content-Length (hyper tells when one is missing).
+//! One HTTP/1.1 GET (or a POST of JSON) from the DUT's own address, to the last byte of its Content-Length (hyper tells when one is missing).
 
 use std::future::poll_fn;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -6,8 +6,9 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Body, Incoming};
-use hyper::header::{CONTENT_LENGTH, HOST, LOCATION, USER_AGENT};
+use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, LOCATION, USER_AGENT};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
@@ -18,6 +19,8 @@ use super::wire::Wire;
 
 /// 10 s to connect: the servers are on the same link.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
+/// 64 KiB of an answer to a POST: one is a record of some hundred bytes.
+const ANSWER_BYTES_MAX: usize = 64 * 1024;
 /// Five redirects, as many as a chain of sensible servers needs.
 const REDIRECTS_MAX: u32 = 5;
 
@@ -63,6 +66,37 @@ pub(super) async fn get(
     Err(FetchError::Refused(format!("more than {REDIRECTS_MAX} redirects")))
 }
 
+/// Posts JSON; the answer's status and text.
+pub(super) async fn post(
+    wire: &Wire,
+    address: Ipv4Addr,
+    host: Ipv4Addr,
+    uri: &Uri,
+    json: String,
+) -> Result<(u16, String), FetchError> {
+    let server = SocketAddr::from((host, uri.port.unwrap_or(80)));
+    let connected = timeout(CONNECT_MAX, wire.tcp(address, server)).await;
+    let (stream, farewell) = connected.map_err(|_| FetchError::Silence)??;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+    let request = Request::post(uri.path.as_str())
+        .header(HOST, authority(uri))
+        .header(USER_AGENT, "wharf-simulated-dut")
+        .header(CONTENT_TYPE, "application/json")
+        .body(Full::new(Bytes::from(json)))
+        .map_err(|error| FetchError::Address(error.to_string()))?;
+    let exchange = async {
+        let response = timeout(SILENCE_MAX, sender.send_request(request)).await;
+        let response = response.map_err(|_| FetchError::Silence)?.map_err(broken)?;
+        let status = response.status().as_u16();
+        let body = timeout(SILENCE_MAX, Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect()).await;
+        let body = body.map_err(|_| FetchError::Silence)?.map_err(|error| FetchError::Broken(error.to_string()))?;
+        Ok((status, String::from_utf8_lossy(&body.to_bytes()).into_owned()))
+    };
+    let answer = drive(exchange, connection).await?;
+    farewell.close();
+    Ok(answer)
+}
+
 enum Got {
     Body(Fetched),
     Elsewhere(String),
@@ -82,9 +116,13 @@ async fn drive<T>(
 }
 
 fn request(uri: &Uri) -> Request<Empty> {
-    let host = uri.port.map_or_else(|| uri.host.clone(), |port| format!("{}:{port}", uri.host));
-    let request = Request::get(uri.path.as_str()).header(HOST, host).header(USER_AGENT, "wharf-simulated-dut");
+    let request =
+        Request::get(uri.path.as_str()).header(HOST, authority(uri)).header(USER_AGENT, "wharf-simulated-dut");
     request.body(Empty).unwrap_or_else(|_| Request::new(Empty))
+}
+
+fn authority(uri: &Uri) -> String {
+    uri.port.map_or_else(|| uri.host.clone(), |port| format!("{}:{port}", uri.host))
 }
 
 fn redirect(response: &Response<Incoming>) -> Option<String> {

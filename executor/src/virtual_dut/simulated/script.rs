@@ -35,6 +35,7 @@ enum Step {
     Wait(Length),
     Expect(Expect),
     Fetch(String),
+    Post(Post),
     Repeat(Repeat),
     ForEach(ForEach),
     When(When),
@@ -55,6 +56,13 @@ enum Expect {
 struct Pattern {
     regex: Regex,
     within: Option<Length>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Post {
+    to: String,
+    json: String,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -175,6 +183,13 @@ pub enum Act {
     Expect(Awaited, Option<Duration>),
     /// Fetches this address and prints what came of it.
     Fetch(String),
+    /// Posts JSON to this address and prints the answer.
+    Post {
+        /// The address.
+        to: String,
+        /// The body.
+        json: String,
+    },
     /// Resets the machine.
     Reboot,
     /// Switches itself off.
@@ -296,6 +311,7 @@ impl Player {
                 Some(Act::Expect(Awaited::Pattern(regex.0), within.map(|Length(time)| time)))
             }
             Step::Fetch(address) => Some(Act::Fetch(self.filled(&address))),
+            Step::Post(Post { to, json }) => Some(Act::Post { to: self.filled(&to), json: self.filled(&json) }),
             Step::Repeat(Repeat { times, steps }) => {
                 let times = times.map(|times| match times {
                     Times::Number(number) => number,
@@ -369,6 +385,10 @@ impl Player {
             "network" => Some(self.facts.network.clone()),
             "outcome" => Some(match self.outcome {
                 Outcome::Done => "done".into(),
+                Outcome::Failed => "failed".into(),
+            }),
+            "registration" => Some(match self.outcome {
+                Outcome::Done => "complete".into(),
                 Outcome::Failed => "failed".into(),
             }),
             "boot" => Some(self.facts.boot.to_string()),
@@ -457,6 +477,7 @@ mod tests {
                 Act::Expect(Awaited::Text(text), within) => format!("expect {text} {within:?}"),
                 Act::Expect(Awaited::Pattern(regex), within) => format!("expect /{}/ {within:?}", regex.as_str()),
                 Act::Fetch(address) => format!("fetch {address}"),
+                Act::Post { to, json } => format!("post {to} {json}"),
                 Act::End => return acts,
                 last => {
                     acts.push(format!("{last:?}"));
@@ -564,6 +585,22 @@ mod tests {
         assert!(matches!(player.next(), Act::Say(text) if text == "job done"));
         player.failed();
         assert!(matches!(player.next(), Act::Say(text) if text == "job failed"));
+    }
+
+    #[test]
+    fn the_built_in_script_registers_where_the_command_line_says_so() {
+        let acts = played(BUILT_IN, facts("wharf.register=http://10.0.0.1/api/v1/machine/ wharf.beats=0", 1));
+        let start = acts.iter().position(|act| act == "SALAD.ping").unwrap();
+        let json = "{\"base_name\": \"simulated\", \"mac_address\": \"52:54:00:12:34:56\", \"ip_address\": \"10.0.0.9\", \
+                    \"local_tty_device\": \"ttyS0\", \"tags\": [\"arch:x86_64\", \"simulated\"], \"facts\": {\"cpu\": \"none at all\"}}";
+        let expected = [
+            "SALAD.ping",
+            "expect /^SALAD\\.pong/ Some(2s)",
+            "SALAD.machine_id=52:54:00:12:34:56",
+            &format!("post http://10.0.0.1/api/v1/machine/ {json}"),
+            "MaRS: Registration complete",
+        ];
+        assert_eq!(acts[start..start + 5], expected);
     }
 
     #[test]
