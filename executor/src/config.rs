@@ -21,9 +21,11 @@ use crate::console::Limits;
 use crate::farm::WhenBusy;
 use crate::lease::rows::Access;
 
+mod discovery;
 mod file;
 mod on_demand;
 
+pub use discovery::{DiscoveryConfig, SPARES, SpareConfig, Unknown};
 pub use file::{parse, schema};
 pub use on_demand::OnDemandConfig;
 
@@ -56,6 +58,10 @@ pub struct FarmConfig {
     pub pdus: Vec<PduConfig>,
     /// Consoles that machines name, or that nobody does yet.
     pub consoles: Vec<LineConfig>,
+    /// What becomes of machines that the farm file does not name.
+    pub discovery: DiscoveryConfig,
+    /// Virtual machines that are no DUTs until they register.
+    pub spares: Vec<SpareConfig>,
     /// What machines and jobs need besides.
     pub gear: Vec<GearConfig>,
     /// How machines boot that do not say it themselves.

@@ -36,6 +36,7 @@ mod carry;
 mod contents;
 mod crew;
 mod current;
+mod discovery;
 mod disks;
 mod duts;
 mod fetching;
@@ -57,6 +58,7 @@ mod values;
 mod wants;
 
 pub use current::Current;
+pub use discovery::{AddDut, AddError, DiscoverAsk, DiscoverError, DiscoveryOutcome, DiscoveryRecord, Found, OutletView};
 pub use duts::{DutState, DutView};
 pub use hold::{Keeps, LeaseAsk, LeaseError, Link, PowerAction, Until};
 use ledger::{Kept, Reached};
@@ -99,6 +101,8 @@ pub struct Farm {
     holds: hold::Holds,
     /// The disks that are nobody's own.
     shelf: shelf::Shelf,
+    /// Machines that the farm file does not name.
+    discovery: discovery::Discovery,
     /// The state folder is ours while this is open.
     _state_lock: std::fs::File,
     /// Sockets of virtual machines; the folder goes with the farm.

@@ -19,7 +19,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use crate::blueprint::power::Outlet;
-use crate::config::{DutConfig, FarmConfig, HardwareConfig, MachineConfig, PowerConfig, Whose};
+use crate::config::{DutConfig, FarmConfig, HardwareConfig, MachineConfig, PowerConfig, SPARES, Whose};
 use crate::lease::rows::Access;
 
 /// The file in the state folder.
@@ -120,7 +120,9 @@ pub enum InventoryError {
         source: io::Error,
     },
     /// There are too many.
-    #[error("the inventory has {MACHINES_MAX} machines, which is all that it keeps; remove some with `wharf dut remove`")]
+    #[error(
+        "the inventory has {MACHINES_MAX} machines, which is all that it keeps; remove some with `wharf dut remove`"
+    )]
     Full,
     /// There is none of this name.
     #[error("no registered machine `{0}`; `wharf duts` lists them, and machines of the farm file are changed there")]
@@ -173,6 +175,7 @@ impl Inventory {
     }
 
     /// Changes a machine that is there, by id or full name. Blocks until it is on the disk.
+    #[allow(dead_code, reason = "for `wharf dut set`, beside which it is written")]
     pub fn edit(&self, name: &str, edit: impl FnOnce(&mut Entry)) -> Result<(String, Entry), InventoryError> {
         self.change(|duts| {
             let found = duts.iter_mut().find(|(id, entry)| *id == name || entry.full_name == name);
@@ -203,6 +206,22 @@ impl Inventory {
             }
         }
         (config, aside)
+    }
+
+    /// What keeps this machine out of a farm with this file, besides what is not known of it yet.
+    pub fn check(&self, file: &FarmConfig, id: &str, entry: &Entry) -> Result<(), String> {
+        let mut taken = Taken::of(file);
+        for (other, registered) in self.all().iter().filter(|(other, _)| *other != id) {
+            // Two that are set aside because of each other are told elsewhere.
+            let _ = taken.claim(other, registered);
+        }
+        taken.claim(id, entry)?;
+        match (&entry.power, &entry.console) {
+            (Some(_), Some(_)) => machine_of(file, entry).map(drop),
+            (Some(power), None) if !file.has_pdu(&power.pdu) => Err(no_pdu(file, &power.pdu)),
+            (None, Some(console)) if !file.has_console(console) => Err(no_console(file, console)),
+            (Some(_) | None, None) | (None, Some(_)) => Ok(()),
+        }
     }
 
     /// The next full name of a base name, counted over the farm file's machines and the inventory's.
@@ -344,19 +363,56 @@ fn machine_of(config: &FarmConfig, entry: &Entry) -> Result<MachineConfig, Strin
     let Some(console) = &entry.console else {
         return Err(format!("its console is not known; say it with `wharf dut set {name} --console LINE`"));
     };
-    let known = |names: Vec<&str>| if names.is_empty() { "none".to_owned() } else { names.join(", ") };
-    if !config.pdus.iter().any(|pdu| pdu.name == power.pdu) {
-        let pdus = known(config.pdus.iter().map(|pdu| pdu.name.as_str()).collect());
-        return Err(format!("the farm file has no PDU `{}`; PDUs: {pdus}", power.pdu));
+    if power.pdu == SPARES {
+        return spare_of(config, entry, &power.outlet);
     }
-    if !config.consoles.iter().any(|line| line.name == *console) {
-        let lines = known(config.consoles.iter().map(|line| line.name.as_str()).collect());
-        return Err(format!("the farm file has no console `{console}`; consoles: {lines}"));
+    if !config.has_pdu(&power.pdu) {
+        return Err(no_pdu(config, &power.pdu));
+    }
+    if !config.has_console(console) {
+        return Err(no_console(config, console));
     }
     Ok(MachineConfig::Hardware(HardwareConfig {
         power: PowerConfig { unit: Whose::Named(power.pdu.clone()), outlet: Outlet(power.outlet.clone()) },
         console: Whose::Named(console.clone()),
     }))
+}
+
+impl FarmConfig {
+    fn has_pdu(&self, name: &str) -> bool {
+        self.pdus.iter().any(|pdu| pdu.name == name) || (name == SPARES && !self.spares.is_empty())
+    }
+
+    fn has_console(&self, name: &str) -> bool {
+        self.consoles.iter().any(|line| line.name == name) || self.spares.iter().any(|spare| spare.name == name)
+    }
+}
+
+fn no_pdu(config: &FarmConfig, name: &str) -> String {
+    let known: Vec<&str> = config.pdus.iter().map(|pdu| pdu.name.as_str()).collect();
+    format!("the farm file has no PDU `{name}`; PDUs: {}", or_none(&known))
+}
+
+fn no_console(config: &FarmConfig, name: &str) -> String {
+    let known: Vec<&str> = config.consoles.iter().map(|line| line.name.as_str()).collect();
+    format!("the farm file has no console `{name}`; consoles: {}", or_none(&known))
+}
+
+fn or_none(names: &[&str]) -> String {
+    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+}
+
+/// A virtual machine that registered: its outlet and its console are made with it.
+fn spare_of(config: &FarmConfig, entry: &Entry, name: &str) -> Result<MachineConfig, String> {
+    match config.spares.iter().find(|spare| spare.name == name) {
+        Some(spare) if spare.mac == entry.mac_address => Ok(spare.machine.clone()),
+        Some(spare) => {
+            Err(format!("the spare `{name}` has the MAC {} now; `wharf dut remove {}`", spare.mac, entry.full_name))
+        }
+        None => {
+            Err(format!("the farm file has no spare `{name}`; add it there, or `wharf dut remove {}`", entry.full_name))
+        }
+    }
 }
 
 fn dut_of(id: &str, entry: &Entry, machine: MachineConfig) -> DutConfig {

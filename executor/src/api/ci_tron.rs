@@ -26,13 +26,14 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::Api;
 use super::ci_tron_console::PROTOCOL;
 use super::ci_tron_session::{after_upgrade, call_back, converse};
+use super::discovery::running;
 use super::error::{ApiError, Dialect};
 use super::owner::Owner;
 use super::serve::Peer;
 use super::submit::{self, Ask};
 use super::upload::{JOB_BYTES_MAX, Parts, Tarball, inspect_tarball, read_parts, text_of};
 use crate::config::JobUrls;
-use crate::farm::{CancelledBy, DutState, DutView, Farm, JobRecord, Submission, TargetOverride, WhenBusy};
+use crate::farm::{CancelledBy, DutState, DutView, Farm, Found, JobRecord, Submission, TargetOverride, WhenBusy};
 use crate::job_log::{JobEvent, Severity};
 
 /// A job description behind an URL is some kilobytes: a server that needs longer does not answer.
@@ -264,7 +265,12 @@ pub(super) async fn duts(State(api): State<Api>) -> Json<Value> {
 /// GET `/api/v1/dut/<id or full name>`
 #[utoipa::path(get, tag = "ci-tron", path = "/api/v1/dut/{name}", params(("name" = String, Path, description = "id or full name")), responses((status = 200, body = Object), (status = 400, description = "no such DUT", body = super::wire::ErrorWire)))]
 pub(super) async fn dut(State(api): State<Api>, Path(name): Path<String>) -> Result<Json<Value>, ApiError> {
-    find(&api.farm, &name).await.map(|dut| Json(dut_json(&dut)))
+    dut_by_name(&api, &name).await
+}
+
+/// A DUT as CI-tron's clients read it.
+pub(super) async fn dut_by_name(api: &Api, name: &str) -> Result<Json<Value>, ApiError> {
+    find(&api.farm, name).await.map(|dut| Json(dut_json(&dut, &api.farm.found(&dut.id))))
 }
 
 /// PATCH `/api/v1/dut/<id or full name>`: `ready_for_service` holds a DUT back, or puts one that the farm held back (it declared itself
@@ -335,7 +341,7 @@ pub(super) async fn pdus() -> Json<Value> {
 #[utoipa::path(get, tag = "ci-tron", path = "/api/v1/full-state", responses((status = 200, description = "`{pdus, duts, discover, now}`", body = Object)))]
 pub(super) async fn full_state(State(api): State<Api>) -> Json<Value> {
     let now = http_date(jiff::Timestamp::now());
-    Json(json!({"pdus": {}, "duts": all_duts(&api.farm).await, "discover": {}, "now": now}))
+    Json(json!({"pdus": {}, "duts": all_duts(&api.farm).await, "discover": running(&api), "now": now}))
 }
 
 async fn find(farm: &Farm, name: &str) -> Result<DutView, ApiError> {
@@ -347,34 +353,41 @@ async fn find(farm: &Farm, name: &str) -> Result<DutView, ApiError> {
 }
 
 async fn all_duts(farm: &Farm) -> Map<String, Value> {
-    farm.duts().await.iter().map(|dut| (dut.id.clone(), dut_json(dut))).collect()
+    farm.duts().await.iter().map(|dut| (dut.id.clone(), dut_json(dut, &farm.found(&dut.id)))).collect()
 }
 
 /// CI-tron's keys, all of them, in its order; then ours.
-fn dut_json(dut: &DutView) -> Value {
+fn dut_json(dut: &DutView, found: &Found) -> Value {
     let is_retired = dut.state == DutState::Retired;
+    let registered = found.registered.as_ref();
     json!({
         "id": dut.id,
         "state": dut.state,
         "ready_for_service": !is_retired,
-        "has_pdu_assigned": true,
-        "local_tty_device": null,
+        "has_pdu_assigned": dut.state != DutState::WaitForConfig || found.outlet.is_some(),
+        "local_tty_device": registered.and_then(|entry| entry.local_tty_device.as_ref()),
         "tags": dut.tags,
-        "manual_tags": [],
+        "manual_tags": registered.map(|entry| entry.manual_tags.as_slice()).unwrap_or_default(),
         "base_name": dut.base_name,
         "full_name": dut.full_name,
         "mac_address": dut.mac_address,
         "ip_address": dut.ip_address,
         "is_retired": is_retired,
         "training": {"state": "IDLE"},
-        "pdu": {"name": null, "port_id": null},
+        "pdu": {
+            "name": found.outlet.as_ref().map(|outlet| &outlet.pdu),
+            "port_id": found.outlet.as_ref().map(|outlet| &outlet.outlet),
+        },
         "pdu_off_delay": null,
-        "firmware_boot_time": null,
+        "firmware_boot_time": registered.and_then(|entry| entry.firmware_boot_time_s),
         "comment": dut.comment,
         "logs_endpoint": null,
         "job": dut.job,
         "holder": dut.holder,
         "power": dut.power,
+        "console": registered.and_then(|entry| entry.console.as_ref()),
+        "facts": registered.map(|entry| &entry.facts),
+        "first_seen": registered.map(|entry| entry.first_seen.to_string()),
     })
 }
 
@@ -480,7 +493,7 @@ mod tests {
             holder: None,
             power: None,
         };
-        let json = dut_json(&dut);
+        let json = dut_json(&dut, &Found::default());
         assert_eq!(json["full_name"], "farm-sim-1");
         assert_eq!(json["state"], "IDLE");
         assert_eq!(json["ip_address"], "10.42.0.11");

@@ -4,25 +4,36 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use axum::body::Body;
-use axum::extract::Path as UrlPath;
+use axum::extract::{Path as UrlPath, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use tokio_util::io::ReaderStream;
 
+use super::Api;
 use super::error::ApiError;
-use crate::virtual_dut::images::{self, Image};
+use crate::virtual_dut::images::{self, Image, OtherKernel};
 
 /// Bytes per read of a file: large enough that a kernel of 8 MiB costs a hundred reads.
 const READ_BYTES: usize = 64 * 1024;
 
 /// GET `/images/{name}`
-pub(super) async fn image(UrlPath(name): UrlPath<String>, headers: HeaderMap) -> Result<Response, ApiError> {
+pub(super) async fn image(
+    State(api): State<Api>,
+    UrlPath(name): UrlPath<String>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    image_of(name, api.farm.kernel_of_strangers(), headers).await
+}
+
+async fn image_of(name: String, other: Option<OtherKernel>, headers: HeaderMap) -> Result<Response, ApiError> {
     let wanted = name.clone();
-    let found = tokio::task::spawn_blocking(move || images::find(&wanted)).await;
+    let found = tokio::task::spawn_blocking(move || images::find(&wanted, other.as_ref())).await;
     match found.map_err(|error| error.to_string()).and_then(|found| found) {
         Ok(Some(Image::Bytes(bytes))) => Ok(bytes.into_response()),
         Ok(Some(Image::File(path))) => file(&path, &headers).await,
-        Ok(None) => Err(ApiError::NotFound(format!("no image `{name}`; images: kernel, initramfs, tiny"))),
+        Ok(None) => Err(ApiError::NotFound(format!(
+            "no image `{name}`; images: kernel, initramfs, tiny, tiny-arm64, registration-kernel, registration-initramfs"
+        ))),
         Err(reason) => Err(ApiError::Internal(format!("cannot make the image `{name}`: {reason}"))),
     }
 }
@@ -59,9 +70,9 @@ mod tests {
 
     #[tokio::test]
     async fn an_unknown_image_lists_the_known_ones() {
-        let error = image(UrlPath("kernle".into()), HeaderMap::new()).await.unwrap_err();
-        assert!(
-            matches!(error, ApiError::NotFound(text) if text == "no image `kernle`; images: kernel, initramfs, tiny")
-        );
+        let error = image_of("kernle".into(), None, HeaderMap::new()).await.unwrap_err();
+        let ApiError::NotFound(text) = error else { panic!("{error:?}") };
+        let known = "kernel, initramfs, tiny, tiny-arm64, registration-kernel, registration-initramfs";
+        assert_eq!(text, format!("no image `kernle`; images: {known}"));
     }
 }

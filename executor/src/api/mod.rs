@@ -5,6 +5,7 @@
 //!                                           ├─► inspect.rs  jobs, logs, documents ──┼─► Farm
 //!                                           ├─► leases.rs   leases, power, events ──┤
 //!                                           ├─► disks.rs    disks that are kept ────┤
+//!                                           ├─► discovery.rs machines that register ┤
 //!                                           ├─► administer.rs  the farm file again ─┤
 //!                                           └─► ci_tron.rs  the compatible surface ─┘
 //!                                                └─► ci_tron_session.rs (one console) ─► ci_tron_console.rs (its bytes)
@@ -16,6 +17,7 @@ mod ci_tron;
 mod ci_tron_console;
 mod ci_tron_session;
 mod console_port;
+mod discovery;
 mod disks;
 mod error;
 mod images;
@@ -54,7 +56,8 @@ impl Api {
 
 /// All routes.
 pub fn router(farm: Arc<Farm>) -> Router {
-    let dut = get(ci_tron::dut).patch(ci_tron::update_dut);
+    let dut = get(ci_tron::dut).patch(ci_tron::update_dut).delete(discovery::remove);
+    let discover = get(discovery::discovery).post(discovery::discover).delete(discovery::cancel);
     let quick_check = get(ci_tron::quick_check).post(ci_tron::queue_quick_check);
     Router::new()
         // Submit.
@@ -90,6 +93,12 @@ pub fn router(farm: Arc<Farm>) -> Router {
         // Administer.
         .route("/api/v1/reload", post(administer::reload))
         // CI-tron's; `machine` is its older word for `dut`.
+        .route("/api/v1/dut/discover", discover.clone())
+        .route("/api/v1/machine/discover", discover)
+        .route("/api/v1/dut/discover/outlets", get(discovery::outlets))
+        .route("/api/v1/dut/discover/{id}", get(discovery::news))
+        .route("/api/v1/dut/", post(discovery::add).put(discovery::add))
+        .route("/api/v1/machine/", post(discovery::add).put(discovery::add))
         .route("/api/v1/duts", get(ci_tron::duts))
         .route("/api/v1/machines", get(ci_tron::duts))
         .route("/api/v1/dut/{name}", dut.clone())

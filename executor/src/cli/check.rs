@@ -177,6 +177,8 @@ fn no_farm() -> FarmConfig {
         on_demand: Vec::new(),
         pdus: Vec::new(),
         consoles: Vec::new(),
+        discovery: Default::default(),
+        spares: Vec::new(),
         gear: Vec::new(),
         boots: None,
     }

@@ -1,4 +1,4 @@
-//! `wharf dut`: one machine, held back or let go.
+//! `wharf dut`: one machine, found or added, held back or let go.
 
 use std::process::ExitCode;
 
@@ -18,6 +18,10 @@ pub struct Arguments {
 
 #[derive(clap::Subcommand)]
 enum Verb {
+    /// Add a machine by hand, or say where the outlet and the console of a registered one are
+    Add(super::discover::AddArguments),
+    /// Find a machine that the farm does not know: power it, boot it, register it
+    Discover(super::discover::Arguments),
     /// Take it out of service: whoever holds it keeps it, nobody gets it afterwards
     Cordon {
         /// The DUT's id or full name
@@ -36,6 +40,8 @@ enum Verb {
 /// Does what the verb says.
 pub async fn run(arguments: Arguments, server: Option<String>) -> anyhow::Result<ExitCode> {
     let (name, verb, reason) = match arguments.verb {
+        Verb::Add(arguments) => return super::discover::add(arguments, server).await,
+        Verb::Discover(arguments) => return super::discover::run(arguments, server).await,
         Verb::Cordon { name, reason } => (name, "cordon", Some(reason)),
         Verb::Uncordon { name } => (name, "uncordon", None),
     };

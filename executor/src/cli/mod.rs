@@ -11,6 +11,7 @@ mod client;
 mod completions;
 mod console;
 mod demo;
+mod discover;
 mod disk;
 mod disks;
 mod dut;
@@ -60,7 +61,7 @@ enum Command {
     Job(job::Arguments),
     /// List the machines of a server
     Duts(duts::Arguments),
-    /// Hold a machine back, or let it go
+    /// Find or add a machine, hold it back, or let it go
     Dut(dut::Arguments),
     /// List the disks that are kept, or shared by machines
     Disks(disks::Arguments),

@@ -24,10 +24,12 @@ use crate::farm::WhenBusy;
 use crate::lease::rows::{Access, PlacementPolicy};
 
 mod console_log;
+mod discovery;
 mod hardware;
 mod on_demand;
 
 use console_log::ConsoleLogKeys;
+use discovery::{DiscoveryKeys, SpareKeys};
 use hardware::{HardwareKeys, LineKeys, PduKeys, Shared};
 use on_demand::{AccessKey, GearKeys, OnDemandKeys, PoolKeys};
 
@@ -65,6 +67,10 @@ struct FarmFile {
     pdus: Vec<PduKeys>,
     /// Serial lines, whether it is known whose they are or not.
     consoles: Vec<LineKeys>,
+    /// What becomes of machines that this file does not name.
+    discovery: DiscoveryKeys,
+    /// Virtual machines that are no DUTs until they register.
+    spares: Vec<SpareKeys>,
     /// Named things that machines and jobs need.
     gear: Vec<GearKeys>,
     /// The boots database, relative to this file; all machines boot by iPXE when absent.
@@ -382,9 +388,11 @@ fn check(file: FarmFile, findings: &mut Findings, directory: &Path) -> FarmConfi
     let gear = inventory.gear(&file.gear, findings);
     let on_demand = inventory.on_demand(&file, findings);
     on_demand::needs(&file, &duts, &on_demand, findings);
+    let spares = inventory.spares(&file, findings);
     let members = duts.iter().cloned().chain(on_demand.iter().flat_map(OnDemandConfig::members));
     let Shared { pdus, consoles, .. } = inventory.shared;
     let dhcp = dhcp(&file.dhcp, &network, members, findings);
+    let discovery = discovery::discovery(&file.discovery, dhcp, directory, findings);
     let api = api(&file.listen, findings);
     FarmConfig {
         state: file.state.map_or_else(|| default_state(&file.name), PathBuf::from),
@@ -403,6 +411,8 @@ fn check(file: FarmFile, findings: &mut Findings, directory: &Path) -> FarmConfi
         on_demand,
         pdus,
         consoles,
+        discovery,
+        spares,
         gear,
         name: file.name,
     }

@@ -101,7 +101,8 @@ impl FarmConfig {
     /// Every machine that this farm may have to run, each kind made on demand once.
     pub fn machines(&self) -> impl Iterator<Item = &MachineConfig> {
         let on_demand = self.on_demand.iter().map(|kind| &kind.machine);
-        self.duts.iter().map(|dut| &dut.machine).chain(on_demand)
+        let spares = self.spares.iter().map(|spare| &spare.machine);
+        self.duts.iter().map(|dut| &dut.machine).chain(on_demand).chain(spares)
     }
 }
 

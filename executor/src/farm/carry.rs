@@ -504,6 +504,7 @@ impl Run {
                 .namespaces()
                 .publish(dut.address(), observer)
                 .map_err(|taken| farm_failed(taken.to_string()))?;
+            farm.discovery.let_register(&dut, &publication);
             let must_remember = may_be_picked_up && (prepared.is_limited() || disks.are_limited());
             let kept = Kept::of(must_remember.then(|| record.log.folder()), serving, &publication)?;
             if let Some(seat) = role.and_then(|role| together.messages_of(&role)) {

@@ -2,6 +2,7 @@
 //!
 //! | the row | somebody holds it | state |
 //! |---|---|---|
+//! | none: it registered, and cannot be leased yet | – | waits for config |
 //! | – or any | yes | running |
 //! | cordoned, quarantined, being made or taken out | no | retired |
 //! | any other | no | idle |
@@ -26,6 +27,8 @@ const QUICK_CHECK: &str = include_str!("../../../fixtures/jobs/good/quick-check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum DutState {
+    /// It registered, and something of it is not known yet: its outlet, its console.
+    WaitForConfig,
     /// Free.
     Idle,
     /// Held by a job.
@@ -70,7 +73,9 @@ impl Farm {
             let row = of_duts.get(says.id.as_str()).copied();
             DutView::of(says, dut.as_deref(), row, row.and_then(|row| holders.get(&row.id).copied()))
         };
-        self.known().values().map(view).collect()
+        let mut duts: Vec<DutView> = self.known().values().map(view).chain(self.waiting_for_config()).collect();
+        duts.sort_by(|one, other| one.id.cmp(&other.id));
+        duts
     }
 
     /// One DUT, by id or full name.
@@ -78,10 +83,12 @@ impl Farm {
         let rows = self.snapshot().await;
         let known = self.known();
         let called = |says: &DutConfig| says.id == id_or_full_name || says.full_name == id_or_full_name;
-        known.values().find(|(says, _)| called(says)).map(|(says, dut)| {
+        let found = known.values().find(|(says, _)| called(says)).map(|(says, dut)| {
             let row = row_of(&rows, &says.id);
             DutView::of(says, dut.as_deref(), row, row.and_then(|row| holder_of(&rows, row)))
-        })
+        });
+        let is_it = |dut: &DutView| dut.id == id_or_full_name || dut.full_name == id_or_full_name;
+        found.or_else(|| self.waiting_for_config().find(is_it))
     }
 
     /// By id, every machine that is there, or that the farm file says should be, with what is said of it now.

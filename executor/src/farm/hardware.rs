@@ -53,6 +53,11 @@ impl Hardware {
         self.consoles.iter()
     }
 
+    /// A unit of the farm file's.
+    pub(super) fn pdu(&self, name: &str) -> Option<Arc<dyn Pdu>> {
+        self.pdus.get(name).cloned()
+    }
+
     /// What a machine is driven by.
     pub(super) fn drivers(&self, config: &HardwareConfig) -> Result<Drivers, String> {
         let outlet = config.power.outlet.clone();

@@ -403,6 +403,7 @@ impl Farm {
         let watch = Watch { fetching: Arc::default(), events: mpsc::channel(1).0 };
         let publication = self.gateway.namespaces().publish(dut.address(), observer(&hold.log, &watch));
         let publication = publication.map_err(|taken| LeaseError::Failed(taken.to_string()))?;
+        self.discovery.let_register(dut, &publication);
         let open = Open {
             gateway: Arc::clone(&self.gateway),
             mac: dut.mac,

@@ -114,6 +114,11 @@ impl Machines {
         Ok(())
     }
 
+    /// The drivers of a machine that is none of the farm's.
+    pub(super) fn drivers_of(&self, config: &DutConfig) -> Result<Drivers, StartError> {
+        self.network.drivers(config, &self.hardware(), &self.gateway, &self.runtime)
+    }
+
     /// The units and consoles that several machines name.
     pub(super) fn hardware(&self) -> Arc<Hardware> {
         Arc::clone(&self.hardware.lock().unwrap_or_else(PoisonError::into_inner))

@@ -10,6 +10,7 @@ use gateway::net::Net;
 use gateway::{Gateway, Ports};
 
 use super::Listeners;
+use super::discovery::Strangers;
 use super::hardware::Hardware;
 use super::start::StartError;
 use crate::blueprint::console::Console;
@@ -68,10 +69,14 @@ impl Network {
         &self,
         config: &FarmConfig,
         listeners: &Arc<Listeners>,
+        strangers: &Arc<Strangers>,
     ) -> Result<gateway::Config, StartError> {
         let (listeners, complaints) = (Arc::clone(listeners), Mutex::new(HashMap::new()));
-        let tell =
-            move |event| tell(&listeners, &mut complaints.lock().unwrap_or_else(PoisonError::into_inner), &event);
+        let strangers = Arc::clone(strangers);
+        let tell = move |event| {
+            tell(&listeners, &mut complaints.lock().unwrap_or_else(PoisonError::into_inner), &event);
+            strangers.hear(&event);
+        };
         Ok(gateway::Config {
             net: self.net(),
             interface: self.interface.clone(),

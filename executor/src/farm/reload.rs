@@ -137,7 +137,7 @@ impl Farm {
     }
 
     /// Reads the farm file again and goes on by it.
-    pub async fn reload(&self) -> Result<Changes, ReloadError> {
+    pub async fn reload(self: &Arc<Self>) -> Result<Changes, ReloadError> {
         let Some(source) = self.source.get() else {
             return Err(ReloadError::Unreadable("this farm was not started from a farm file".into()));
         };
@@ -145,11 +145,26 @@ impl Farm {
         self.apply(config).await
     }
 
-    /// Goes on by this configuration. Machines that somebody holds are left to him: what changed of them follows afterwards.
-    pub async fn apply(&self, mut config: FarmConfig) -> Result<Changes, ReloadError> {
+    /// Goes on by this configuration and the inventory. Machines that somebody holds are left to him: what changed of them follows
+    /// afterwards.
+    pub async fn apply(self: &Arc<Self>, config: FarmConfig) -> Result<Changes, ReloadError> {
+        let changes = self.go_by(Some(config)).await?;
+        self.keep_doors();
+        Ok(changes)
+    }
+
+    /// Goes on by the same farm file and what the inventory says now.
+    pub(super) async fn follow_inventory(&self) -> Result<Changes, ReloadError> {
+        self.go_by(None).await
+    }
+
+    /// `None`: the farm file as it was read last.
+    async fn go_by(&self, file: Option<FarmConfig>) -> Result<Changes, ReloadError> {
         let _turn = self.reloading.lock().await;
         let before = self.config();
-        images::add_variables(&mut config.job_variables, self.api);
+        let mut file = file.unwrap_or_else(|| self.discovery.file());
+        images::add_variables(&mut file.job_variables, self.api);
+        let (config, aside) = self.inventory().merged(file.clone());
         fixed(&before, &config, self.source.get()).map_err(ReloadError::Wrong)?;
         let needs = needs_of(&config);
         if !needs.is_empty() {
@@ -171,6 +186,7 @@ impl Farm {
             return Err(ReloadError::Failed(error.to_string()));
         }
         self.machines.follow(&config);
+        self.discovery.goes_by(file, aside);
         let mut changes = changes(&before, &config);
         self.name_holders(&before, &mut changes).await;
         changes.iter().for_each(|change| tracing::info!(%change, "the farm file was read again"));

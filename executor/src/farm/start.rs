@@ -10,6 +10,7 @@ use gateway::content::ContentError;
 use gateway::{Gateway, GatewayError};
 use tokio::sync::watch;
 
+use super::discovery::{Discovery, Strangers};
 use super::machines::{Dut, Machines};
 use super::network::Network;
 use super::shelf::Shelf;
@@ -18,6 +19,7 @@ use crate::blueprint::dut;
 use crate::boot::Place;
 use crate::config::FarmConfig;
 use crate::console::Consoles;
+use crate::inventory::InventoryError;
 use crate::lease::rows::{Kind, LeaseState, ResourceState, Verb};
 use crate::lease::store::StoreError;
 use crate::lease::{Effects, Keeper, Snapshot};
@@ -65,6 +67,9 @@ pub enum StartError {
         /// What went wrong.
         reason: String,
     },
+    /// The machines that registered.
+    #[error(transparent)]
+    Inventory(#[from] InventoryError),
     /// The store of the leases.
     #[error("cannot keep leases: {0}")]
     Leases(#[from] StoreError),
@@ -86,9 +91,13 @@ impl Farm {
         let shelf = Shelf::open(config.state.join(DISKS)).map_err(kept_disks)?;
         let (kept, last_number) = ledger::read(&config.state);
         images::add_variables(&mut config.job_variables, api);
-        let listeners = Arc::new(Listeners::default());
+        let (listeners, strangers) = (Arc::new(Listeners::default()), Arc::new(Strangers::default()));
+        let discovery = Discovery::open(&config, Arc::clone(&strangers))?;
+        let (mut merged, aside) = discovery.inventory.merged(config.clone());
+        std::mem::swap(&mut config, &mut merged);
+        discovery.goes_by(merged, aside);
         let network = Network::of(&config)?;
-        let gateway = Arc::new(Gateway::start(network.gateway_config(&config, &listeners)?).await?);
+        let gateway = Arc::new(Gateway::start(network.gateway_config(&config, &listeners, &strangers)?).await?);
         let addresses = gateway.addresses();
         let place = Place { address: network.address, http_port: addresses.http.map_or(80, |address| address.port()) };
         let runtime = qemu::RuntimeFolder::new()
@@ -123,15 +132,18 @@ impl Farm {
             quick_checks: Mutex::default(),
             holds: super::hold::Holds::default(),
             shelf,
+            discovery,
             _state_lock: state_lock,
             _runtime: runtime,
         };
         let farm = Arc::new(farm);
+        strangers.serve(farm.gateway.namespaces().clone(), Arc::downgrade(&farm));
         let leases = farm.leases_when_ready().await;
         farm.set_up_again(&leases).await;
         farm.switch_off_what_nobody_holds(&leases).await;
         farm.restore(kept).await;
         farm.look_after_again(&leases).await;
+        farm.keep_doors();
         tokio::spawn(keep_the_cache_small(Arc::downgrade(&farm)));
         Ok(farm)
     }

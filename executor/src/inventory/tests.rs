@@ -122,11 +122,7 @@ fn what_is_missing_or_taken_is_told_with_the_next_step_and_the_farm_file_wins() 
             Entry { mac_address: "52:54:00:77:00:01".into(), ..entry() },
             "its MAC 52:54:00:77:00:01 is lab-dut-1's; change one of the two, or `wharf dut remove lab-nuc-1`",
         ),
-        (
-            "left",
-            entry(),
-            "its name left is lab-dut-1's; change one of the two, or `wharf dut remove lab-nuc-1`",
-        ),
+        ("left", entry(), "its name left is lab-dut-1's; change one of the two, or `wharf dut remove lab-nuc-1`"),
     ] {
         let (_folder, inventory) = inventory();
         inventory.put(id, changed).unwrap();

@@ -25,15 +25,34 @@ pub fn add_variables(variables: &mut BTreeMap<String, String>, api: SocketAddr) 
     variables.entry("images_url".into()).or_insert_with(|| format!("http://{api}/images"));
 }
 
+/// A kernel of the farm's own choice for machines that register: its image, and the folder of its modules.
+pub type OtherKernel = (PathBuf, PathBuf);
+
 /// The image of this name, built now if it has to be. Blocks while it builds (a second or two, once per kernel).
-pub fn find(name: &str) -> Result<Option<Image>, String> {
+pub fn find(name: &str, other: Option<&OtherKernel>) -> Result<Option<Image>, String> {
     match name {
+        "registration-kernel" => match other {
+            Some((image, _)) => Ok(Some(Image::File(image.clone()))),
+            None => find("kernel", None),
+        },
+        "registration-initramfs" => match other {
+            Some(kernel) => initramfs_of(kernel).map(Some),
+            None => find("initramfs", None),
+        },
         "kernel" => Ok(Some(kernel().map_or(Image::Bytes(tiny::ELF), |kernel| Image::File(kernel.image)))),
         "initramfs" => initramfs_of_the_kernel().map(Some),
         "tiny" => Ok(Some(Image::Bytes(tiny::ELF))),
         "tiny-arm64" => Ok(Some(Image::Bytes(tiny::ARM64))),
         _ => Ok(None),
     }
+}
+
+fn initramfs_of((image, modules): &OtherKernel) -> Result<Image, String> {
+    let cache = install::cache_folder().map_err(|error| error.to_string())?;
+    let busybox = install::look(&cache).busybox.ok_or("no static busybox; `wharf virtual install` gets one")?;
+    let version = modules.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let kernel = install::Kernel { version, image: image.clone(), modules: modules.clone() };
+    initramfs::build_for_hardware(&kernel, &busybox, &cache).map(Image::File).map_err(|error| error.to_string())
 }
 
 fn kernel() -> Option<install::Kernel> {

@@ -31,6 +31,52 @@ const REGISTER_SCRIPT: &str = include_str!("../../../fixtures/virtual-dut/regist
 /// Modules that a virtual DUT needs for its disk-less life; each may as well be built into the kernel.
 const MODULES: &[&str] = &["virtio_pci", "virtio_net", "virtio_rng", "nbd"];
 
+/// Modules besides, for real machines: the wired network cards that PCs, servers and boards have. Loading those whose card is not there
+/// does nothing.
+const MODULES_OF_HARDWARE: &[&str] = &[
+    "alx",
+    "amd_xgbe",
+    "aqc111",
+    "atlantic",
+    "ax88179_178a",
+    "be2net",
+    "bnx2",
+    "bnx2x",
+    "bnxt_en",
+    "cdc_ether",
+    "cdc_ncm",
+    "cxgb4",
+    "dwmac_rk",
+    "e100",
+    "e1000",
+    "e1000e",
+    "ena",
+    "fec",
+    "forcedeth",
+    "genet",
+    "hv_netvsc",
+    "i40e",
+    "ice",
+    "igb",
+    "igc",
+    "ixgbe",
+    "lan743x",
+    "lan78xx",
+    "macb",
+    "mlx4_en",
+    "mlx5_core",
+    "qede",
+    "r8152",
+    "r8169",
+    "realtek",
+    "sfc",
+    "sky2",
+    "smsc95xx",
+    "tg3",
+    "vmxnet3",
+    "xhci_pci",
+];
+
 /// Modes as in stat(2).
 const DIRECTORY: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
@@ -58,7 +104,16 @@ pub enum InitramfsError {
 
 /// Builds the initramfs for `kernel`, or finds the one built before, in `cache`.
 pub fn build(kernel: &Kernel, busybox: &Path, cache: &Path) -> Result<PathBuf, InitramfsError> {
-    let archive = archive(kernel, busybox)?;
+    build_with(MODULES, kernel, busybox, cache)
+}
+
+/// The same with the drivers of real machines' network cards.
+pub fn build_for_hardware(kernel: &Kernel, busybox: &Path, cache: &Path) -> Result<PathBuf, InitramfsError> {
+    build_with(&[MODULES, MODULES_OF_HARDWARE].concat(), kernel, busybox, cache)
+}
+
+fn build_with(wanted: &[&str], kernel: &Kernel, busybox: &Path, cache: &Path) -> Result<PathBuf, InitramfsError> {
+    let archive = archive(wanted, kernel, busybox)?;
     let name = format!("initramfs-{}.cpio.gz", short_hash(&archive));
     let path = cache.join(&name);
     if path.is_file() {
@@ -74,7 +129,7 @@ pub fn build(kernel: &Kernel, busybox: &Path, cache: &Path) -> Result<PathBuf, I
 }
 
 /// The archive, not compressed.
-fn archive(kernel: &Kernel, busybox: &Path) -> Result<Vec<u8>, InitramfsError> {
+fn archive(wanted: &[&str], kernel: &Kernel, busybox: &Path) -> Result<Vec<u8>, InitramfsError> {
     let mut archive = Archive::default();
     for directory in ["bin", "dev", "etc", "lib", "lib/modules", "proc", "sys", "tmp"] {
         archive.add(directory, DIRECTORY, b"");
@@ -87,7 +142,7 @@ fn archive(kernel: &Kernel, busybox: &Path) -> Result<Vec<u8>, InitramfsError> {
     archive.add("etc/udhcpc.sh", PROGRAM, UDHCPC_SCRIPT.as_bytes());
     archive.add("etc/register.sh", PROGRAM, REGISTER_SCRIPT.as_bytes());
     let mut order = String::new();
-    for (name, bytes) in modules_in_order(&kernel.modules, MODULES)? {
+    for (name, bytes) in modules_in_order(&kernel.modules, wanted)? {
         archive.add(&format!("lib/modules/{name}.ko"), FILE, &bytes);
         order.push_str(&format!("{name}.ko\n"));
     }
@@ -274,7 +329,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let busybox = folder.path().join("busybox");
         fs::write(&busybox, b"static").unwrap();
-        let bytes = archive(&kernel(folder.path()), &busybox).unwrap();
+        let bytes = archive(MODULES, &kernel(folder.path()), &busybox).unwrap();
         assert_eq!(bytes.len() % 4, 0);
         let path = folder.path().join("archive.cpio");
         fs::write(&path, bytes).unwrap();
