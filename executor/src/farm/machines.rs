@@ -58,6 +58,8 @@ pub(super) struct Machines {
     gateway: Arc<Gateway>,
     /// Where virtual machines keep their sockets.
     runtime: PathBuf,
+    /// The keeper makes machines from a thread of its own, and their drivers have tasks.
+    tasks: tokio::runtime::Handle,
     duts: Mutex<BTreeMap<String, Arc<Dut>>>,
 }
 
@@ -71,7 +73,9 @@ impl Machines {
         runtime: PathBuf,
     ) -> Result<Machines, StartError> {
         let hardware = Mutex::new(Arc::new(Hardware::of(&config.get(), None)?));
-        let machines = Machines { config, network, hardware, consoles, gateway, runtime, duts: Mutex::default() };
+        let tasks = tokio::runtime::Handle::current();
+        let duts = Mutex::default();
+        let machines = Machines { config, network, hardware, consoles, gateway, runtime, tasks, duts };
         for dut in &machines.config.get().duts {
             machines.set_up(dut)?;
         }
@@ -96,6 +100,7 @@ impl Machines {
 
     /// Makes the drivers of a machine and reserves its address. A machine that exists is left as it is.
     pub(super) fn set_up(&self, config: &DutConfig) -> Result<(), StartError> {
+        let _entered = self.tasks.enter();
         if self.get(&config.id).is_some() {
             return Ok(());
         }
