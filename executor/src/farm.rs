@@ -58,7 +58,9 @@ mod values;
 mod wants;
 
 pub use current::Current;
-pub use discovery::{AddDut, AddError, DiscoverAsk, DiscoverError, DiscoveryOutcome, DiscoveryRecord, Found, OutletView};
+pub use discovery::{
+    AddDut, AddError, DiscoverAsk, DiscoverError, DiscoveryOutcome, DiscoveryRecord, Found, OutletView,
+};
 pub use duts::{DutState, DutView};
 pub use hold::{Keeps, LeaseAsk, LeaseError, Link, PowerAction, Until};
 use ledger::{Kept, Reached};

@@ -13,11 +13,14 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use gateway::content::Content;
 use gateway::dhcp::{Architecture, Mac};
 use gateway::namespace::Publication;
 use serde_json::{Value, json};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::time::timeout;
 
 use self::record::Bind;
 pub use self::record::{DiscoverAsk, DiscoverError, DiscoveryOutcome, DiscoveryRecord};
@@ -26,6 +29,7 @@ pub(super) use self::strangers::{Sighting, Strangers};
 use super::Farm;
 use super::machines::Dut;
 use crate::config::{FarmConfig, MachineConfig, SPARES, Unknown};
+use crate::console::{self, Heard, Word};
 use crate::inventory::{Entry, Inventory, InventoryError, OutletName, SetAside, outlet_of};
 
 mod add;
@@ -42,6 +46,9 @@ pub use add::{AddDut, AddError};
 pub use outlets::OutletView;
 pub use view::Found;
 
+/// How long a machine that found its serial port is waited for on it: 40 bytes at 9,600 baud take 50 ms, and a console server as long again.
+const CONSOLE_TIME: Duration = Duration::from_secs(5);
+
 /// What a farm knows of machines that its file does not name.
 pub(super) struct Discovery {
     pub inventory: Inventory,
@@ -53,14 +60,23 @@ pub(super) struct Discovery {
     /// The discovery that runs, or the last one.
     current: Mutex<Option<Arc<DiscoveryRecord>>>,
     last_id: AtomicU64,
+    /// While the farm file lets machines register at any time, lines that are nobody's are answered at any time.
+    listening: Mutex<Option<console::Discovery>>,
 }
 
 impl Discovery {
     /// With what the state folder has.
     pub(super) fn open(file: &FarmConfig, strangers: Arc<Strangers>) -> Result<Discovery, InventoryError> {
         let inventory = Inventory::open(&file.state)?;
-        let (file, aside) = (Mutex::new(file.clone()), Mutex::default());
-        Ok(Discovery { inventory, file, aside, strangers, current: Mutex::default(), last_id: AtomicU64::default() })
+        Ok(Discovery {
+            inventory,
+            file: Mutex::new(file.clone()),
+            aside: Mutex::default(),
+            strangers,
+            current: Mutex::default(),
+            last_id: AtomicU64::default(),
+            listening: Mutex::default(),
+        })
     }
 
     /// What the farm file said last.
@@ -210,7 +226,7 @@ impl Farm {
     ) -> Entry {
         let id = mac.to_string();
         let outlet = record.and_then(|record| record.outlet.clone());
-        let console = self.console_of(&id, outlet.as_ref(), said.local_tty_device.is_some()).await;
+        let console = self.console_of(&id, outlet.as_ref(), Ping::of(&said)).await;
         let sighting = record.and_then(DiscoveryRecord::sighting);
         let mut tags = said.tags;
         let mut facts = said.facts;
@@ -242,7 +258,7 @@ impl Farm {
         let (_, before) = self.inventory().find(id).ok_or_else(|| (404, format!("{id} is not registered")))?;
         let is_in_the_farm = self.config().duts.iter().any(|dut| dut.id == id);
         let console = match (&before.console, is_in_the_farm) {
-            (None, false) => self.console_of(id, before.power.as_ref(), said.local_tty_device.is_some()).await,
+            (None, false) => self.console_of(id, before.power.as_ref(), Ping::of(&said)).await,
             _ => before.console.clone(),
         };
         let entry = Entry {
@@ -299,10 +315,46 @@ impl Farm {
         }
     }
 
-    /// The console on which a machine said its name.
-    async fn console_of(&self, id: &str, outlet: Option<&OutletName>, _was_answered: bool) -> Option<String> {
-        let _ = id;
-        outlet.filter(|outlet| outlet.pdu == SPARES).map(|outlet| outlet.outlet.clone())
+    /// The console on which a machine said its name. One whose ping was answered is waited for: what it says on the line may come after
+    /// what it says over the network. A spare's console is known before.
+    async fn console_of(&self, id: &str, outlet: Option<&OutletName>, ping: Ping) -> Option<String> {
+        if let Some(spare) = outlet.filter(|outlet| outlet.pdu == SPARES) {
+            return Some(spare.outlet.clone());
+        }
+        let mut news = self.consoles().subscribe();
+        let is_it = |said: &str| said.to_ascii_lowercase().replace('-', ":") == id;
+        let said_before = || {
+            let all = self.consoles().all();
+            let free = all.iter().filter(|hub| self.consoles().owner(hub.name()).is_none());
+            let mut names = free.map(|hub| hub.name().to_owned());
+            names.find(|name| self.consoles().machine_id(name).is_some_and(|said| is_it(&said)))
+        };
+        if let Some(console) = said_before() {
+            return Some(console);
+        }
+        let says_now = async {
+            loop {
+                match news.recv().await {
+                    Ok(Heard { console, dut: None, word: Word::MachineId(said), refused: None, .. })
+                        if is_it(&said) =>
+                    {
+                        return Some(console);
+                    }
+                    Ok(_) => {}
+                    // What was missed is known to the desk.
+                    Err(RecvError::Lagged(_)) => {
+                        if let Some(console) = said_before() {
+                            return Some(console);
+                        }
+                    }
+                    Err(RecvError::Closed) => return None,
+                }
+            }
+        };
+        match ping {
+            Ping::Answered => timeout(CONSOLE_TIME, says_now).await.ok().flatten(),
+            Ping::None => None,
+        }
     }
 
     /// The farm goes on with what the inventory says now, without anybody waiting for it.
@@ -313,6 +365,19 @@ impl Farm {
                 tracing::error!(%error, "the farm does not go by its inventory");
             }
         });
+    }
+}
+
+/// Whether the farm answered a machine on one of its serial ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ping {
+    Answered,
+    None,
+}
+
+impl Ping {
+    fn of(said: &Said) -> Ping {
+        if said.local_tty_device.is_some() { Ping::Answered } else { Ping::None }
     }
 }
 

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use gateway::dhcp::BootOffer;
 
+use super::lock;
 use super::strangers::{Boot, Entry};
 use crate::config::{DutConfig, MachineConfig, SimulatedConfig, Unknown};
 use crate::farm::{Farm, Submission};
@@ -44,11 +45,13 @@ impl Farm {
     /// What the farm file says about strangers now holds: at the start, and after each change of the file.
     pub(in crate::farm) fn keep_doors(self: &Arc<Self>) {
         if self.config().discovery.unknown == Unknown::WhenDiscovered {
+            *lock(&self.discovery.listening) = None;
             if self.discovery.running().is_none() {
                 self.close_doors();
             }
             return;
         }
+        lock(&self.discovery.listening).get_or_insert_with(|| self.consoles().discover());
         let farm = Arc::clone(self);
         self.carriers().spawn(async move {
             let mut stopping = farm.stopping.subscribe();

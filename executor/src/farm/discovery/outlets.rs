@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::record::DiscoverError;
+use crate::blueprint::console::Console;
 use crate::blueprint::power::{Outlet, Pdu, PowerError, PowerState};
 use crate::config::{DutConfig, FarmConfig, MachineConfig, SPARES};
 use crate::farm::Farm;
@@ -29,9 +30,15 @@ pub struct OutletView {
 pub(super) struct Socket {
     pdu: Arc<dyn Pdu>,
     outlet: Outlet,
+    /// Of a spare, which has no other place where it is heard.
+    pub console: Option<(String, Arc<dyn Console>)>,
 }
 
 impl Socket {
+    pub(super) async fn state(&self) -> Result<PowerState, PowerError> {
+        interface::read(&*self.pdu, &self.outlet).await
+    }
+
     pub(super) async fn set(&self, state: PowerState) -> Result<(), PowerError> {
         interface::switch(&*self.pdu, &self.outlet, state, &|_| ()).await
     }
@@ -82,8 +89,8 @@ impl Farm {
             };
             let machine = spare_as_dut(&spare.name, &spare.mac, spare.machine.clone());
             let drivers = self.machines.drivers_of(&machine).map_err(|error| DiscoverError::Farm(error.to_string()))?;
-            let Drivers { pdu, outlet, .. } = drivers;
-            return Ok(Socket { pdu, outlet });
+            let Drivers { pdu, outlet, console } = drivers;
+            return Ok(Socket { pdu, outlet, console: Some((spare.name.clone(), console)) });
         }
         let Some(unit) = self.machines.hardware().pdu(&pdu) else {
             let spares = (!config.spares.is_empty()).then_some(SPARES);
@@ -97,7 +104,7 @@ impl Farm {
             let known = listed(outlets.iter().map(|info| info.outlet.0.as_str()));
             return Err(DiscoverError::NoSuchOutlet { pdu, wanted: outlet, known });
         }
-        Ok(Socket { pdu: unit, outlet: Outlet(outlet) })
+        Ok(Socket { pdu: unit, outlet: Outlet(outlet), console: None })
     }
 }
 

@@ -6,7 +6,7 @@
 //! | a machine booted and did not register in time | off | what its firmware said: it waits for somebody to say the rest |
 //! | no machine came in time, cancelled, the farm stops | off | nothing |
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use gateway::dhcp::Mac;
@@ -17,6 +17,7 @@ use super::outlets::Socket;
 use super::record::{Bind, DiscoveryOutcome, DiscoveryRecord};
 use super::said::Said;
 use super::{Farm, Sighting};
+use crate::blueprint::console::Console;
 use crate::blueprint::power::PowerState;
 use crate::inventory::OutletName;
 
@@ -27,12 +28,22 @@ const REGISTER_TIME: Duration = Duration::from_secs(300);
 const OFF_TIME: Duration = Duration::from_secs(2);
 /// What a machine says after it was answered still comes to its console.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+/// A closed console's task ends within a turn of the runtime.
+const GONE_TIME: Duration = Duration::from_secs(5);
 /// Sightings that wait to be looked at: a rack that is switched on at once.
 const SIGHTINGS_MAX: usize = 64;
 
 /// From the begin to the outcome.
 pub(super) async fn run(farm: Arc<Farm>, record: Arc<DiscoveryRecord>, socket: Option<Socket>) {
     let (sender, sightings) = mpsc::channel(SIGHTINGS_MAX);
+    // Lines that are nobody's are answered for as long as this runs.
+    let listening = farm.consoles().discover();
+    let console = socket.as_ref().and_then(|socket| socket.console.clone());
+    if let Some((name, driver)) = &console
+        && let Err(error) = farm.consoles().open(name, Arc::clone(driver), None)
+    {
+        record.tell(format!("nobody listens to its console: {error}"));
+    }
     let found = match farm.open_doors().await {
         Ok(()) => {
             farm.discovery.strangers.tell(Some(sender));
@@ -48,13 +59,32 @@ pub(super) async fn run(farm: Arc<Farm>, record: Arc<DiscoveryRecord>, socket: O
             Err(error) => record.tell(format!("it cannot be switched off, look at it: {error}")),
         }
     }
-    // A spare's drivers go with it, before the DUT gets its own.
-    drop(socket);
+    let spare = console.map(|(name, driver)| {
+        farm.consoles().close(&name, "its discovery is over");
+        Arc::downgrade(&driver)
+    });
+    drop((socket, listening));
+    if let Some(driver) = spare {
+        until_gone(&driver).await;
+    }
     let outcome = match found {
         Ok(mac) => farm.settle(mac).await,
         Err(outcome) => outcome,
     };
     record.ends(outcome);
+}
+
+/// A spare's drivers go before the DUT gets its own: both keep their sockets in one place. Nobody tells when a task has let go of them.
+async fn until_gone(driver: &Weak<dyn Console>) {
+    let mut look = tokio::time::interval(Duration::from_millis(5));
+    let gone = async {
+        while driver.strong_count() > 0 {
+            look.tick().await;
+        }
+    };
+    if timeout(GONE_TIME, gone).await.is_err() {
+        tracing::error!("the console of a spare is still in use; its DUT may not start");
+    }
 }
 
 /// Until a machine is in the inventory.
@@ -66,10 +96,14 @@ async fn look(
 ) -> Result<Mac, DiscoveryOutcome> {
     if let Some(socket) = socket {
         let failed = |why: String| DiscoveryOutcome::Failed { why };
+        let was_on = socket.state().await.map_err(|error| failed(error.to_string()))? == PowerState::On;
         socket.set(PowerState::Off).await.map_err(|error| failed(error.to_string()))?;
-        tokio::select! {
-            () = sleep(OFF_TIME) => {}
-            outcome = ended_early(farm, record) => return Err(outcome),
+        if was_on {
+            record.tell(format!("{} was on, and is switched off first", outlet_in_words(record)));
+            tokio::select! {
+                () = sleep(OFF_TIME) => {}
+                outcome = ended_early(farm, record) => return Err(outcome),
+            }
         }
         // Who asked before this is on another outlet.
         while sightings.try_recv().is_ok() {}
