@@ -20,6 +20,7 @@ use crate::boot::settings::Settings;
 use crate::console::Limits;
 use crate::farm::WhenBusy;
 use crate::lease::rows::Access;
+use crate::outlets::Policy;
 
 mod discovery;
 mod file;
@@ -42,6 +43,8 @@ pub struct FarmConfig {
     pub tftp_engine: Engine,
     /// The operator's listener.
     pub api: SocketAddr,
+    /// Where outlets are served to lease holders alone, as pdudaemon serves them.
+    pub power_listener: Option<SocketAddr>,
     /// How jobs are taken from CI-tron's clients.
     pub submission: SubmissionConfig,
     /// Where jobs and logs are kept.
@@ -142,6 +145,8 @@ pub struct DutConfig {
     pub needs: Vec<String>,
     /// How its power and console are reached.
     pub machine: MachineConfig,
+    /// The least time without power, where it is not its unit's.
+    pub off_time: Option<Duration>,
     /// How it boots, where the farm file says it; else the boots database does.
     pub boot: Option<Settings>,
 }
@@ -182,6 +187,10 @@ pub struct PduConfig {
     pub name: String,
     /// What it is.
     pub unit: Chosen,
+    /// How it is treated.
+    pub policy: Policy,
+    /// Outlets that nobody may switch.
+    pub reserved: Vec<Outlet>,
 }
 
 /// A console that is there before it is known whose it is: a serial adapter, a console server's port.

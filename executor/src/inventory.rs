@@ -429,6 +429,7 @@ fn dut_of(id: &str, entry: &Entry, machine: MachineConfig) -> DutConfig {
         access: Access::Everyone,
         needs: Vec::new(),
         machine,
+        off_time: None,
         boot: None,
     }
 }

@@ -87,6 +87,8 @@ pub enum JobEvent {
     ConsoleAway { reason: String },
     /// The console is open again: what the DUT said for so long is not in the log.
     ConsoleBack { seconds: f64 },
+    /// What the outlets of its DUTs measured, until the verdict.
+    EnergyMeasured { joules: f64, seconds: f64 },
     /// Anything else worth a line.
     Note { text: String, severity: Severity },
     /// The tear-down began.

@@ -13,6 +13,7 @@ mod job_log;
 mod journal;
 mod lease;
 mod messages;
+mod outlets;
 mod render;
 mod runner;
 mod sentence;

@@ -368,6 +368,7 @@ mod tests {
     use super::*;
     use crate::blueprint::power::{Outlet, Pdu, PowerError};
     use crate::lease::Pass;
+    use crate::outlets::{Policy, Store, Unit};
     use crate::session::Session;
     use futures_util::future::ready;
     use job_schema::job::Job;
@@ -410,9 +411,13 @@ mod tests {
         let (_, events) = mpsc::channel(1);
         let (typed, input) = mpsc::channel(1);
         let pass = Pass::of(&Arc::default(), 1);
+        let pdu: Arc<dyn Pdu> = Arc::new(pdu);
+        let make = move || Ok(Arc::clone(&pdu));
+        let unit =
+            Unit::new("test", "test", Box::new(make), Policy::VIRTUAL, Vec::new(), Arc::new(Store::none())).unwrap();
         let ring = Ring {
             log: JobLog::create(folder.path()).unwrap(),
-            power: Power::new(Arc::new(pdu), Outlet("1".into()), pass, Arc::new(|_| ())),
+            power: Power::new(unit.switch(&Outlet("1".into())), pass, Arc::new(|| ())),
             setup: ready(Ok((Box::new(console) as Console, Event::SetupDone))).boxed(),
             open_console: Arc::new(|| ready(Err(io::Error::other("unplugged"))).boxed()),
             hear_all: Arc::new(|| ready(()).boxed()),

@@ -33,6 +33,7 @@ pub(crate) fn sentence(event: &JobEvent) -> Option<String> {
         JobEvent::ConsoleBack { seconds } => {
             format!("The console is back after {seconds:.1} s; what the DUT said meanwhile is lost")
         }
+        JobEvent::EnergyMeasured { joules, seconds } => energy(*joules, *seconds),
         JobEvent::Note { text, .. } => text.clone(),
         JobEvent::TeardownStarted => "Tearing down: switching the DUT off, withdrawing its artifacts".into(),
         JobEvent::TeardownComplete => "Tear-down complete: the DUT is free".into(),
@@ -48,6 +49,11 @@ pub(crate) fn severity(event: &JobEvent) -> Severity {
         JobEvent::Note { severity, .. } => *severity,
         _ => Severity::Info,
     }
+}
+
+/// What was drawn, and how much that is of power.
+pub(crate) fn energy(joules: f64, seconds: f64) -> String {
+    format!("Its outlet measured {joules:.0} J in {seconds:.0} s: {:.1} W", joules / seconds.max(1.0))
 }
 
 fn queued(place: usize, reasons: &[String], estimate: Option<jiff::Timestamp>) -> String {

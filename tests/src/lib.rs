@@ -3,6 +3,7 @@
 //! ```text
 //!  bench       a farm in a process of its own, seen through its API
 //!  board       a QEMU machine that a farm knows as hardware
+//!  rack        a farm whose power unit is a script
 //!  packages    programs of Debian that a test needs
 //!  workspace   the tree of sources and pages, for the rules that it shall keep
 //!  crowd       a thousand DUTs and their queue, read back from events
@@ -21,4 +22,5 @@ pub mod lab;
 pub mod measure;
 pub mod packages;
 pub mod peers;
+pub mod rack;
 pub mod workspace;

@@ -6,7 +6,7 @@
 //!                                                     callback.port    we connect, then 200; 409 while the farm is busy
 //!                                                     neither          201 with the job, as for our own clients
 //! ```
-//! Dates are HTTP dates here, as Flask writes them. Not here yet: creating and changing DUTs, PDU ports, discovery, job buckets.
+//! Dates are HTTP dates here, as Flask writes them. Not here yet: creating and changing DUTs, discovery, job buckets.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -32,6 +32,7 @@ use super::owner::Owner;
 use super::serve::Peer;
 use super::submit::{self, Ask};
 use super::upload::{JOB_BYTES_MAX, Parts, Tarball, inspect_tarball, read_parts, text_of};
+use super::wire::pdus::http_date;
 use crate::config::JobUrls;
 use crate::farm::{CancelledBy, DutState, DutView, Farm, Found, JobRecord, Submission, TargetOverride, WhenBusy};
 use crate::job_log::{JobEvent, Severity};
@@ -331,17 +332,12 @@ pub(super) async fn queue_quick_check(State(api): State<Api>, Path(name): Path<S
     Ok(format!("A quick check of {} is queued: job {}\n", dut.full_name, record.id))
 }
 
-/// GET `/api/v1/pdus`: outlets belong to their DUTs here, so there is no PDU to list.
-#[utoipa::path(get, tag = "ci-tron", path = "/api/v1/pdus", responses((status = 200, body = Object)))]
-pub(super) async fn pdus() -> Json<Value> {
-    Json(json!({"pdus": {}}))
-}
-
 /// GET `/api/v1/full-state`
 #[utoipa::path(get, tag = "ci-tron", path = "/api/v1/full-state", responses((status = 200, description = "`{pdus, duts, discover, now}`", body = Object)))]
 pub(super) async fn full_state(State(api): State<Api>) -> Json<Value> {
     let now = http_date(jiff::Timestamp::now());
-    Json(json!({"pdus": {}, "duts": all_duts(&api.farm).await, "discover": running(&api), "now": now}))
+    let pdus = super::pdus::all(&api.farm).pdus;
+    Json(json!({"pdus": pdus, "duts": all_duts(&api.farm).await, "discover": running(&api), "now": now}))
 }
 
 async fn find(farm: &Farm, name: &str) -> Result<DutView, ApiError> {
@@ -389,11 +385,6 @@ fn dut_json(dut: &DutView, found: &Found) -> Value {
         "facts": registered.map(|entry| &entry.facts),
         "first_seen": registered.map(|entry| entry.first_seen.to_string()),
     })
-}
-
-/// RFC 9110 section 5.6.7, as Flask writes every date.
-fn http_date(at: jiff::Timestamp) -> String {
-    at.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string()
 }
 
 #[cfg(test)]

@@ -44,6 +44,7 @@ const DOWNLOAD_PAUSE_S: i64 = 5;
 pub(super) struct Framer {
     place: Place,
     download_told_at: Option<Timestamp>,
+    joules: Option<f64>,
 }
 
 /// Where the client's cursor is, as far as the DUT's bytes tell.
@@ -84,6 +85,10 @@ impl Framer {
             | JobEvent::Note { .. }
             | JobEvent::TeardownStarted
             | JobEvent::TeardownComplete => self.control(&mut frames, record),
+            JobEvent::EnergyMeasured { joules, .. } => {
+                self.joules = Some(*joules);
+                self.control(&mut frames, record);
+            }
         }
         frames
     }
@@ -115,7 +120,7 @@ impl Framer {
         for line in &verdict.evidence {
             self.message(frames, record.at, &format!("  {line}"), Severity::Info, 0, &json!({}));
         }
-        let payload = json!({"status": verdict.status.name(), "joules_consumed": null});
+        let payload = json!({"status": verdict.status.name(), "joules_consumed": self.joules});
         push_frame(frames, "session_end", record.at, payload);
     }
 
@@ -169,7 +174,7 @@ fn tag(event: &JobEvent) -> u16 {
         JobEvent::FirmwareBooted { .. } => 301,
         JobEvent::TimeoutHit { .. } => 400,
         JobEvent::PatternMatched { .. } => 401,
-        // 300 (the DUT's power draw showed its power sequence) has no source yet: no outlet of ours measures.
+        // 300 (the DUT's power draw showed its power sequence) has no source yet: no boot's draw is learnt.
         JobEvent::Queued { .. }
         | JobEvent::Owned
         | JobEvent::Leased { .. }
@@ -179,6 +184,7 @@ fn tag(event: &JobEvent) -> u16 {
         | JobEvent::Console { .. }
         | JobEvent::ConsoleAway { .. }
         | JobEvent::ConsoleBack { .. }
+        | JobEvent::EnergyMeasured { .. }
         | JobEvent::Note { .. }
         | JobEvent::Ended { .. } => 0,
     }
@@ -428,6 +434,24 @@ mod tests {
         .map(|event| told(event)[0]["payload"]["tag"].as_u64().unwrap())
         .collect();
         assert_eq!(tags, [100, 101, 102, 105, 106, 200, 201, 301, 0]);
+    }
+
+    #[test]
+    fn what_the_outlet_measured_comes_with_the_end() {
+        let mut framer = Framer::default();
+        let ended = |framer: &mut Framer| {
+            let verdict = Verdict {
+                status: crate::verdict::Status::Pass,
+                cause: crate::verdict::Cause::Test,
+                summary: "good".into(),
+                evidence: Vec::new(),
+            };
+            let frames = framer.frames(&record(JobEvent::Ended { verdict }), b"");
+            String::from_utf8_lossy(&frames).into_owned()
+        };
+        assert!(ended(&mut framer).contains(r#""joules_consumed":null"#));
+        framer.frames(&record(JobEvent::EnergyMeasured { joules: 120.5, seconds: 10.0 }), b"");
+        assert!(ended(&mut framer).contains(r#""joules_consumed":120.5"#));
     }
 
     #[test]

@@ -90,6 +90,11 @@ impl ApiError {
         }
     }
 
+    /// The answer for a program that reads no JSON.
+    pub(super) fn in_text(self) -> (StatusCode, String) {
+        (self.status(), self.text())
+    }
+
     /// The JSON of the answer. What CI-tron answers with 400 has no `version`, and its clients then read `error`.
     fn body(&self, dialect: Dialect) -> Value {
         match (self, dialect) {

@@ -27,6 +27,7 @@ use super::inspect::{HEARTBEAT, LogQuery};
 use super::submit::{ANYBODY, peer_of};
 use super::upload::read_job;
 use super::wire::leases::*;
+use super::wire::pdus::ServedPowerWire;
 use super::wire::{ErrorWire, EventWire, console_of};
 use crate::blueprint::power::PowerState;
 use crate::farm::{Farm, Keeps, LeaseAsk, LeaseError, Link, Until};
@@ -353,7 +354,34 @@ pub(super) async fn switch(
 ) -> Result<Json<PowerWire>, ApiError> {
     let wish: PowerWishWire = read_fields(request.into_body()).await?;
     let action = wish.state.ok_or_else(|| ApiError::Malformed("`state`: send `on`, `off` or `cycle`".into()))?;
-    Ok(power_wire(api.farm.switch_lease(&id, action).await?))
+    Ok(power_wire(api.farm.switch_lease(&id, action, Duration::ZERO).await?))
+}
+
+/// GET `/api/v1/leases/{id}/power/served`
+#[utoipa::path(
+    get, tag = "leases", path = "/api/v1/leases/{id}/power/served",
+    params(("id" = String, Path, description = "The lease's id")),
+    responses(
+        (status = 200, description = "How pdudaemon's clients and labgrid name its outlet", body = ServedPowerWire),
+        (status = 404, body = ErrorWire),
+        (status = 409, description = "Not active, or a job's", body = ErrorWire),
+        (status = 410, description = "It is over", body = ErrorWire),
+    )
+)]
+pub(super) async fn served_power(
+    State(api): State<Api>,
+    Path(id): Path<String>,
+) -> Result<Json<ServedPowerWire>, ApiError> {
+    let (_, outlet) = api.farm.outlet_of_lease(&id).await?;
+    let key = api.farm.power_key(&id).await?;
+    let (rest, pdudaemon) = api.farm.power_addresses();
+    Ok(Json(ServedPowerWire {
+        rest: format!("http://{rest}/power/{key}"),
+        simplerest: format!("http://{rest}/power/{key}/{{value}}"),
+        pdudaemon: format!("http://{pdudaemon}/power/control/on?hostname={key}&port=0"),
+        outlet,
+        key,
+    }))
 }
 
 fn power_wire(state: PowerState) -> Json<PowerWire> {

@@ -6,6 +6,8 @@
 //!                                           ├─► leases.rs   leases, power, events ──┤
 //!                                           ├─► disks.rs    disks that are kept ────┤
 //!                                           ├─► discovery.rs machines that register ┤
+//!                                           ├─► pdus.rs     power units, outlets ───┤
+//!                                           ├─► power_served.rs  pdudaemon, labgrid ┤
 //!                                           ├─► administer.rs  the farm file again ─┤
 //!                                           └─► ci_tron.rs  the compatible surface ─┘
 //!                                                └─► ci_tron_session.rs (one console) ─► ci_tron_console.rs (its bytes)
@@ -24,6 +26,8 @@ mod images;
 mod inspect;
 mod leases;
 mod owner;
+mod pdus;
+mod power_served;
 mod serve;
 mod submit;
 mod upload;
@@ -79,6 +83,7 @@ pub fn router(farm: Arc<Farm>) -> Router {
         .route("/api/v1/leases/{id}/beat", post(leases::beat))
         .route("/api/v1/leases/{id}/abandon", post(leases::abandon))
         .route("/api/v1/leases/{id}/power", get(leases::power).post(leases::switch))
+        .route("/api/v1/leases/{id}/power/served", get(leases::served_power))
         .route("/api/v1/leases/{id}/boot", put(leases::boot))
         .route("/api/v1/leases/{id}/console", get(leases::console).post(leases::type_on_console))
         .route("/api/v1/leases/{id}/console/serve", post(console_port::serve))
@@ -110,13 +115,31 @@ pub fn router(farm: Arc<Farm>) -> Router {
         .route("/api/v1/dut/{name}/quick_check", quick_check.clone())
         .route("/api/v1/machine/{name}/quick_check", quick_check)
         .route("/api/v1/full-state", get(ci_tron::full_state))
-        .route("/api/v1/pdus", get(ci_tron::pdus))
+        .route("/api/v1/pdus", get(pdus::pdus))
+        .route("/api/v1/pdu/{name}", get(pdus::pdu))
+        .route("/api/v1/pdu/{name}/port/{id}", get(pdus::port).patch(pdus::change_port))
+        // For programs of others.
+        .merge(power_served::routes())
         .fallback(nothing_here)
         .method_not_allowed_fallback(wrong_method)
         // upload.rs counts by itself, part by part.
         .layer(DefaultBodyLimit::disable())
         .layer(middleware::from_fn(refuse_foreign_pages))
         .with_state(Api { farm })
+}
+
+/// Serves the outlets of leases alone, where pdudaemon's clients look for it, until `shutdown` completes.
+pub async fn serve_power(
+    listener: std::net::TcpListener,
+    farm: Arc<Farm>,
+    shutdown: impl Future<Output = ()>,
+) -> io::Result<()> {
+    listener.set_nonblocking(true)?;
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    let foreign_pages = middleware::from_fn(refuse_foreign_pages);
+    let router = power_served::routes().fallback(nothing_here).layer(foreign_pages).with_state(Api { farm });
+    serve::serve(listener, router, shutdown).await;
+    Ok(())
 }
 
 /// Serves a farm's API over TCP until `shutdown` completes.

@@ -13,6 +13,7 @@ use crate::verdict::Verdict;
 pub mod discovery;
 pub mod disks;
 pub mod leases;
+pub mod pdus;
 
 /// A job.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]

@@ -168,6 +168,7 @@ fn no_farm() -> FarmConfig {
         network: NetworkConfig::Loopback,
         dhcp: gateway::dhcp::Role::default(),
         tftp_engine: gateway::tftp::Engine::Own,
+        power_listener: None,
         api: ([127, 0, 0, 1], 0).into(),
         submission: crate::config::SubmissionConfig::default(),
         state: PathBuf::new(),

@@ -21,6 +21,8 @@ mod job;
 mod jobs;
 mod lease;
 mod leases;
+mod pdu;
+mod pdus;
 mod power;
 mod reload;
 mod run;
@@ -75,6 +77,10 @@ enum Command {
     Console(console::Arguments),
     /// Switch a machine that you hold
     Power(power::Arguments),
+    /// List the power units and their outlets
+    Pdus(pdus::Arguments),
+    /// Look at one power unit; reserve or switch an outlet that no machine in service has
+    Pdu(pdu::Arguments),
     /// Tell what happened to leases and machines, and why
     Events(events::Arguments),
     /// Have the farm file read again; no lease ends by it
@@ -119,6 +125,8 @@ pub fn main() -> ExitCode {
         Command::Lease(arguments) => on_runtime(lease::run(arguments, server)),
         Command::Console(arguments) => on_runtime(console::run(arguments, server)),
         Command::Power(arguments) => on_runtime(power::run(arguments, server)),
+        Command::Pdus(arguments) => on_runtime(pdus::run(arguments, server)),
+        Command::Pdu(arguments) => on_runtime(pdu::run(arguments, server)),
         Command::Events(arguments) => on_runtime(events::run(arguments, server)),
         Command::Reload(arguments) => on_runtime(reload::run(arguments, server)),
         Command::Authorizations(arguments) => on_runtime(authorize::list(arguments, server)),

@@ -10,6 +10,7 @@ use super::client::{Server, in_query};
 use super::console::{Found, find};
 use super::view::print;
 use crate::api::wire::leases::PowerWire;
+use crate::api::wire::pdus::ServedPowerWire;
 
 /// Arguments of `wharf power`.
 #[derive(clap::Args)]
@@ -32,6 +33,8 @@ enum Verb {
     Cycle,
     /// Say what the outlet reads
     State,
+    /// Say how pdudaemon's clients and labgrid name it
+    Urls,
 }
 
 /// Switches, or looks.
@@ -40,6 +43,7 @@ pub async fn run(arguments: Arguments, server: Option<String>) -> anyhow::Result
     let found = find(&server, &arguments.target).await?;
     let wish = match arguments.verb {
         Verb::State => return state(&server, &arguments.target, found).await,
+        Verb::Urls => return urls(&server, found).await,
         Verb::On => "on",
         Verb::Off => "off",
         Verb::Cycle => "cycle",
@@ -51,6 +55,20 @@ pub async fn run(arguments: Arguments, server: Option<String>) -> anyhow::Result
     let path = format!("/api/v1/leases/{}/power", in_query(&lease.id));
     let power: PowerWire = server.ask(Method::POST, &path, &json!({"state": wish})).await?;
     print(&power.state.to_string())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What to write into the configuration of others.
+async fn urls(server: &Server, found: Found) -> anyhow::Result<ExitCode> {
+    let lease = match found {
+        Found::Lease(lease) | Found::HolderOf(lease) => lease,
+        Found::Free(dut) => bail!("nobody holds {dut}; take it with `wharf lease take {dut}` first"),
+    };
+    let served: ServedPowerWire = server.get(&format!("/api/v1/leases/{}/power/served", in_query(&lease.id))).await?;
+    print(&format!(
+        "key         {}\nrest        {}\nsimplerest  {}\npdudaemon   {}",
+        served.key, served.rest, served.simplerest, served.pdudaemon
+    ))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -39,6 +39,8 @@ pub fn main(arguments: Arguments) -> anyhow::Result<ExitCode> {
     // The listener is opened first: it belongs to the host's network, whatever network the farm makes for its DUTs.
     let listener = std::net::TcpListener::bind(config.api)
         .with_context(|| format!("cannot listen on {}: choose another address with --api", config.api))?;
+    let power = config.power_listener.map(std::net::TcpListener::bind).transpose();
+    let power = power.context("cannot listen where `listen.power` says: another program may be there")?;
     enter_private_world(&config)?;
     run_threads(async move {
         let address = listener.local_addr()?;
@@ -49,6 +51,9 @@ pub fn main(arguments: Arguments) -> anyhow::Result<ExitCode> {
         tokio::spawn(reload_on_hang_up(Arc::downgrade(&farm), hang_ups));
         let (local, stop) = (LocalSocket::open(), stop_signal()?);
         let local = local.map(|local| tokio::spawn(local.serve(farm.clone(), stop)));
+        if let Some(power) = power {
+            tokio::spawn(crate::api::serve_power(power, farm.clone(), stop_signal()?));
+        }
         println!("farm {} with {} DUTs: http://{address}", farm.name(), farm.size());
         // The API stays until the farm has stopped: who follows a job still gets its verdict.
         let stop = stop_signal()?;

@@ -82,6 +82,7 @@ impl View {
             | JobEvent::PatternMatched { .. }
             | JobEvent::ConsoleAway { .. }
             | JobEvent::ConsoleBack { .. }
+            | JobEvent::EnergyMeasured { .. }
             | JobEvent::Note { .. }
             | JobEvent::TeardownComplete => {}
         }

@@ -176,6 +176,9 @@ struct ListenKeys {
     /// Address and port of the API; `127.0.0.1:8420` when absent.
     #[schemars(extend("x-form" = "endpoint"))]
     api: Option<String>,
+    /// Address and port where whoever holds a lease switches its outlet as with pdudaemon, whose clients ask at port 16421.
+    #[schemars(extend("x-form" = "endpoint"))]
+    power: Option<String>,
     /// What CI-tron's clients that can wait (0.2.0 and newer) get while every fitting DUT is busy; `queue` when absent.
     when_busy: Option<WhenBusyKey>,
     /// From where such a client may have its job fetched; `https` when absent.
@@ -227,6 +230,9 @@ struct DutKeys {
     access: Option<AccessKey>,
     /// Gear that goes with it, by name.
     needs: Vec<String>,
+    /// The least time without power; as its unit has it when absent.
+    #[schemars(with = "Option<LengthForm>")]
+    off_time: Option<f64>,
     /// What it is made of.
     machine: MachineKeys,
     /// How it boots; as the boots database says when absent.
@@ -393,7 +399,8 @@ fn check(file: FarmFile, findings: &mut Findings, directory: &Path) -> FarmConfi
     let Shared { pdus, consoles, .. } = inventory.shared;
     let dhcp = dhcp(&file.dhcp, &network, members, findings);
     let discovery = discovery::discovery(&file.discovery, dhcp, directory, findings);
-    let api = api(&file.listen, findings);
+    let api = listener("api", file.listen.api.as_ref(), findings).unwrap_or(([127, 0, 0, 1], 8420).into());
+    let power_listener = listener("power", file.listen.power.as_ref(), findings);
     FarmConfig {
         state: file.state.map_or_else(|| default_state(&file.name), PathBuf::from),
         network,
@@ -403,6 +410,7 @@ fn check(file: FarmFile, findings: &mut Findings, directory: &Path) -> FarmConfi
             Some(TftpEngineKey::AsyncTftp) => Engine::AsyncTftp,
         },
         api,
+        power_listener,
         submission: submission(&file.listen),
         console_log: file.console_log.limits(findings),
         job_variables: file.variables,
@@ -508,7 +516,21 @@ impl Inventory<'_> {
         let access = on_demand::access(keys.access);
         let boot = |settings: &Settings| settings.clone().checked(self.directory, &at("duts", index, "boot"), findings);
         let boot = keys.boot.as_ref().map(boot);
-        Some(DutConfig { id, full_name, base_name, tags, mac, address, comment, access, needs, machine, boot })
+        let off_time = keys.off_time.map(Duration::from_secs_f64);
+        Some(DutConfig {
+            id,
+            full_name,
+            base_name,
+            tags,
+            mac,
+            address,
+            comment,
+            access,
+            needs,
+            machine,
+            off_time,
+            boot,
+        })
     }
 
     /// A DUT's own names, and those of its parts.
@@ -705,12 +727,12 @@ fn dhcp_range(
     Some((first, last))
 }
 
-fn api(keys: &ListenKeys, findings: &mut Findings) -> SocketAddr {
-    let default = SocketAddr::from(([127, 0, 0, 1], 8420));
-    let Some(text) = &keys.api else { return default };
-    let at = ["listen".to_owned(), "api".to_owned()];
+/// `None` when it is absent, or wrong, which is told.
+fn listener(key: &str, text: Option<&String>, findings: &mut Findings) -> Option<SocketAddr> {
+    let text = text?;
+    let at = ["listen".to_owned(), key.to_owned()];
     match text.parse::<SocketAddr>() {
-        Ok(address) if address.ip().is_loopback() => address,
+        Ok(address) if address.ip().is_loopback() => Some(address),
         Ok(address) => {
             let hint =
                 "authentication comes with a later version; put a reverse proxy in front of the loopback until then";
@@ -719,11 +741,11 @@ fn api(keys: &ListenKeys, findings: &mut Findings) -> SocketAddr {
                 format!("`{address}` is not a loopback address, and nobody would have to log in there"),
                 hint,
             );
-            default
+            None
         }
         Err(_) => {
             findings.tell(&at, format!("`{text}` is not an address and port"), "write `127.0.0.1:8420`");
-            default
+            None
         }
     }
 }

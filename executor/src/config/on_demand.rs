@@ -67,6 +67,7 @@ impl OnDemandConfig {
             access: self.access,
             needs: self.needs.clone(),
             machine: self.machine.clone(),
+            off_time: None,
             boot: None,
         }
     }

@@ -25,10 +25,13 @@ use super::machines::Dut;
 use super::pick_up::{Beginning, Begun};
 use super::prepare::{self, MESSAGES, Prepared};
 use super::{CancelledBy, Farm, JobRecord, Submission};
+use crate::blueprint::power::ReadBack;
 use crate::job_log::{JobEvent, Severity};
 use crate::lease::rows::{self, LeaseId, LeaseState, Object, Verb};
 use crate::lease::{Keeper, LeaseView, Pass, RequestError};
+use crate::outlets::Switch;
 use crate::runner::{self, Ring, SetupError};
+use crate::sentence;
 use crate::session::Event;
 use crate::verdict::{Cause, Status, Verdict};
 
@@ -180,6 +183,9 @@ async fn run_all(
         }
     });
     let verdicts = join_all(runs).await;
+    if let Some(event) = measured(&record.roles()) {
+        record.log.append(event);
+    }
     together.is_over();
     crew::verdict_of(verdicts)
 }
@@ -446,7 +452,9 @@ impl Run {
             cancelled: ended.boxed(),
             declare_unfit: Box::new(move |line| declare_unfit(&unfit.0, &unfit.1, line)),
         };
-        runner::run(session, ring).await
+        let meter = Meter::begin(&self.dut, &self.record);
+        let verdict = runner::run(session, ring).await;
+        meter.end(verdict).await
     }
 
     /// Console first, so that no early byte is lost; then the artifacts; then the namespace they are published in.
@@ -547,6 +555,47 @@ impl Run {
         let dut = Arc::clone(&self.dut);
         Arc::new(move |which, boot| dut.boot.publish(which, Some(boot)))
     }
+}
+
+/// What a job's outlet measures while it runs.
+struct Meter {
+    outlet: Switch,
+    record: Arc<JobRecord>,
+    began: Instant,
+    before: Option<f64>,
+}
+
+impl Meter {
+    fn begin(dut: &Dut, record: &Arc<JobRecord>) -> Meter {
+        if dut.outlet.unit().read_back() == ReadBack::Remembered {
+            let text = "Its power unit cannot be asked: where the outlet reads back as told, that is what it was told";
+            record.note(Severity::Warning, text);
+        }
+        let (outlet, before) = (dut.outlet.clone(), dut.outlet.joules());
+        Meter { outlet, record: Arc::clone(record), began: Instant::now(), before }
+    }
+
+    async fn end(self, mut verdict: Verdict) -> Verdict {
+        if let Some(after) = self.outlet.joules_now().await {
+            let (joules, seconds) = (after - self.before.unwrap_or_default(), self.began.elapsed().as_secs_f64());
+            self.record.log.append(JobEvent::EnergyMeasured { joules, seconds });
+            verdict.evidence.push(sentence::energy(joules, seconds));
+        }
+        verdict
+    }
+}
+
+/// What several logs measured, as one; `None`: nothing did.
+fn measured(roles: &[Arc<JobRecord>]) -> Option<JobEvent> {
+    let of = |role: &Arc<JobRecord>| {
+        role.log.records().iter().rev().find_map(|record| match record.event {
+            JobEvent::EnergyMeasured { joules, seconds } => Some((joules, seconds)),
+            _ => None,
+        })
+    };
+    let sum = |(joules, longest): (f64, f64), (more, seconds): (f64, f64)| (joules + more, longest.max(seconds));
+    let (joules, seconds) = roles.iter().filter_map(of).reduce(sum)?;
+    Some(JobEvent::EnergyMeasured { joules, seconds })
 }
 
 /// The DUT said so itself: it takes no more jobs.

@@ -1,25 +1,32 @@
 //! The drivers of machines that are not ours: units and consoles that several machines name are made once.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::network::Drivers;
 use super::start::StartError;
 use crate::blueprint::console::{self, Console};
-use crate::blueprint::driver::Mistake;
-use crate::blueprint::power::{self, Pdu};
-use crate::config::{FarmConfig, HardwareConfig, Whose};
+use crate::blueprint::driver::{Chosen, Mistake};
+use crate::blueprint::power::{self, Outlet};
+use crate::config::{DutConfig, FarmConfig, HardwareConfig, Whose};
+use crate::outlets::{Policy, Store, Unit};
+
+/// What the outlets of hardware did, in the state folder.
+pub(super) const OUTLETS: &str = "power";
 
 /// What the farm file's `pdus` and `consoles` are.
 pub(super) struct Hardware {
-    pdus: BTreeMap<String, Arc<dyn Pdu>>,
+    pdus: BTreeMap<String, Arc<Unit>>,
     consoles: BTreeMap<String, Arc<dyn Console>>,
+    outlets: PathBuf,
 }
 
 impl Hardware {
     /// Makes all of them; those that were there `before` and are said to be the same are the same. Nothing is opened yet.
     pub(super) fn of(config: &FarmConfig, before: Option<(&FarmConfig, &Hardware)>) -> Result<Hardware, StartError> {
-        let mut hardware = Hardware { pdus: BTreeMap::new(), consoles: BTreeMap::new() };
+        let outlets = config.state.join(OUTLETS);
+        let mut hardware = Hardware { pdus: BTreeMap::new(), consoles: BTreeMap::new(), outlets };
         if let Some((old, made)) = before {
             let kept = config.pdus.iter().filter(|pdu| old.pdus.contains(pdu));
             let kept = kept.filter_map(|pdu| Some((pdu.name.clone(), Arc::clone(made.pdus.get(&pdu.name)?))));
@@ -30,8 +37,10 @@ impl Hardware {
         }
         for pdu in config.pdus.iter().filter(|pdu| !hardware.pdus.contains_key(&pdu.name)).collect::<Vec<_>>() {
             let failed = |reason| StartError::Hardware { name: pdu.name.clone(), reason };
-            let made = pdu.unit.make(power::DRIVERS, None).map_err(in_words).map_err(failed)?;
-            hardware.pdus.insert(pdu.name.clone(), made);
+            let store = before.and_then(|(_, made)| made.pdus.get(&pdu.name)).map(|unit| unit.store());
+            let store = store.unwrap_or_else(|| hardware.store(&pdu.name));
+            let unit = unit_of(&pdu.name, &pdu.unit, None, &pdu.policy, pdu.reserved.clone(), store).map_err(failed)?;
+            hardware.pdus.insert(pdu.name.clone(), unit);
         }
         for line in
             config.consoles.iter().filter(|line| !hardware.consoles.contains_key(&line.name)).collect::<Vec<_>>()
@@ -54,23 +63,49 @@ impl Hardware {
     }
 
     /// A unit of the farm file's.
-    pub(super) fn pdu(&self, name: &str) -> Option<Arc<dyn Pdu>> {
+    pub(super) fn pdu(&self, name: &str) -> Option<Arc<Unit>> {
         self.pdus.get(name).cloned()
     }
 
     /// What a machine is driven by.
-    pub(super) fn drivers(&self, config: &HardwareConfig) -> Result<Drivers, String> {
-        let outlet = config.power.outlet.clone();
-        let pdu = match &config.power.unit {
+    pub(super) fn drivers(&self, dut: &DutConfig, config: &HardwareConfig) -> Result<Drivers, String> {
+        let outlet = &config.power.outlet;
+        let unit = match &config.power.unit {
             Whose::Named(name) => self.pdus.get(name).cloned().ok_or_else(|| format!("no PDU `{name}`"))?,
-            Whose::Own(unit) => unit.make(power::DRIVERS, Some(&outlet)).map_err(in_words)?,
+            Whose::Own(unit) => {
+                // No unit of the farm file can be called so.
+                let store = self.store(&format!("@{}", dut.full_name));
+                unit_of(&dut.full_name, unit, Some(outlet), &Policy::HARDWARE, Vec::new(), store)?
+            }
         };
         let console = match &config.console {
             Whose::Named(name) => self.consoles.get(name).cloned().ok_or_else(|| format!("no console `{name}`"))?,
             Whose::Own(way) => way.make(console::DRIVERS, None).map_err(in_words)?,
         };
-        Ok(Drivers { pdu, outlet, console })
+        Ok(Drivers { outlet: unit.switch(outlet), console })
     }
+
+    /// The units of the farm file.
+    pub(super) fn units(&self) -> Vec<Arc<Unit>> {
+        self.pdus.values().cloned().collect()
+    }
+
+    fn store(&self, unit: &str) -> Arc<Store> {
+        Arc::new(Store::open(&self.outlets, unit))
+    }
+}
+
+fn unit_of(
+    name: &str,
+    chosen: &Chosen,
+    outlet: Option<&Outlet>,
+    policy: &Policy,
+    reserved: Vec<Outlet>,
+    store: Arc<Store>,
+) -> Result<Arc<Unit>, String> {
+    let (driver, chosen, outlet) = (chosen.driver, chosen.clone(), outlet.cloned());
+    let make = move || chosen.make(power::DRIVERS, outlet.as_ref()).map_err(in_words);
+    Unit::new(name, driver, Box::new(make), policy.clone(), reserved, store)
 }
 
 /// The farm file was checked: this is about what has changed on the disk since.

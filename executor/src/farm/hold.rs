@@ -36,6 +36,7 @@ use crate::job_log::{JobEvent, JobLog, Severity};
 use crate::lease::actor::Attachment;
 use crate::lease::rows::{Authorization, Cause, Kind, Lease, LeaseId, LeaseState, Moment, Object, Owner, Verb};
 use crate::lease::{LeaseView, Pass, RequestError, Snapshot};
+use crate::outlets::Wish;
 use crate::runner::SetupError;
 use crate::session::Which;
 
@@ -44,8 +45,6 @@ mod listen;
 
 /// How long a lease that lives by a connection waits for that connection to be made: its client has just been answered.
 const CONNECT_TIME: Duration = Duration::from_secs(30);
-/// A power cycle is this long without power: what is left in the capacitors of a board keeps it alive for a second.
-const OFF_TIME: Duration = Duration::from_secs(2);
 /// Power waits this long for the console to be opened: a console server that needs longer has a fault of its own.
 const LISTEN_TIME: Duration = Duration::from_secs(5);
 /// Typed chunks that wait for a console that does not take them; more are refused.
@@ -287,14 +286,19 @@ impl Farm {
         self.keeper.authorize(authorization).await.map_err(|error| LeaseError::Failed(error.to_string()))
     }
 
-    /// Switches the leased DUT, and says what it reads back.
-    pub async fn switch_lease(self: &Arc<Self>, id: &str, action: PowerAction) -> Result<PowerState, LeaseError> {
+    /// Switches the leased DUT, and says what it reads back. A cycle is without power for `off`, and for the off-time at least.
+    pub async fn switch_lease(
+        self: &Arc<Self>,
+        id: &str,
+        action: PowerAction,
+        off: Duration,
+    ) -> Result<PowerState, LeaseError> {
         let (hold, dut, pass) = self.usable(id).await?;
         let id = id.to_owned();
         // On its own task: a client that hangs up must not leave an outlet half told.
         let switched = tokio::spawn(async move {
             let _turn = hold.turn.lock().await;
-            let switched = hold.switch(&dut, &pass, action).await;
+            let switched = hold.switch(&dut, &pass, action, off).await;
             // What failed because the lease ended meanwhile is no failure of the outlet.
             switched.map_err(|error| if pass.check().is_err() { over(&id, "it was released meanwhile") } else { error })
         });
@@ -424,7 +428,7 @@ impl Farm {
     }
 
     /// A person's lease with the DUT that it holds, and the permission; otherwise why nothing can be done with it.
-    async fn usable(&self, id: &str) -> Result<(Arc<Hold>, Arc<Dut>, Pass), LeaseError> {
+    pub(super) async fn usable(&self, id: &str) -> Result<(Arc<Hold>, Arc<Dut>, Pass), LeaseError> {
         let lease = self.unfinished_of_a_person(id).await?;
         let hold = self.holds.get(lease.id()).ok_or_else(|| over(id, "it is being released"))?;
         // The row is read as soon as it is written, the view with its pass follows in the same round of the keeper.
@@ -515,18 +519,31 @@ impl Hold {
         self.over.subscribe()
     }
 
-    async fn switch(&self, dut: &Arc<Dut>, pass: &Pass, action: PowerAction) -> Result<PowerState, LeaseError> {
+    /// A cycle is without power for `off`, and for the machine's off-time at least.
+    async fn switch(
+        &self,
+        dut: &Arc<Dut>,
+        pass: &Pass,
+        action: PowerAction,
+        off: Duration,
+    ) -> Result<PowerState, LeaseError> {
         let power = dut.power(pass.clone());
         let failed = |error: crate::blueprint::power::PowerError| LeaseError::Failed(error.to_string());
-        if matches!(action, PowerAction::Off | PowerAction::Cycle) {
-            power.set(PowerState::Off).await.map_err(failed)?;
-            self.log.append(JobEvent::PoweredOff);
+        match action {
+            PowerAction::Off => power.set(PowerState::Off).await.map_err(failed)?,
+            PowerAction::Cycle => power.set_off_to_cycle().await.map_err(failed)?,
+            PowerAction::On => {}
         }
-        if action == PowerAction::Cycle {
-            tokio::time::sleep(OFF_TIME).await;
-        }
-        if action == PowerAction::Off {
-            return Ok(PowerState::Off);
+        match action {
+            PowerAction::Off => {
+                self.log.append(JobEvent::PoweredOff);
+                return Ok(PowerState::Off);
+            }
+            PowerAction::Cycle => {
+                self.log.append(JobEvent::PoweredOff);
+                tokio::time::sleep(off).await;
+            }
+            PowerAction::On => {}
         }
         // So that no early byte of the boot is lost.
         let _ = tokio::time::timeout(LISTEN_TIME, self.heard.subscribe().wait_for(|heard| *heard)).await;
@@ -535,6 +552,25 @@ impl Hold {
         power.set(PowerState::On).await.map_err(failed)?;
         self.note(Severity::Info, "The DUT has power");
         Ok(PowerState::On)
+    }
+
+    /// What the outlet was told before the restart, or was about to be.
+    async fn switch_as_before(&self, dut: &Arc<Dut>, pass: &Pass) {
+        let action = match (dut.outlet.wish(), dut.outlet.seen()) {
+            (Some(Wish::Cycle), _) => PowerAction::Cycle,
+            (Some(Wish::On), Some(PowerState::Off)) => PowerAction::On,
+            (Some(Wish::Off), Some(PowerState::On)) => PowerAction::Off,
+            (Some(Wish::On | Wish::Off) | None, _) => return,
+        };
+        let text = match action {
+            PowerAction::Cycle => "A power cycle was begun before the restart: it is done now",
+            PowerAction::On => "The DUT had been switched on before the restart, and is off: it is switched on again",
+            PowerAction::Off => "The DUT had been switched off before the restart, and is on: it is switched off again",
+        };
+        self.note(Severity::Warning, text);
+        if let Err(error) = self.switch(dut, pass, action, Duration::ZERO).await {
+            self.note(Severity::Error, format!("That failed: {error}"));
+        }
     }
 
     /// The connection that keeps the lease: the one that there is, or a new one.
@@ -634,10 +670,14 @@ async fn use_it(
         let listening = Listening::new(&dut.console, &pass, &log);
         dut.listener.start(tokio::spawn(listen(log, listening, opened, pass.clone(), typed, heard)));
     }
-    let Ok(text) = std::fs::read_to_string(hold.folder.join(BOOT)) else { return };
     let _turn = hold.turn.lock().await;
-    if let Err(error) = farm.publish(hold, dut, &pass, BOOT, &text).await {
+    if let Ok(text) = std::fs::read_to_string(hold.folder.join(BOOT))
+        && let Err(error) = farm.publish(hold, dut, &pass, BOOT, &text).await
+    {
         hold.note(Severity::Error, format!("What it boots cannot be published again: {error}"));
+    }
+    if opened == Opened::AfterRestart && dut.outlives_us() {
+        hold.switch_as_before(dut, &pass).await;
     }
 }
 

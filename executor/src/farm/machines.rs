@@ -11,25 +11,28 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use futures_util::future::{BoxFuture, FutureExt, ready};
 use gateway::Gateway;
 use gateway::dhcp::{Mac, Reservation};
 
 use super::Current;
+use super::Listeners;
 use super::boot_namespace::BootNamespace;
 use super::hardware::Hardware;
 use super::hold::Listener;
 use super::network::{Drivers, Network};
 use super::start::StartError;
 use crate::blueprint::dut::console_name;
-use crate::blueprint::power::{Outlet, Pdu, PowerError, PowerState};
+use crate::blueprint::power::{PowerError, PowerState};
 use crate::config::{DutConfig, FarmConfig, HardwareConfig, MachineConfig, Whose};
 use crate::console::{Consoles, Hub, Owner, Ports};
-use crate::interface::{self, Power};
+use crate::interface::Power;
 use crate::lease::rows::{Effect, Kind, Lease, Resource, ResourceId};
 use crate::lease::{EffectError, Effects, Pass, Reconciled};
+use crate::outlets::{Switch, Unit, User};
+use crate::session::Event;
 
 /// A machine with its drivers. When the farm file says something else of it that needs no other drivers, a clone that says so takes its
 /// place; whoever holds the machine goes on with what he has.
@@ -42,9 +45,7 @@ pub(super) struct Dut {
     pub listener: Arc<Listener>,
     /// Its console's ports, while somebody leases it.
     pub console_ports: Arc<Ports>,
-    pdu: Arc<dyn Pdu>,
-    outlet: Outlet,
-    power: Arc<Mutex<Option<PowerState>>>,
+    pub outlet: Switch,
     gateway: Arc<Gateway>,
 }
 
@@ -56,6 +57,7 @@ pub(super) struct Machines {
     hardware: Mutex<Arc<Hardware>>,
     consoles: Arc<Consoles>,
     gateway: Arc<Gateway>,
+    listeners: Weak<Listeners>,
     /// Where virtual machines keep their sockets.
     runtime: PathBuf,
     /// The keeper makes machines from a thread of its own, and their drivers have tasks.
@@ -70,12 +72,13 @@ impl Machines {
         network: Network,
         consoles: Arc<Consoles>,
         gateway: Arc<Gateway>,
+        listeners: &Arc<Listeners>,
         runtime: PathBuf,
     ) -> Result<Machines, StartError> {
         let hardware = Mutex::new(Arc::new(Hardware::of(&config.get(), None)?));
+        let (listeners, duts) = (Arc::downgrade(listeners), Mutex::default());
         let tasks = tokio::runtime::Handle::current();
-        let duts = Mutex::default();
-        let machines = Machines { config, network, hardware, consoles, gateway, runtime, tasks, duts };
+        let machines = Machines { config, network, hardware, consoles, gateway, listeners, runtime, tasks, duts };
         for dut in &machines.config.get().duts {
             machines.set_up(dut)?;
         }
@@ -106,15 +109,16 @@ impl Machines {
         }
         let failed = |reason: String| StartError::Machine { dut: config.full_name.clone(), reason };
         let mac: Mac = config.mac.parse().map_err(|error| failed(format!("{error}")))?;
-        let Drivers { pdu, outlet, console } =
+        let Drivers { outlet, console } =
             self.network.drivers(config, &self.hardware(), &self.gateway, &self.runtime)?;
         let console = self.consoles.open(&console_of(config), console, Some(owner(config)));
         let console = console.map_err(|error| failed(format!("its console's log cannot be kept: {error}")))?;
         let reservation = Reservation { mac, address: config.address, hostname: Some(config.full_name.clone()) };
         self.gateway.dhcp().reserve(reservation).map_err(|error| failed(error.to_string()))?;
-        let (config, boot, power) = (config.clone(), Arc::default(), Arc::default());
+        outlet.belongs_to(Some(self.user(config)));
+        let (config, boot) = (config.clone(), Arc::default());
         let (listener, console_ports, gateway) = (Arc::default(), Arc::default(), Arc::clone(&self.gateway));
-        let dut = Dut { config, mac, console, boot, listener, console_ports, pdu, outlet, power, gateway };
+        let dut = Dut { config, mac, console, boot, listener, console_ports, outlet, gateway };
         self.lock().insert(dut.config.id.clone(), Arc::new(dut));
         Ok(())
     }
@@ -168,8 +172,32 @@ impl Machines {
                 tracing::warn!(dut = says.full_name, %error, "the machine is not told its new name");
             }
             self.consoles.belongs_to(dut.console.name(), Some(owner(&says)));
+            dut.outlet.belongs_to(Some(self.user(&says)));
             *dut = Arc::new(Dut { config: says, ..Dut::clone(dut) });
         }
+    }
+
+    /// A job hears when somebody else switches its machine.
+    fn user(&self, config: &DutConfig) -> User {
+        let (listeners, mac) = (Weak::clone(&self.listeners), config.mac.clone());
+        let changed = move |state: PowerState| {
+            let text = format!("its outlet was switched {state} by somebody else");
+            if let Some(listeners) = listeners.upgrade() {
+                listeners.tell(&mac, Event::Evidence(text));
+            }
+        };
+        User { dut: config.full_name.clone(), off_time: config.off_time, changed: Arc::new(changed) }
+    }
+
+    /// All power units: those of the farm file, then those of single machines.
+    pub(super) fn units(&self) -> Vec<Arc<Unit>> {
+        let mut units = self.hardware().units();
+        for dut in self.all() {
+            if !units.iter().any(|unit| Arc::ptr_eq(unit, dut.outlet.unit())) {
+                units.push(Arc::clone(dut.outlet.unit()));
+            }
+        }
+        units
     }
 
     /// The machine that a lease is on, or is a part of.
@@ -259,6 +287,7 @@ impl Effects for Machines {
         let found = self.get(&resource.name).filter(|_| resource.kind == Kind::Dut);
         let Some(dut) = found else { return ready(Ok(())).boxed() };
         self.gateway.dhcp().forget(dut.mac);
+        dut.outlet.belongs_to(None);
         // From here on nobody finds it; the machine itself goes with its last handle.
         self.lock().remove(&resource.name);
         self.consoles.close(dut.console.name(), "its machine is no more");
@@ -289,38 +318,28 @@ impl Dut {
     /// Its outlet, for the holder of a lease.
     pub(super) fn power(self: &Arc<Self>, pass: Pass) -> Power {
         let dut = Arc::clone(self);
-        let observed = move |state| {
-            dut.note_power(state);
-            if state == PowerState::Off {
-                // What it had attached is closed before it can come up again: a boot takes longer than this.
-                let dut = Arc::clone(&dut);
-                tokio::spawn(async move { dut.gateway.drop_connections(dut.address()).await });
-            }
+        let went_off = move || {
+            // What it had attached is closed before it can come up again: a boot takes longer than this.
+            let dut = Arc::clone(&dut);
+            tokio::spawn(async move { dut.gateway.drop_connections(dut.address()).await });
         };
-        Power::new(Arc::clone(&self.pdu), self.outlet.clone(), pass, Arc::new(observed))
+        Power::new(self.outlet.clone(), pass, Arc::new(went_off))
     }
 
     /// Off, and it reads back so. Without a pass: for tear-downs and for the start.
     pub(super) async fn switch_off(&self) -> Result<(), PowerError> {
-        interface::switch(&*self.pdu, &self.outlet, PowerState::Off, &|state| self.note_power(state)).await?;
+        self.outlet.set(PowerState::Off).await?;
         self.gateway.drop_connections(self.address()).await;
         Ok(())
     }
 
     /// Reads the outlet of a DUT that is held: its lease's tear-down may be done already, and nobody else would look.
     pub(super) async fn look_at_power(&self) -> Result<(), PowerError> {
-        let read = interface::read(&*self.pdu, &self.outlet).await?;
-        // Whoever switched it meanwhile knows better.
-        self.power.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(read);
-        Ok(())
+        self.outlet.state().await.map(drop)
     }
 
     /// The outlet as it was last read.
     pub(super) fn power_seen(&self) -> Option<PowerState> {
-        *self.power.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn note_power(&self, state: PowerState) {
-        *self.power.lock().unwrap_or_else(PoisonError::into_inner) = Some(state);
+        self.outlet.seen()
     }
 }

@@ -20,6 +20,7 @@ use crate::blueprint::power::qemu::QemuPdu;
 use crate::blueprint::power::simulated::SimulatedPdu;
 use crate::blueprint::power::{Outlet, Pdu};
 use crate::config::{DutConfig, FarmConfig, LOOPBACK_GATEWAY, MachineConfig, NetworkConfig};
+use crate::outlets::{Policy, Store, Switch, Unit};
 use crate::session::Event;
 use crate::virtual_dut::network::{NetworkError, PrivateNetwork};
 use crate::virtual_dut::{install, qemu, simulated};
@@ -115,7 +116,8 @@ impl Network {
                 let machine = qemu::Machine::new(config.clone(), name, &dut.mac, &uuid, Arc::clone(private), runtime);
                 let machine = Arc::new(machine.map_err(|error| failed(error.to_string()))?);
                 let pdu = Arc::new(QemuPdu::new(Arc::clone(&machine)));
-                Ok(Drivers { pdu, outlet, console: Arc::new(QemuConsole::new(machine)) })
+                let outlet = virtual_outlet("qemu", pdu, &outlet).map_err(failed)?;
+                Ok(Drivers { outlet, console: Arc::new(QemuConsole::new(machine)) })
             }
             MachineConfig::Simulated(config) => {
                 let wire = match &self.private {
@@ -126,11 +128,19 @@ impl Network {
                 let machine = simulated::Machine::new(config.clone(), &dut.mac, wire)
                     .map_err(|error| failed(error.to_string()))?;
                 let pdu = Arc::new(SimulatedPdu::new([(outlet.clone(), Arc::clone(&machine))]));
-                Ok(Drivers { pdu, outlet, console: Arc::new(SimulatedConsole::new(machine)) })
+                let outlet = virtual_outlet("simulated", pdu, &outlet).map_err(failed)?;
+                Ok(Drivers { outlet, console: Arc::new(SimulatedConsole::new(machine)) })
             }
-            MachineConfig::Hardware(config) => hardware.drivers(config).map_err(failed),
+            MachineConfig::Hardware(config) => hardware.drivers(dut, config).map_err(failed),
         }
     }
+}
+
+/// The outlet of a machine that ends with us: nothing of it is kept.
+fn virtual_outlet(driver: &'static str, pdu: Arc<dyn Pdu>, outlet: &Outlet) -> Result<Switch, String> {
+    let make = move || Ok(Arc::clone(&pdu));
+    let unit = Unit::new(&outlet.0, driver, Box::new(make), Policy::VIRTUAL, Vec::new(), Arc::new(Store::none()))?;
+    Ok(unit.switch(outlet))
 }
 
 fn loopback_wire(dut: &DutConfig, gateway: &Gateway) -> Option<simulated::Wire> {
@@ -146,8 +156,7 @@ fn uuid_of(mac: &str) -> String {
 
 /// What a machine is driven by.
 pub(super) struct Drivers {
-    pub pdu: Arc<dyn Pdu>,
-    pub outlet: Outlet,
+    pub outlet: Switch,
     pub console: Arc<dyn Console>,
 }
 

@@ -108,6 +108,7 @@ impl Crew {
                 access: Access::Everyone,
                 needs: Vec::new(),
                 machine: MachineConfig::Simulated(SimulatedConfig::default()),
+                off_time: None,
                 boot: None,
             };
             (name, dut)

@@ -222,6 +222,7 @@ fn fixed(before: &FarmConfig, after: &FarmConfig, source: Option<&Source>) -> Re
         ("dhcp", before.dhcp != after.dhcp),
         ("tftp.engine", before.tftp_engine != after.tftp_engine),
         ("listen.api", before.api != after.api),
+        ("listen.power", before.power_listener != after.power_listener),
         ("state", before.state != after.state),
         ("console_log", before.console_log != after.console_log),
     ];

@@ -108,7 +108,8 @@ impl Farm {
         let config = Current::from(config);
         let consoles = Consoles::new(state.join(CONSOLES), config.get().console_log);
         let folder = runtime.path().to_owned();
-        let machines = Machines::new(config.clone(), network, Arc::clone(&consoles), Arc::clone(&gateway), folder)?;
+        let machines =
+            Machines::new(config.clone(), network, Arc::clone(&consoles), Arc::clone(&gateway), &listeners, folder)?;
         let machines = Arc::new(machines);
         let effects: Arc<dyn Effects> = Arc::clone(&machines) as Arc<dyn Effects>;
         let (keeper, corruption) = Keeper::open(&state.join(LEASES), rows, effects)?;
@@ -206,6 +207,10 @@ impl Farm {
             self.machines.all().into_iter().partition(|dut| held.contains(dut.config.id.as_str()));
         let (free, held) = (free.into_iter().map(switch), held.into_iter().map(look));
         tokio::join!(futures_util::future::join_all(free), futures_util::future::join_all(held));
+        // A command of before may still be on its way to a unit that goes on without us.
+        for dut in self.machines.all().into_iter().filter(|dut| dut.outlives_us()) {
+            tokio::spawn(dut.outlet.clone().settle());
+        }
     }
 }
 

@@ -26,6 +26,8 @@
 //! | `nbd_strange` | strange NBD requests are answered, and a client that asks for much does not make us grow |
 //! | `on_demand` | machines are made when jobs ask, make room for others, and go |
 //! | `picked_up` | a machine that is not the server's own goes on without it, and so does its job |
+//! | `power` | off-times, cycles, failures and reserved outlets: the same for every unit, kills included |
+//! | `power_served` | pduclient and labgrid switch what a lease holds |
 //! | `queue` | hundreds of jobs for fifty machines: in order, and none is forgotten |
 //! | `reload` | a running farm takes a changed farm file, and no lease ends by it |
 //! | `restart` | jobs, their places and their verdicts outlive the server, however it ends |
@@ -67,6 +69,8 @@ mod nbd_root;
 mod nbd_strange;
 mod on_demand;
 mod picked_up;
+mod power;
+mod power_served;
 mod queue;
 mod reload;
 mod restart;

@@ -82,7 +82,8 @@ duts:
   - mac: 52:54:00:88:00:01
     address: 10.88.0.11
     tags: ['firmware:bios']
-{keys}    machine:
+{keys}    off_time: 0 s
+    machine:
       hardware:
         power: {{exec: {{on: [sh, '{outlet}', 'on'], off: [sh, '{outlet}', 'off'], state: [sh, '{outlet}', state]}}}}
         console: {{tcp: {{host: 127.0.0.1, port: {}}}}}

@@ -63,6 +63,7 @@ const NO_DOOR: &[(&str, &[&str])] = &[
         &["crate::api", "crate::blueprint", "crate::cli", "crate::farm", "crate::session", "gateway"],
     ),
     ("executor/src/messages", &["crate::api", "crate::cli", "crate::farm", "crate::lease", "crate::session"]),
+    ("executor/src/outlets", &["crate::api", "crate::cli", "crate::farm", "crate::lease", "crate::session"]),
     (
         "executor/src/runner.rs",
         &["crate::api", "crate::cli", "crate::farm", "crate::lease::desk", "crate::virtual_dut"],

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::future::ready;
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -55,7 +56,6 @@ impl fmt::Display for PowerState {
 pub struct Outlet(pub String);
 
 /// An outlet as its unit describes it.
-#[allow(dead_code, reason = "for the room above the drivers, which polls and meters")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OutletInfo {
     /// Its name on the unit.
@@ -65,7 +65,6 @@ pub struct OutletInfo {
 }
 
 /// What an outlet's meter reads.
-#[allow(dead_code, reason = "for the room above the drivers, which polls and meters")]
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Reading {
     /// Power drawn now, in watts.
@@ -75,7 +74,6 @@ pub struct Reading {
 }
 
 /// Whether a unit knows what its outlets do.
-#[allow(dead_code, reason = "for the room above the drivers, which polls and meters")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadBack {
     /// [`Pdu::state`] asks the unit.
@@ -128,7 +126,6 @@ fn address(host: &str, port: u16) -> Result<String, Mistake> {
 }
 
 /// A power unit.
-#[allow(dead_code, reason = "for the room above the drivers, which polls and meters")]
 pub trait Pdu: Send + Sync {
     /// Switches the outlet; returns when the unit says it is done. Repeating it is harmless.
     fn set<'a>(&'a self, outlet: &'a Outlet, state: PowerState) -> BoxFuture<'a, Result<(), PowerError>>;
@@ -143,6 +140,12 @@ pub trait Pdu: Send + Sync {
     /// What the outlet's meter reads; `None` when it has none.
     fn meter<'a>(&'a self, _outlet: &'a Outlet) -> BoxFuture<'a, Result<Option<Reading>, PowerError>> {
         ready(Ok(None)).boxed()
+    }
+
+    /// How long an outlet stays without power before it may go on again, where the farm file does not say it: boards live on their
+    /// capacitors for seconds, power supplies of computers for longer. CI-tron's figure.
+    fn off_time(&self) -> Duration {
+        Duration::from_secs(30)
     }
 
     /// What a state of this unit is worth.

@@ -16,6 +16,7 @@ use crate::blueprint::driver::{Chosen, Context, Driver};
 use crate::blueprint::power::Outlet;
 use crate::blueprint::{console, power};
 use crate::config::{HardwareConfig, LineConfig, PduConfig, PowerConfig, Whose};
+use crate::outlets::Policy;
 
 /// A machine that is there whether this program runs or not.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -54,6 +55,23 @@ pub(super) struct PduKeys {
     /// What machines name it by.
     #[schemars(extend("x-form" = "export-name", "x-example" = "name: rack-1"))]
     name: String,
+    /// The least time that a machine is without power; as its driver has it when absent, 30 s for most.
+    #[schemars(with = "Option<LengthForm>")]
+    min_off_time: Option<f64>,
+    /// How often the outlets are read; `5 s` when absent.
+    #[schemars(with = "Option<LengthForm>")]
+    poll_interval: Option<f64>,
+    /// How long after a crash a command of before may still land; `5 s` when absent.
+    #[schemars(with = "Option<LengthForm>")]
+    settle_time: Option<f64>,
+    /// Calls at a time; 1 when absent.
+    #[schemars(range(min = 1, max = 16))]
+    sessions: Option<usize>,
+    /// Between two calls; `0.1 s` when absent.
+    #[schemars(with = "Option<LengthForm>")]
+    call_pause: Option<f64>,
+    /// Outlets that nobody may switch.
+    reserved: Vec<String>,
     #[serde(flatten)]
     unit: Choice<AnyPdu>,
 }
@@ -167,6 +185,24 @@ impl<Of: Choose> Choice<Of> {
     }
 }
 
+/// A shorter one is a server that does nothing else.
+const POLL_INTERVAL_MIN: Duration = Duration::from_millis(100);
+
+impl PduKeys {
+    fn policy(&self) -> Policy {
+        let usual = Policy::HARDWARE;
+        let length = |said: Option<f64>| said.map(Duration::from_secs_f64);
+        Policy {
+            off_time: length(self.min_off_time),
+            settle_time: length(self.settle_time).unwrap_or(usual.settle_time),
+            poll_interval: length(self.poll_interval).map(|it| it.max(POLL_INTERVAL_MIN)).or(usual.poll_interval),
+            sessions: self.sessions.unwrap_or(usual.sessions),
+            call_pause: length(self.call_pause).unwrap_or(usual.call_pause),
+            tries: usual.tries,
+        }
+    }
+}
+
 /// The units and lines that machines may name, and who does.
 #[derive(Debug, Default)]
 pub(super) struct Shared {
@@ -185,7 +221,8 @@ impl Shared {
             once(&mut names, at("pdus", index, "name"), &keys.name, findings);
             let Some(Whose::Own(unit)) = keys.unit.chosen(power::DRIVERS, directory) else { continue };
             check(&unit, power::DRIVERS, None, &at("pdus", index, unit.driver), findings);
-            shared.pdus.push(PduConfig { name: keys.name.clone(), unit });
+            let reserved = keys.reserved.iter().cloned().map(Outlet).collect();
+            shared.pdus.push(PduConfig { name: keys.name.clone(), unit, policy: keys.policy(), reserved });
         }
         let mut names = HashMap::new();
         for (index, keys) in file.consoles.iter().enumerate() {
@@ -208,6 +245,17 @@ impl Shared {
             findings.tell(&at, format!("{what} is already used by `{earlier}`"), "give every machine its own");
         } else {
             self.users.insert(key, field_of(&at));
+        }
+    }
+}
+
+impl Shared {
+    /// What nobody may switch is no machine's.
+    fn not_reserved(&self, name: &str, outlet: &str, at: &[String], findings: &mut Findings) {
+        let unit = self.pdus.iter().find(|pdu| pdu.name == name);
+        if unit.is_some_and(|pdu| pdu.reserved.iter().any(|it| it.0 == outlet)) {
+            let what = format!("outlet `{outlet}` of `{name}` is reserved");
+            findings.tell(at, what, "take it out of `reserved` of the unit, or name another outlet");
         }
     }
 }
@@ -285,7 +333,10 @@ fn power_of(
             let known = shared.pdus.iter().map(|pdu| &pdu.name);
             find("PDU", name, known, &below("pdu"), findings);
             match &keys.outlet {
-                Some(outlet) => shared.used(name, Some(outlet), below("outlet"), findings),
+                Some(outlet) => {
+                    shared.used(name, Some(outlet), below("outlet"), findings);
+                    shared.not_reserved(name, outlet, &below("outlet"), findings);
+                }
                 None => {
                     let what = format!("which outlet of `{name}` is not said");
                     findings.tell(at, what, "add `outlet: \"7\"`, its name on the unit");

@@ -114,6 +114,7 @@ fn nobody() -> DutConfig {
         access: Access::Everyone,
         needs: Vec::new(),
         machine: MachineConfig::Simulated(SimulatedConfig::default()),
+        off_time: None,
         boot: None,
     }
 }

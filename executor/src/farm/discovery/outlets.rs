@@ -7,13 +7,13 @@ use serde::{Deserialize, Serialize};
 
 use super::record::DiscoverError;
 use crate::blueprint::console::Console;
-use crate::blueprint::power::{Outlet, Pdu, PowerError, PowerState};
+use crate::blueprint::power::{Outlet, PowerError, PowerState};
 use crate::config::{DutConfig, FarmConfig, MachineConfig, SPARES};
 use crate::farm::Farm;
 use crate::farm::network::Drivers;
-use crate::interface;
 use crate::inventory::{OutletName, outlet_of};
 use crate::lease::rows::Access;
+use crate::outlets::Switch;
 
 /// An outlet, and who is on it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -26,21 +26,20 @@ pub struct OutletView {
     pub dut: Option<String>,
 }
 
-/// An outlet that a discovery switches, by the unit's own driver.
+/// An outlet that a discovery switches.
 pub(super) struct Socket {
-    pdu: Arc<dyn Pdu>,
-    outlet: Outlet,
+    switch: Switch,
     /// Of a spare, which has no other place where it is heard.
     pub console: Option<(String, Arc<dyn Console>)>,
 }
 
 impl Socket {
     pub(super) async fn state(&self) -> Result<PowerState, PowerError> {
-        interface::read(&*self.pdu, &self.outlet).await
+        self.switch.state().await
     }
 
     pub(super) async fn set(&self, state: PowerState) -> Result<(), PowerError> {
-        interface::switch(&*self.pdu, &self.outlet, state, &|_| ()).await
+        self.switch.set(state).await
     }
 }
 
@@ -89,8 +88,8 @@ impl Farm {
             };
             let machine = spare_as_dut(&spare.name, &spare.mac, spare.machine.clone());
             let drivers = self.machines.drivers_of(&machine).map_err(|error| DiscoverError::Farm(error.to_string()))?;
-            let Drivers { pdu, outlet, console } = drivers;
-            return Ok(Socket { pdu, outlet, console: Some((spare.name.clone(), console)) });
+            let Drivers { outlet, console } = drivers;
+            return Ok(Socket { switch: outlet, console: Some((spare.name.clone(), console)) });
         }
         let Some(unit) = self.machines.hardware().pdu(&pdu) else {
             let spares = (!config.spares.is_empty()).then_some(SPARES);
@@ -104,7 +103,7 @@ impl Farm {
             let known = listed(outlets.iter().map(|info| info.outlet.0.as_str()));
             return Err(DiscoverError::NoSuchOutlet { pdu, wanted: outlet, known });
         }
-        Ok(Socket { pdu: unit, outlet: Outlet(outlet), console: None })
+        Ok(Socket { switch: unit.switch(&Outlet(outlet)), console: None })
     }
 }
 
@@ -138,6 +137,7 @@ fn spare_as_dut(name: &str, mac: &str, machine: MachineConfig) -> DutConfig {
         access: Access::Everyone,
         needs: Vec::new(),
         machine,
+        off_time: None,
         boot: None,
     }
 }

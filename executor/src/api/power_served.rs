@@ -1,0 +1,142 @@
+//! Outlets for the programs of others: pdudaemon's API and what labgrid's `rest` and `simplerest` ask, by the key of a lease.
+//!
+//! | asks | does | of |
+//! |---|---|---|
+//! | GET `/power/KEY` | `1` or `0`, and no newline | labgrid, `power_get` of `rest` and `simplerest` |
+//! | PUT `/power/KEY`, body `1` or `0` | switches | labgrid, `power_set` of `rest` |
+//! | GET `/power/KEY/1`, `/power/KEY/0` | switches | labgrid, `power_set` of `simplerest` |
+//! | GET `/power/control/{on,off,reboot}?hostname=KEY&port=OUTLET[&delay=S]` | switches | pdudaemon 1.1.1's `httplistener.py`; `alias=KEY` instead |
+//!
+//! Unlike there, an answer comes when it is done and read back, and a failure is no 200. Answers are lines of text.
+
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use serde::Deserialize;
+
+use super::Api;
+use super::error::ApiError;
+use crate::blueprint::power::PowerState;
+use crate::farm::{LeaseError, PowerAction};
+
+/// What pdudaemon answers, and the time that it waits within a reboot when nobody says one: its clients know both.
+const ACCEPTED: &str = "OK - accepted request\n";
+const REBOOT_DELAY: Duration = Duration::from_secs(5);
+/// The longest delay: who waits longer for an answer has given up.
+const DELAY_MAX: Duration = Duration::from_secs(300);
+/// The body of a PUT is one digit.
+const BODY_BYTES_MAX: usize = 16;
+
+/// The routes.
+pub(super) fn routes() -> Router<Api> {
+    Router::new()
+        .route("/power/control/{request}", get(control))
+        .route("/power/{key}", get(read).put(put))
+        .route("/power/{key}/{value}", get(set))
+}
+
+/// pdudaemon's parameters.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Control {
+    hostname: Option<String>,
+    port: Option<String>,
+    alias: Option<String>,
+    delay: Option<String>,
+}
+
+/// A refusal as text: neither program reads JSON.
+struct Refused(ApiError);
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        let (status, text) = self.0.in_text();
+        (status, format!("{text}\n")).into_response()
+    }
+}
+
+impl From<LeaseError> for Refused {
+    fn from(error: LeaseError) -> Self {
+        Refused(error.into())
+    }
+}
+
+async fn control(
+    State(api): State<Api>,
+    Path(request): Path<String>,
+    Query(control): Query<Control>,
+) -> Result<&'static str, Refused> {
+    let action = match request.as_str() {
+        "on" => PowerAction::On,
+        "off" => PowerAction::Off,
+        "reboot" => PowerAction::Cycle,
+        other => return Err(wrong(format!("no request `{other}`; there are on, off, reboot"))),
+    };
+    let delay = delay_of(&control)?;
+    let lease = match (&control.alias, &control.hostname, &control.port) {
+        (Some(key), None, None) => api.farm.lease_of_key(key).await?,
+        (None, Some(key), Some(port)) => {
+            let lease = api.farm.lease_of_key(key).await?;
+            let (_, outlet) = api.farm.outlet_of_lease(&lease).await?;
+            // labgrid's index is a number, and not every outlet's name is one: 0 is the only outlet that a lease has.
+            if *port != outlet && port != "0" {
+                return Err(wrong(format!("lease {lease} holds outlet `{outlet}`, not `{port}`; 0 means the same")));
+            }
+            lease
+        }
+        _ => {
+            return Err(wrong(
+                "send `hostname` and `port`, or `alias` alone; `hostname` and `alias` are a lease's key".into(),
+            ));
+        }
+    };
+    match action {
+        PowerAction::Cycle => {}
+        PowerAction::On | PowerAction::Off => tokio::time::sleep(delay.unwrap_or_default()).await,
+    }
+    api.farm.switch_lease(&lease, action, delay.unwrap_or(REBOOT_DELAY)).await?;
+    Ok(ACCEPTED)
+}
+
+fn delay_of(control: &Control) -> Result<Option<Duration>, Refused> {
+    let Some(text) = &control.delay else { return Ok(None) };
+    let delay = text.parse().ok().map(Duration::from_secs).filter(|delay| *delay <= DELAY_MAX);
+    delay.map(Some).ok_or_else(|| wrong(format!("`delay`: `{text}` is not between 0 and {} s", DELAY_MAX.as_secs())))
+}
+
+async fn read(State(api): State<Api>, Path(key): Path<String>) -> Result<&'static str, Refused> {
+    let lease = api.farm.lease_of_key(&key).await?;
+    Ok(match api.farm.read_power(&lease).await? {
+        PowerState::On => "1",
+        PowerState::Off => "0",
+    })
+}
+
+async fn put(State(api): State<Api>, Path(key): Path<String>, body: Body) -> Result<StatusCode, Refused> {
+    let body = axum::body::to_bytes(body, BODY_BYTES_MAX).await.unwrap_or_default();
+    switch(&api, &key, &String::from_utf8_lossy(&body)).await
+}
+
+async fn set(State(api): State<Api>, Path((key, value)): Path<(String, String)>) -> Result<StatusCode, Refused> {
+    switch(&api, &key, &value).await
+}
+
+async fn switch(api: &Api, key: &str, value: &str) -> Result<StatusCode, Refused> {
+    let action = match value.trim() {
+        "1" => PowerAction::On,
+        "0" => PowerAction::Off,
+        other => return Err(wrong(format!("`{other}` is neither 0 nor 1"))),
+    };
+    let lease = api.farm.lease_of_key(key).await?;
+    api.farm.switch_lease(&lease, action, Duration::ZERO).await?;
+    Ok(StatusCode::OK)
+}
+
+fn wrong(text: String) -> Refused {
+    Refused(ApiError::Malformed(text))
+}

@@ -1,0 +1,161 @@
+//! What holds for every outlet, tried with a unit that is a script: off-times and cycles over kills, units that fail or lie, outlets that
+//! are reserved, two machines on one unit.
+
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+use tests::bench::Bench;
+use tests::rack::{PATIENCE, Rack, power, take};
+
+use crate::farms::WHARF;
+
+const FAST: &str = "min_off_time: 0 s, poll_interval: 0.2 s, call_pause: 0 s";
+const OFF_TIME_S: f64 = 3.0;
+const SLOW: &str = "min_off_time: 3 s, poll_interval: 0.2 s";
+
+fn wharf(bench: &Bench, rack: &Rack, arguments: &[&str]) -> Output {
+    let mut command: Command = rack.lab.command(WHARF).unwrap();
+    command.args(arguments).env("WHARF_SERVER", bench.url()).env("USER", "root").stdin(Stdio::null());
+    command.output().unwrap()
+}
+
+#[track_caller]
+fn said(bench: &Bench, rack: &Rack, arguments: &[&str]) -> String {
+    let output = wharf(bench, rack, arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+#[track_caller]
+fn refused(bench: &Bench, rack: &Rack, arguments: &[&str]) -> String {
+    let output = wharf(bench, rack, arguments);
+    assert!(!output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stdout));
+    String::from_utf8_lossy(&output.stderr).trim().to_owned()
+}
+
+fn port(bench: &Bench, outlet: &str) -> Value {
+    bench.get("/api/v1/pdus").json()["pdus"]["rack"]["ports"][outlet].clone()
+}
+
+/// From the last off to the on after it, in seconds of the host's uptime.
+#[track_caller]
+fn time_off(rack: &Rack, outlet: &str) -> f64 {
+    let calls = rack.calls(outlet);
+    let [.., (off_at, off), (on_at, on)] = &calls[..] else { panic!("{calls:?}") };
+    assert_eq!((off.as_str(), on.as_str()), ("off", "on"), "{calls:?}");
+    on_at - off_at
+}
+
+#[test]
+fn an_off_time_is_counted_from_the_last_off_though_the_server_is_killed_in_it() {
+    let Some(rack) = Rack::new() else { return };
+    let bench = rack.start(WHARF, &["7"], SLOW, "");
+    let lease = take(&bench, "lab-dut-1");
+    assert_eq!(power(&bench, &lease, "on").status, 200);
+    assert!(time_off(&rack, "7") >= OFF_TIME_S, "the start switched it off: {:?}", rack.calls("7"));
+    assert_eq!(power(&bench, &lease, "off").status, 200);
+    let bench = bench.killed_and_started_again(WHARF);
+    assert_eq!(power(&bench, &lease, "on").status, 200);
+    assert!(time_off(&rack, "7") >= OFF_TIME_S, "{:?}", rack.calls("7"));
+    assert_eq!(rack.verbs("7"), ["off", "on", "off", "on"], "nothing was switched by the restart");
+    assert_eq!(port(&bench, "7")["state"], "ON");
+}
+
+#[test]
+fn a_cycle_that_is_killed_while_it_is_off_is_done_by_the_next_start() {
+    let Some(rack) = Rack::new() else { return };
+    let bench = rack.start(WHARF, &["7"], SLOW, "");
+    let lease = take(&bench, "lab-dut-1");
+    assert_eq!(power(&bench, &lease, "on").status, 200);
+    // Whoever asks hangs up with the server.
+    let url = format!("{}/api/v1/leases/{lease}/power", bench.url());
+    let mut asks = rack.lab.command("curl").unwrap();
+    asks.args(["-s", "-d", r#"{"state": "cycle"}"#, &url]).stdout(Stdio::null());
+    let mut asks = asks.spawn().unwrap();
+    rack.wait("the off of the cycle", |rack| rack.verbs("7") == ["off", "on", "off"] && rack.state("7") == "off");
+    let bench = bench.killed_and_started_again(WHARF);
+    asks.wait().unwrap();
+    rack.wait("the rest of the cycle", |rack| rack.state("7") == "on");
+    assert_eq!(rack.verbs("7"), ["off", "on", "off", "off", "on"]);
+    let calls = rack.calls("7");
+    assert!(calls[4].0 - calls[2].0 >= OFF_TIME_S, "{calls:?}");
+    let log = String::from_utf8(bench.get(&format!("/api/v1/leases/{lease}/log")).body).unwrap();
+    assert!(log.contains("A power cycle was begun before the restart: it is done now"), "{log}");
+}
+
+#[test]
+fn machines_on_one_unit_wait_for_its_calls_and_not_for_each_others_off_time() {
+    let Some(rack) = Rack::new() else { return };
+    let bench = rack.start(WHARF, &["1", "2"], "min_off_time: 2 s, poll_interval: 0.1 s, call_pause: 0 s", "");
+    let leases = ["lab-dut-1", "lab-dut-2"].map(|dut| take(&bench, dut));
+    std::thread::scope(|scope| {
+        for lease in &leases {
+            scope.spawn(|| assert_eq!(power(&bench, lease, "on").status, 200));
+        }
+    });
+    std::thread::scope(|scope| {
+        for lease in &leases {
+            scope.spawn(|| assert_eq!(power(&bench, lease, "cycle").status, 200));
+        }
+    });
+    assert_eq!((rack.state("1"), rack.state("2")), ("on".into(), "on".into()));
+    assert!(!rack.path("overlaps").exists(), "one call at a time");
+}
+
+#[test]
+fn a_unit_that_fails_is_asked_again_and_one_that_lies_is_told() {
+    let Some(rack) = Rack::new() else { return };
+    let bench = rack.start(WHARF, &["1", "2", "3"], FAST, "");
+    let leases = ["lab-dut-1", "lab-dut-2", "lab-dut-3"].map(|dut| take(&bench, dut));
+    rack.make("fail-once-1");
+    assert_eq!(power(&bench, &leases[0], "on").status, 200);
+    assert_eq!(rack.verbs("1"), ["off", "on", "on"]);
+    rack.make("fail-2");
+    let answer = power(&bench, &leases[1], "on");
+    assert!(answer.status == 500 && answer.text().contains("the relay board is not there"), "{answer:?}");
+    assert_eq!(rack.verbs("2"), ["off", "on", "on"], "twice, no more");
+    rack.make("stuck-3");
+    let answer = power(&bench, &leases[2], "on");
+    assert!(answer.text().contains("outlet `3`: told to go on, but it reads back off"), "{answer:?}");
+    assert_eq!(rack.verbs("3"), ["off", "on", "on"]);
+    // A poll that succeeds shows it well again.
+    let is_well = || bench.get("/api/v1/pdus").json()["pdus"]["rack"]["state"] == "OK";
+    tests::bench::until(PATIENCE, || Some(()).filter(|()| is_well())).expect("it answers again");
+    for file in ["fail-2", "stuck-3"] {
+        std::fs::remove_file(rack.path(file)).unwrap();
+    }
+    rack.switch_by_hand("1", "off");
+    let is_told = || bench.errors().contains("somebody else switched the outlet off");
+    tests::bench::until(PATIENCE, || Some(()).filter(|()| is_told())).expect("the log says who it was not");
+    assert_eq!(port(&bench, "1")["state"], "OFF");
+}
+
+#[test]
+fn an_admin_switches_and_reserves_what_no_machine_in_service_has() {
+    let Some(rack) = Rack::new() else { return };
+    let bench = rack.start(WHARF, &["1"], &format!("{FAST}, reserved: ['8']"), "");
+    assert_eq!(said(&bench, &rack, &["pdu", "on", "rack", "9"]), "outlet 9 of rack: on");
+    assert_eq!(rack.state("9"), "on");
+    assert_eq!(said(&bench, &rack, &["pdu", "reserve", "rack", "9"]), "outlet 9 of rack: on, reserved");
+    let why = refused(&bench, &rack, &["pdu", "off", "rack", "9"]);
+    assert_eq!(why, "wharf: outlet `9`: it is reserved; `wharf pdu unreserve rack 9` frees it");
+    let why = refused(&bench, &rack, &["pdu", "unreserve", "rack", "8"]);
+    assert!(why.contains("the farm file reserves it"), "{why}");
+    let why = refused(&bench, &rack, &["pdu", "off", "rack", "1"]);
+    assert!(why.contains("outlet `1` is lab-dut-1's, which is in service: lease the machine"), "{why}");
+    let why = refused(&bench, &rack, &["pdu", "show", "shelf"]);
+    assert_eq!(why, "wharf: no PDU `shelf`; PDUs: rack");
+    let bench = bench.killed_and_started_again(WHARF);
+    assert_eq!(port(&bench, "9")["reserved"], true, "it is reserved over a restart");
+    assert_eq!(rack.state("9"), "on", "and what has no machine stays as it is");
+    said(&bench, &rack, &["pdu", "unreserve", "rack", "9"]);
+    assert_eq!(said(&bench, &rack, &["pdu", "off", "rack", "9"]), "outlet 9 of rack: off");
+    said(&bench, &rack, &["dut", "cordon", "lab-dut-1"]);
+    assert_eq!(said(&bench, &rack, &["pdu", "on", "rack", "1"]), "outlet 1 of rack: on");
+    let table = said(&bench, &rack, &["pdus"]);
+    let row = table.lines().find(|line| line.contains("lab-dut-1")).unwrap();
+    assert_eq!(row.split_whitespace().collect::<Vec<_>>(), ["rack", "exec", "yes", "1", "on", "lab-dut-1"], "{table}");
+    let wish = br#"{"min_off_time": 1.5}"#;
+    let answer = bench.ask("PATCH", "/api/v1/pdu/rack/port/9", "Content-Type: application/json\r\n", wish);
+    assert_eq!((answer.status, &answer.json()["min_off_time"]), (200, &Value::from(1.5)));
+}
