@@ -24,6 +24,7 @@ use crate::outlets::Policy;
 
 mod discovery;
 mod file;
+pub mod hosts;
 mod on_demand;
 
 pub use discovery::{DiscoveryConfig, SPARES, SpareConfig, Unknown};
@@ -67,6 +68,8 @@ pub struct FarmConfig {
     pub spares: Vec<SpareConfig>,
     /// What machines and jobs need besides.
     pub gear: Vec<GearConfig>,
+    /// Machines that run commands and keep files.
+    pub hosts: Vec<hosts::HostConfig>,
     /// How machines boot that do not say it themselves.
     pub boots: Option<Database>,
 }

@@ -43,6 +43,8 @@ mod fetching;
 mod hand_over;
 mod hardware;
 mod hold;
+mod host_use;
+mod hosts;
 mod ledger;
 mod listening;
 mod machines;
@@ -64,7 +66,9 @@ pub use discovery::{
     AddDut, AddError, DiscoverAsk, DiscoverError, DiscoveryOutcome, DiscoveryRecord, Found, OutletView,
 };
 pub use duts::{DutState, DutView};
-pub use hold::{Keeps, LeaseAsk, LeaseError, Link, PowerAction, Until};
+pub use hold::{Asks, Keeps, LeaseAsk, LeaseError, Link, PowerAction, Until};
+pub use host_use::{CommandAsk, CommandNews};
+pub use hosts::HostView;
 use ledger::{Kept, Reached};
 use machines::{Dut, Machines};
 pub use pdus::{OutletChange, OutletError, PduView};

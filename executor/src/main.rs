@@ -18,6 +18,7 @@ mod render;
 mod runner;
 mod sentence;
 mod session;
+mod ssh;
 mod verdict;
 mod virtual_dut;
 

@@ -30,7 +30,7 @@ use super::wire::leases::*;
 use super::wire::pdus::ServedPowerWire;
 use super::wire::{ErrorWire, EventWire, console_of};
 use crate::blueprint::power::PowerState;
-use crate::farm::{Farm, Keeps, LeaseAsk, LeaseError, Link, Until};
+use crate::farm::{Asks, Farm, Keeps, LeaseAsk, LeaseError, Link, Until};
 use crate::job_log::{Follower, JobEvent, JobLog};
 use crate::lease::actor::Follow;
 use crate::lease::rows::{Authorization, Cause, Lease, LeaseState, Verb};
@@ -102,9 +102,17 @@ pub(super) async fn take(State(api): State<Api>, request: Request) -> Result<Res
 }
 
 fn ask_of(wish: TakeWire, name: String) -> Result<LeaseAsk, ApiError> {
+    let (asks, resource) = match (wish.host, wish.dut) {
+        (Some(_), Some(_)) => {
+            return Err(ApiError::Malformed("`host`: a lease is on a host or on a DUT; send one of them".into()));
+        }
+        (Some(name), None) => (Asks::Host, Some(name).filter(|name| !name.is_empty())),
+        (None, dut) => (Asks::Dut, dut),
+    };
     Ok(LeaseAsk {
         id: wish.id,
-        dut: wish.dut,
+        asks,
+        resource,
         tags: wish.tags,
         gear: wish.gear,
         prefers: wish.prefers,
@@ -131,7 +139,7 @@ fn keeps_of(owner: OwnerWire) -> Result<Keeps, ApiError> {
     })
 }
 
-fn time_of(field: &str, text: Option<String>) -> Result<Option<Duration>, ApiError> {
+pub(super) fn time_of(field: &str, text: Option<String>) -> Result<Option<Duration>, ApiError> {
     let wrong = |what| ApiError::Malformed(format!("`{field}`: {what}; write it as `1h 30m` or `90 s`"));
     text.map(|text| parse_duration(&text).map_err(wrong)).transpose()
 }
@@ -728,13 +736,13 @@ async fn shown(farm: &Farm, id: &str) -> Result<LeaseWire, ApiError> {
     })
 }
 
-fn line_of(value: &impl serde::Serialize) -> Bytes {
+pub(super) fn line_of(value: &impl serde::Serialize) -> Bytes {
     let mut line = serde_json::to_vec(value).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}").into_bytes());
     line.push(b'\n');
     line.into()
 }
 
-fn lines<E>(stream: impl Stream<Item = Result<Bytes, E>> + Send + 'static) -> Response
+pub(super) fn lines<E>(stream: impl Stream<Item = Result<Bytes, E>> + Send + 'static) -> Response
 where
     E: Into<Box<dyn std::error::Error + Send + Sync>> + 'static,
 {

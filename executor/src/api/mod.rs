@@ -4,6 +4,7 @@
 //!  serve.rs (listeners) ─► mod.rs (routes) ─┬─► submit.rs   hand in, type, cancel ──┐
 //!                                           ├─► inspect.rs  jobs, logs, documents ──┼─► Farm
 //!                                           ├─► leases.rs   leases, power, events ──┤
+//!                                           ├─► hosts.rs    commands and files ─────┤
 //!                                           ├─► disks.rs    disks that are kept ────┤
 //!                                           ├─► discovery.rs machines that register ┤
 //!                                           ├─► pdus.rs     power units, outlets ───┤
@@ -22,6 +23,7 @@ mod console_port;
 mod discovery;
 mod disks;
 mod error;
+mod hosts;
 mod images;
 mod inspect;
 mod leases;
@@ -86,7 +88,10 @@ pub fn router(farm: Arc<Farm>) -> Router {
         .route("/api/v1/leases/{id}/power/served", get(leases::served_power))
         .route("/api/v1/leases/{id}/boot", put(leases::boot))
         .route("/api/v1/leases/{id}/console", get(leases::console).post(leases::type_on_console))
+        .route("/api/v1/leases/{id}/command", post(hosts::command))
+        .route("/api/v1/leases/{id}/file", get(hosts::get).put(hosts::put))
         .route("/api/v1/leases/{id}/console/serve", post(console_port::serve))
+        .route("/api/v1/hosts", get(hosts::hosts))
         .route("/api/v1/resources", get(leases::resources))
         .route("/api/v1/resources/{name}", get(leases::resource))
         .route("/api/v1/resources/{name}/{verb}", post(leases::tell_resource))

@@ -12,6 +12,7 @@ use crate::verdict::Verdict;
 
 pub mod discovery;
 pub mod disks;
+pub mod hosts;
 pub mod leases;
 pub mod pdus;
 

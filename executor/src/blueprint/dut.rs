@@ -37,7 +37,8 @@ pub fn rows(config: &FarmConfig) -> Vec<Blueprint> {
     let farm = format!("farm:{}", config.name);
     let machines = config.duts.iter().flat_map(|dut| machine(dut, &farm));
     let on_demand = config.on_demand.iter().map(|kind| on_demand(kind, &farm));
-    machines.chain(on_demand).chain(config.gear.iter().map(|it| gear(it, &farm))).collect()
+    let gear = config.gear.iter().map(|it| gear(it, &farm));
+    machines.chain(on_demand).chain(gear).chain(super::host::rows(config)).collect()
 }
 
 /// A machine that is there, and its parts.
@@ -97,7 +98,7 @@ fn milliseconds(duration: Duration) -> u64 {
 }
 
 /// One thing that is there, for one lease at a time.
-fn lone(kind: Kind, name: String, full_name: String) -> Blueprint {
+pub(super) fn lone(kind: Kind, name: String, full_name: String) -> Blueprint {
     Blueprint {
         name,
         full_name,

@@ -4,4 +4,5 @@ pub mod console;
 pub mod driver;
 pub mod dut;
 pub mod fastboot;
+pub mod host;
 pub mod power;

@@ -181,6 +181,7 @@ fn no_farm() -> FarmConfig {
         discovery: Default::default(),
         spares: Vec::new(),
         gear: Vec::new(),
+        hosts: Vec::new(),
         boots: None,
     }
 }

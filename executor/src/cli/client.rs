@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use bytes::{Bytes, BytesMut};
-use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use futures_util::{Stream, TryStreamExt};
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Body, Frame, Incoming};
 use hyper::header::{CONTENT_TYPE, HOST};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -105,10 +106,41 @@ impl Server {
         refuse(self.send(method, path, Some(content_type), body).await?).await.map(drop)
     }
 
+    /// Sends a body as long as it likes with some headers, reads JSON.
+    pub(super) async fn upload<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        headers: &[(&str, String)],
+        content: impl Stream<Item = std::io::Result<Bytes>> + Send + 'static,
+    ) -> anyhow::Result<T> {
+        let mut request = Request::builder().method(Method::PUT).uri(path).header(HOST, self.host());
+        for (name, value) in headers {
+            request = request.header(*name, value);
+        }
+        let body = StreamBody::new(content.map_ok(Frame::data)).boxed_unsync();
+        read_json(refuse(self.exchange(request.body(body)?).await?).await?).await
+    }
+
+    /// Opens a stream of bytes, and its head.
+    pub(super) async fn download(&self, path: &str) -> anyhow::Result<Response<Incoming>> {
+        refuse(self.send(Method::GET, path, None, Bytes::new()).await?).await
+    }
+
     /// Opens a stream of bytes.
     pub(super) async fn stream(&self, path: &str) -> anyhow::Result<Incoming> {
-        let response = self.send(Method::GET, path, None, Bytes::new()).await?;
-        Ok(refuse(response).await?.into_body())
+        Ok(self.download(path).await?.into_body())
+    }
+
+    /// Asks for something to be done, opens the stream of JSON that tells how it goes.
+    pub(super) async fn follow<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> anyhow::Result<Lines<T>> {
+        let response =
+            self.send(Method::POST, path, Some("application/json"), serde_json::to_vec(body)?.into()).await?;
+        let body = refuse(response).await?.into_body();
+        Ok(Lines { body, buffer: BytesMut::new(), values: PhantomData })
     }
 
     /// Opens a stream of events.
@@ -132,7 +164,15 @@ impl Server {
         if let Some(content_type) = content_type {
             request = request.header(CONTENT_TYPE, content_type);
         }
-        let request = request.body(Full::new(body))?;
+        self.exchange(request.body(Full::new(body))?).await
+    }
+
+    async fn exchange<B>(&self, request: Request<B>) -> anyhow::Result<Response<Incoming>>
+    where
+        B: Body + Send + 'static,
+        B::Data: Send,
+        B::Error: std::error::Error + Send + Sync,
+    {
         let no_answer = || format!("the server at {self} does not answer");
         match self {
             Server::Tcp(authority) => {
@@ -167,9 +207,12 @@ async fn connect_unix(path: &Path) -> std::io::Result<UnixStream> {
     UnixStream::connect(path).await
 }
 
-async fn exchange<S>(stream: S, request: Request<Full<Bytes>>) -> anyhow::Result<Response<Incoming>>
+async fn exchange<S, B>(stream: S, request: Request<B>) -> anyhow::Result<Response<Incoming>>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: std::error::Error + Send + Sync,
 {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);

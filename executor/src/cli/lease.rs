@@ -105,8 +105,11 @@ enum Verb {
 /// Arguments of `wharf lease take`.
 #[derive(clap::Args)]
 struct Take {
-    /// The DUT's id or full name; any when absent
+    /// The DUT's id or full name, with --host the host's name; any when absent
     dut: Option<String>,
+    /// Take a host instead of a DUT: a working copy on it, for `wharf host`
+    #[arg(long, conflicts_with = "boot")]
+    host: bool,
     /// A tag that the DUT must have
     #[arg(short = 't', long = "tag")]
     tags: Vec<String>,
@@ -176,7 +179,7 @@ pub(super) fn user() -> String {
     std::env::var("USER").unwrap_or_else(|_| format!("user {}", nix::unistd::getuid()))
 }
 
-fn path(id: &str) -> String {
+pub(super) fn path(id: &str) -> String {
     format!("/api/v1/leases/{}", in_query(id))
 }
 
@@ -209,7 +212,8 @@ fn wish(arguments: &Take) -> TakeWire {
     TakeWire {
         // Ours, so that a request whose answer was lost can be made again.
         id: Some(format!("lease-{:08x}", rand::random::<u32>())),
-        dut: arguments.dut.clone(),
+        dut: arguments.dut.clone().filter(|_| !arguments.host),
+        host: arguments.host.then(|| arguments.dut.clone().unwrap_or_default()),
         tags: arguments.tags.clone(),
         gear: arguments.gear.clone(),
         priority: arguments.priority,
@@ -221,7 +225,7 @@ fn wish(arguments: &Take) -> TakeWire {
     }
 }
 
-async fn wait_until_active(server: &Server, id: &str) -> anyhow::Result<()> {
+pub(super) async fn wait_until_active(server: &Server, id: &str) -> anyhow::Result<()> {
     let mut views = server.lines::<LeaseWire>(&format!("{}/events", path(id))).await?;
     let mut told = None;
     while let Some(lease) = views.next().await? {
@@ -248,7 +252,7 @@ async fn boot(server: &Server, id: &str, job: &PathBuf) -> anyhow::Result<()> {
 }
 
 /// Releases, and waits until everything is given back.
-async fn release(server: &Server, id: &str) -> anyhow::Result<()> {
+pub(super) async fn release(server: &Server, id: &str) -> anyhow::Result<()> {
     let mut views = server.lines::<LeaseWire>(&format!("{}/events", path(id))).await?;
     let _: LeaseWire = server.ask(Method::DELETE, &by_us(&path(id)), &json!({})).await?;
     let mut told = None;
@@ -264,7 +268,7 @@ async fn release(server: &Server, id: &str) -> anyhow::Result<()> {
 }
 
 /// What changed for a person, on standard error.
-fn tell(lease: &LeaseWire, told: &mut Option<String>) {
+pub(super) fn tell(lease: &LeaseWire, told: &mut Option<String>) {
     let text = match lease.state {
         LeaseStateWire::Pending => {
             let mut text = format!("lease {} waits: {}", lease.id, news(lease));
@@ -368,7 +372,8 @@ impl Taken<'_> {
             }
             match lease.state {
                 LeaseStateWire::Destroyed => return Ok(Ended::Over(lease.cause)),
-                LeaseStateWire::Active if matches!(console, Console::Closed) => {
+                // A host has no console: its lease is used by `wharf host`.
+                LeaseStateWire::Active if matches!(console, Console::Closed) && lease.kind != "host" => {
                     console = Console::Open(Box::pin(look_on(server, self.id.clone(), self.boot.take(), seen)));
                 }
                 _ => {}
@@ -434,7 +439,7 @@ fn described(lease: &LeaseWire) -> String {
     let mut line = |name: &str, value: Option<String>| {
         lines.extend(value.filter(|value| !value.is_empty()).map(|value| format!("{name:<10} {value}")));
     };
-    line("DUT", lease.resource.clone());
+    line(if lease.kind == "host" { "host" } else { "DUT" }, lease.resource.clone());
     line("gear", Some(lease.gear.join(", ")));
     line("acquired", lease.acquired.map(time));
     line("until", lease.expires.map(time));

@@ -17,6 +17,8 @@ mod disks;
 mod dut;
 mod duts;
 mod events;
+mod host;
+mod hosts;
 mod job;
 mod jobs;
 mod lease;
@@ -65,6 +67,10 @@ enum Command {
     Duts(duts::Arguments),
     /// Find or add a machine, hold it back, or let it go
     Dut(dut::Arguments),
+    /// List the machines that run commands and keep files
+    Hosts(hosts::Arguments),
+    /// Run commands on such a machine; put and get files
+    Host(host::Arguments),
     /// List the disks that are kept, or shared by machines
     Disks(disks::Arguments),
     /// Remove a disk that is kept
@@ -119,6 +125,8 @@ pub fn main() -> ExitCode {
         Command::Job(arguments) => on_runtime(job::run(arguments, server)),
         Command::Duts(arguments) => on_runtime(duts::run(arguments, server)),
         Command::Dut(arguments) => on_runtime(dut::run(arguments, server)),
+        Command::Hosts(arguments) => on_runtime(hosts::run(arguments, server)),
+        Command::Host(arguments) => on_runtime(host::run(arguments, server)),
         Command::Disks(arguments) => on_runtime(disks::run(arguments, server)),
         Command::Disk(arguments) => on_runtime(disk::run(arguments, server)),
         Command::Leases(arguments) => on_runtime(leases::run(arguments, server)),

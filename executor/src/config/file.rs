@@ -26,11 +26,13 @@ use crate::lease::rows::{Access, PlacementPolicy};
 mod console_log;
 mod discovery;
 mod hardware;
+mod hosts;
 mod on_demand;
 
 use console_log::ConsoleLogKeys;
 use discovery::{DiscoveryKeys, SpareKeys};
 use hardware::{HardwareKeys, LineKeys, PduKeys, Shared};
+use hosts::HostKeys;
 use on_demand::{AccessKey, GearKeys, OnDemandKeys, PoolKeys};
 
 /// A farm of machines under test.
@@ -73,6 +75,8 @@ struct FarmFile {
     spares: Vec<SpareKeys>,
     /// Named things that machines and jobs need.
     gear: Vec<GearKeys>,
+    /// Machines that run commands and keep files, reached by SSH.
+    hosts: Vec<HostKeys>,
     /// The boots database, relative to this file; all machines boot by iPXE when absent.
     boots: Option<String>,
 }
@@ -393,6 +397,7 @@ fn check(file: FarmFile, findings: &mut Findings, directory: &Path) -> FarmConfi
     let duts = inventory.duts(&file.duts, findings);
     let gear = inventory.gear(&file.gear, findings);
     let on_demand = inventory.on_demand(&file, findings);
+    let hosts = inventory.hosts(&file, findings);
     on_demand::needs(&file, &duts, &on_demand, findings);
     let spares = inventory.spares(&file, findings);
     let members = duts.iter().cloned().chain(on_demand.iter().flat_map(OnDemandConfig::members));
@@ -422,6 +427,7 @@ fn check(file: FarmFile, findings: &mut Findings, directory: &Path) -> FarmConfi
         discovery,
         spares,
         gear,
+        hosts,
         name: file.name,
     }
 }

@@ -20,7 +20,7 @@ use bytes::Bytes;
 use job_schema::problem::Problems;
 use tokio::sync::{mpsc, watch};
 
-pub use self::ask::{Keeps, LeaseAsk};
+pub use self::ask::{Asks, Keeps, LeaseAsk};
 use self::ask::{checked_id, ms, owner_of, request_of};
 pub(super) use self::listen::Listener;
 use self::listen::listen;
@@ -146,8 +146,12 @@ impl Farm {
         let request = request_of(&ask)?;
         let id = request.id.clone();
         if let Err(error) = self.keeper.request(request).await {
-            let wants = Wants { id: ask.dut, tags: ask.tags, ..Wants::default() };
-            return Err(match wants::refusal(&self.config(), &wants, error) {
+            let wants = Wants { id: ask.resource, tags: ask.tags, ..Wants::default() };
+            let refusal = match ask.asks {
+                Asks::Dut => wants::refusal(&self.config(), &wants, error),
+                Asks::Host => wants::no_host(&self.config(), &wants, error),
+            };
+            return Err(match refusal {
                 SubmitError::Farm(why) => LeaseError::Failed(why),
                 never => LeaseError::Never(never),
             });
@@ -276,7 +280,7 @@ impl Farm {
     /// Answers whether a subject may lease from a blueprint, which is known by either of its names.
     pub async fn authorize(&self, authorization: Authorization) -> Result<(), LeaseError> {
         let rows = crate::blueprint::dut::rows(&self.config());
-        let leasable = || rows.iter().filter(|row| matches!(row.kind, Kind::Dut | Kind::Gear));
+        let leasable = || rows.iter().filter(|row| matches!(row.kind, Kind::Dut | Kind::Gear | Kind::Host));
         let wanted = &authorization.blueprint;
         let Some(found) = leasable().find(|row| row.name == *wanted || row.full_name == *wanted) else {
             let known: Vec<_> = leasable().map(|row| row.full_name.as_str()).collect();
@@ -429,18 +433,30 @@ impl Farm {
 
     /// A person's lease with the DUT that it holds, and the permission; otherwise why nothing can be done with it.
     pub(super) async fn usable(&self, id: &str) -> Result<(Arc<Hold>, Arc<Dut>, Pass), LeaseError> {
+        let (hold, name, pass) = self.usable_as(Kind::Dut, id).await?;
+        let dut = self.machines.get(&name).ok_or_else(|| LeaseError::Failed(format!("the DUT {name} is gone")))?;
+        Ok((hold, dut, pass))
+    }
+
+    /// The same of a lease on a host: its log, the host's name, and the permission.
+    pub(super) async fn usable_host(&self, id: &str) -> Result<(Arc<JobLog>, String, Pass), LeaseError> {
+        let (hold, name, pass) = self.usable_as(Kind::Host, id).await?;
+        Ok((Arc::clone(&hold.log), name, pass))
+    }
+
+    async fn usable_as(&self, kind: Kind, id: &str) -> Result<(Arc<Hold>, String, Pass), LeaseError> {
         let lease = self.unfinished_of_a_person(id).await?;
+        if lease.request.want.kind != kind {
+            let has = lease.request.want.kind;
+            return Err(LeaseError::NotNow(format!("lease {id} is on a {has}, and this is for one on a {kind}")));
+        }
         let hold = self.holds.get(lease.id()).ok_or_else(|| over(id, "it is being released"))?;
         // The row is read as soon as it is written, the view with its pass follows in the same round of the keeper.
         let mut views = hold.views.clone();
         let follows = |view: &LeaseView| lease.state != LeaseState::Active || view.state >= LeaseState::Active;
         let view = views.wait_for(follows).await.map_err(|_| over(id, "the farm stops"))?.clone();
         match (view.state, view.pass, view.resource) {
-            (LeaseState::Active, Some(pass), Some(name)) => {
-                let dut =
-                    self.machines.get(&name).ok_or_else(|| LeaseError::Failed(format!("the DUT {name} is gone")))?;
-                Ok((hold, dut, pass))
-            }
+            (LeaseState::Active, Some(pass), Some(name)) => Ok((hold, name, pass)),
             (state, ..) => Err(LeaseError::NotNow(format!("lease {id} gives nothing to use: it {}", in_words(state)))),
         }
     }

@@ -5,6 +5,7 @@
 //! | DUT | drivers, its console opened, an address reserved | power off, read back | off; drivers, console and address are gone |
 //! | boot namespace | – | nothing is published, DHCP forgets the boot | – |
 //! | console, power, gear | – | – | – |
+//! | host, working copy | `hosts.rs` | | |
 //!
 //! Everything may be done again after a crash: a machine that is not there is off.
 
@@ -22,6 +23,7 @@ use super::Listeners;
 use super::boot_namespace::BootNamespace;
 use super::hardware::Hardware;
 use super::hold::Listener;
+use super::hosts::Hosts;
 use super::network::{Drivers, Network};
 use super::start::StartError;
 use crate::blueprint::dut::console_name;
@@ -29,6 +31,7 @@ use crate::blueprint::power::{PowerError, PowerState};
 use crate::config::{DutConfig, FarmConfig, HardwareConfig, MachineConfig, Whose};
 use crate::console::{Consoles, Hub, Owner, Ports};
 use crate::interface::Power;
+use crate::lease::actor::Outside;
 use crate::lease::rows::{Effect, Kind, Lease, Resource, ResourceId};
 use crate::lease::{EffectError, Effects, Pass, Reconciled};
 use crate::outlets::{Switch, Unit, User};
@@ -63,6 +66,7 @@ pub(super) struct Machines {
     /// The keeper makes machines from a thread of its own, and their drivers have tasks.
     tasks: tokio::runtime::Handle,
     duts: Mutex<BTreeMap<String, Arc<Dut>>>,
+    hosts: Hosts,
 }
 
 impl Machines {
@@ -78,7 +82,9 @@ impl Machines {
         let hardware = Mutex::new(Arc::new(Hardware::of(&config.get(), None)?));
         let (listeners, duts) = (Arc::downgrade(listeners), Mutex::default());
         let tasks = tokio::runtime::Handle::current();
-        let machines = Machines { config, network, hardware, consoles, gateway, listeners, runtime, tasks, duts };
+        let hosts = Hosts::new(config.clone());
+        let machines =
+            Machines { config, network, hardware, consoles, gateway, listeners, runtime, tasks, duts, hosts };
         for dut in &machines.config.get().duts {
             machines.set_up(dut)?;
         }
@@ -89,6 +95,11 @@ impl Machines {
     /// Where sockets of the DUTs' network are opened.
     pub(super) fn net(&self) -> gateway::net::Net {
         self.network.net()
+    }
+
+    /// The machines that run commands and keep files.
+    pub(super) fn hosts(&self) -> &Hosts {
+        &self.hosts
     }
 
     /// A machine, by its resource's name.
@@ -207,7 +218,7 @@ impl Machines {
             Kind::Dut => self.get(name),
             // It was made for a lease on the DUT, and is called after it.
             Kind::BootNamespace => self.get(name.strip_suffix(&format!("-{}", Kind::BootNamespace))?),
-            Kind::Console | Kind::Power | Kind::Gear => None,
+            Kind::Console | Kind::Power | Kind::Gear | Kind::WorkingCopy | Kind::Host => None,
         }
     }
 
@@ -233,21 +244,34 @@ fn owner(config: &DutConfig) -> Owner {
     Owner { id: config.id.clone(), full_name: config.full_name.clone(), mac: config.mac.clone() }
 }
 
+/// The host that a lease is on.
+fn host_of(lease: &Lease) -> Option<String> {
+    let resource = lease.resource.as_ref().filter(|_| lease.request.want.kind == Kind::Host)?;
+    Some(name_of(resource).to_owned())
+}
+
 /// A row is called `<name>#<serial>`.
 fn name_of(resource: &ResourceId) -> &str {
     resource.as_str().rsplit_once('#').map_or(resource.as_str(), |(name, _)| name)
 }
 
 impl Effects for Machines {
-    fn activate(&self, _: &Lease, _: Option<Pass>) -> BoxFuture<'static, Result<(), EffectError>> {
-        ready(Ok(())).boxed()
+    fn activate(&self, lease: &Lease, _: Option<Pass>) -> BoxFuture<'static, Result<(), EffectError>> {
+        match host_of(lease) {
+            Some(host) => self.hosts.clone().activate(host, lease.clone()).boxed(),
+            None => ready(Ok(())).boxed(),
+        }
     }
 
-    fn revoke(&self, _: &Lease) -> BoxFuture<'static, ()> {
+    fn revoke(&self, lease: &Lease) -> BoxFuture<'static, ()> {
+        self.hosts.revoke(lease.id());
         ready(()).boxed()
     }
 
     fn tear_down(&self, lease: &Lease) -> BoxFuture<'static, Result<(), EffectError>> {
+        if let Some(host) = host_of(lease) {
+            return self.hosts.clone().tear_down(host, lease.clone()).boxed();
+        }
         let Some(dut) = self.of(lease) else { return ready(Ok(())).boxed() };
         match lease.request.want.kind {
             Kind::Dut => async move {
@@ -263,7 +287,7 @@ impl Effects for Machines {
                 dut.boot.close();
                 ready(Ok(())).boxed()
             }
-            Kind::Console | Kind::Power | Kind::Gear => ready(Ok(())).boxed(),
+            Kind::Console | Kind::Power | Kind::Gear | Kind::WorkingCopy | Kind::Host => ready(Ok(())).boxed(),
         }
     }
 
@@ -271,6 +295,9 @@ impl Effects for Machines {
         let facts = |config: &DutConfig| {
             vec![("mac".to_owned(), config.mac.clone()), ("address".to_owned(), config.address.to_string())]
         };
+        if resource.kind == Kind::Host {
+            return self.hosts.clone().make(resource.name.clone(), resource.id.to_string()).boxed();
+        }
         let made = match (resource.kind, self.config.get().member(&resource.name)) {
             (Kind::Dut, None) => {
                 Err(EffectError::Permanent(format!("the farm file has no machine `{}`", resource.name)))
@@ -278,12 +305,17 @@ impl Effects for Machines {
             (Kind::Dut, Some(config)) => {
                 self.set_up(&config).map(|()| facts(&config)).map_err(|error| EffectError::Retry(error.to_string()))
             }
-            (Kind::BootNamespace | Kind::Console | Kind::Power | Kind::Gear, _) => Ok(Vec::new()),
+            (Kind::BootNamespace | Kind::Console | Kind::Power | Kind::Gear | Kind::WorkingCopy | Kind::Host, _) => {
+                Ok(Vec::new())
+            }
         };
         ready(made).boxed()
     }
 
     fn unmake(&self, resource: &Resource) -> BoxFuture<'static, Result<(), EffectError>> {
+        if resource.kind == Kind::Host {
+            return self.hosts.clone().unmake(resource.name.clone()).boxed();
+        }
         let found = self.get(&resource.name).filter(|_| resource.kind == Kind::Dut);
         let Some(dut) = found else { return ready(Ok(())).boxed() };
         self.gateway.dhcp().forget(dut.mac);
@@ -298,6 +330,14 @@ impl Effects for Machines {
     /// Making a machine twice is making it once.
     fn reconcile(&self, _: &Effect) -> BoxFuture<'static, Reconciled> {
         ready(Reconciled::NotApplied).boxed()
+    }
+
+    fn enumerate(&self) -> BoxFuture<'static, Vec<Outside>> {
+        self.hosts.clone().enumerate().boxed()
+    }
+
+    fn remove(&self, _: &str, name: &str) -> BoxFuture<'static, Result<(), EffectError>> {
+        self.hosts.clone().unmake(name.to_owned()).boxed()
     }
 }
 

@@ -237,6 +237,23 @@ pub(super) fn refusal(config: &FarmConfig, wants: &Wants, error: RequestError) -
     }
 }
 
+/// The same, of a request for a host.
+pub(super) fn no_host(config: &FarmConfig, wants: &Wants, error: RequestError) -> SubmitError {
+    let known = || config.hosts.iter().flat_map(|host| host.members()).collect::<Vec<_>>();
+    match (error, &wants.id) {
+        (RequestError::NeverFeasible(_), _) if config.hosts.is_empty() => {
+            SubmitError::Never("the farm file has no `hosts`".into())
+        }
+        (RequestError::NeverFeasible(_), Some(name)) if !known().contains(name) => {
+            SubmitError::Never(format!("no host `{name}`; hosts: {}", shortened(known()).join(", ")))
+        }
+        (RequestError::NeverFeasible(why), _) => SubmitError::Never(why),
+        (error @ (RequestError::NoSuch(_) | RequestError::Store(_) | RequestError::Stopped), _) => {
+            SubmitError::Farm(error.to_string())
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

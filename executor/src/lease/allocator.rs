@@ -572,7 +572,7 @@ impl<'a> Round<'a> {
         let mut parts = Vec::new();
         if mode == Mode::Hold {
             for claim in &resource.gang {
-                let part = self.part(claim, &resource.name).ok_or_else(|| Reason::PartBusy {
+                let part = self.part(claim, &resource.name, lease).ok_or_else(|| Reason::PartBusy {
                     resource: resource.full_name.clone(),
                     part: match &claim.on {
                         ClaimOn::Named(name) => format!("the {} {name}", claim.kind),
@@ -585,7 +585,7 @@ impl<'a> Round<'a> {
         Ok((slots, parts))
     }
 
-    fn part(&self, claim: &Claim, whole: &str) -> Option<Part> {
+    fn part(&self, claim: &Claim, whole: &str, lease: &Lease) -> Option<Part> {
         let kind = claim.kind;
         match &claim.on {
             ClaimOn::Named(name) => {
@@ -594,7 +594,8 @@ impl<'a> Round<'a> {
                 Some(Part { kind, on: PartOn::Existing(resource.id.clone()), slots, mode: Mode::Hold })
             }
             ClaimOn::Made { identity } => {
-                self.is_free(identity).then_some(())?;
+                let identity = identity.replace("{lease}", lease.id().as_str());
+                self.is_free(&identity).then_some(())?;
                 let on = PartOn::Made { name: format!("{whole}-{kind}"), identity: identity.clone() };
                 Some(Part { kind, on, slots: vec![format!("seat:{identity}:0")], mode: Mode::Hold })
             }
@@ -687,7 +688,7 @@ impl<'a> Round<'a> {
             return Vec::new();
         };
         let mut keys = self.seat(resource, Mode::Hold).unwrap_or_default();
-        let parts = resource.gang.iter().filter_map(|claim| self.part(claim, &resource.name));
+        let parts = resource.gang.iter().filter_map(|claim| self.part(claim, &resource.name, lease));
         keys.extend(parts.flat_map(|part| keys_in(&[], &[part])));
         keys
     }

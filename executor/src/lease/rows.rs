@@ -105,6 +105,10 @@ pub enum Kind {
     Power,
     /// A named thing that several DUTs may need.
     Gear,
+    /// A fresh folder on a host.
+    WorkingCopy,
+    /// A machine that runs commands and keeps files.
+    Host,
     /// A machine under test.
     Dut,
 }
@@ -117,7 +121,9 @@ impl Kind {
             Kind::Console => 1,
             Kind::Power => 2,
             Kind::Gear => 3,
-            Kind::Dut => 4,
+            Kind::WorkingCopy => 4,
+            Kind::Host => 5,
+            Kind::Dut => 6,
         }
     }
 }
@@ -129,6 +135,8 @@ impl fmt::Display for Kind {
             Kind::Console => "console",
             Kind::Power => "power",
             Kind::Gear => "gear",
+            Kind::WorkingCopy => "working-copy",
+            Kind::Host => "host",
             Kind::Dut => "dut",
         })
     }
@@ -413,7 +421,7 @@ pub enum ClaimOn {
     Named(String),
     /// It is made for this lease and goes with it; `identity` is the slot that keeps two of them apart.
     Made {
-        /// The key that only one such part owns at a time.
+        /// The key that only one such part owns at a time; `{lease}` in it stands for the lease's id, where each may have its own.
         identity: String,
     },
 }

@@ -82,7 +82,8 @@ fn every_command_of_the_pages_is_one_that_the_program_knows() {
     for fence in pages().iter().flat_map(fences).filter(|fence| fence.language != "yaml" && fence.language != "rust") {
         for arguments in fence.lines.iter().filter_map(|line| arguments_of(line)) {
             let mut words: Vec<_> = arguments.iter().map(String::as_str).collect();
-            words.push("--help");
+            // Behind `--` it would be a word of another program.
+            words.insert(words.iter().position(|word| *word == "--").unwrap_or(words.len()), "--help");
             let output = wharf(&words);
             if !output.status.success() {
                 wrong.push(format!("{}: wharf {}: {}", fence.place, arguments.join(" "), said(&output)));

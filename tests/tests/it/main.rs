@@ -15,11 +15,13 @@
 //! | `faults` | outlets, consoles, DUTs, disk and clock that go wrong: the right cause, and the DUT free or a person called |
 //! | `firmware` | machines that are not ours boot by GRUB on arm64, and beside another DHCP server |
 //! | `fuzz` | what strangers send, changed a thousand times over, breaks no promise of any core |
+//! | `hosts` | commands and files on hosts by SSH, by their tags, with their keys, and nothing is left of them |
 //! | `http_clients` | curl reads whole, in part and resumed, over a bad link too, and is told what it may not |
 //! | `large_file` | ranges of a file of 5 GiB over HTTP, and no memory for it; all of it with a variable |
 //! | `leases` | a person takes, uses, hands over and gives back a DUT; who waits knows why; what happened can be read |
 //! | `licences` | what we build on may be given away, and there is one TLS stack |
 //! | `limits` | what may be read once is read once, by any protocol, though the server is killed in between |
+//! | `made_hosts` | a cloud with the EC2 API makes hosts when somebody asks, once, and none outlives its use |
 //! | `messages` | DUTs of one job tell each other, over reboots, and never from job to job |
 //! | `nbd_clients` | qemu, nbdcopy and nbdinfo write, read, map and share our disks |
 //! | `nbd_root` | a DUT lives on a root file system of ours, and keeps or loses its writes as its job says |
@@ -57,12 +59,14 @@ mod fastboot;
 mod faults;
 mod firmware;
 mod fuzz;
+mod hosts;
 mod http_clients;
 mod large_file;
 mod leases;
 mod licences;
 mod limits;
 mod loopback;
+mod made_hosts;
 mod messages;
 mod nbd_clients;
 mod nbd_root;

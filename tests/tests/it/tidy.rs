@@ -69,6 +69,10 @@ const NO_DOOR: &[(&str, &[&str])] = &[
         &["crate::api", "crate::cli", "crate::farm", "crate::lease::desk", "crate::virtual_dut"],
     ),
     ("executor/src/session.rs", &["ConsoleStream", "Pdu", "crate::farm", "crate::lease", "crate::runner", "gateway"]),
+    (
+        "executor/src/ssh/",
+        &["crate::api", "crate::blueprint", "crate::cli", "crate::config", "crate::farm", "crate::lease"],
+    ),
     ("executor/src/virtual_dut/", &["crate::api", "crate::cli", "crate::farm", "crate::lease", "crate::session"]),
     ("gateway/src/", &["executor"]),
     ("gateway/src/content/", &["crate::dhcp", "crate::http", "crate::nbd", "crate::tftp"]),

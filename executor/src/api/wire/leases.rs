@@ -19,7 +19,7 @@ use crate::lease::{LeaseView, Snapshot};
 pub struct LeaseWire {
     /// Its id; those of jobs are `job-<number>`.
     pub id: String,
-    /// `dut`, and for parts `console`, `power`, `boot-namespace`, `gear`.
+    /// `dut` or `host`, and for parts `console`, `power`, `boot-namespace`, `gear`, `working-copy`.
     pub kind: String,
     /// Where it is.
     pub state: LeaseStateWire,
@@ -258,6 +258,9 @@ pub struct TakeWire {
     /// A DUT's id or full name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dut: Option<String>,
+    /// A host instead of a DUT: its name; any that has the tags when empty.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
     /// Tags that it must all have.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<String>,

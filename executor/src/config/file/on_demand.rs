@@ -101,7 +101,7 @@ pub(super) enum AccessKey {
 /// Which of several free machines a job gets.
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-enum PolicyKey {
+pub(super) enum PolicyKey {
     /// The one that has been idle longest.
     Spread,
     /// The one that was used last.
@@ -125,6 +125,13 @@ pub(super) fn access(key: Option<AccessKey>) -> Access {
     match key {
         None | Some(AccessKey::Everyone) => Access::Everyone,
         Some(AccessKey::Authorized) => Access::Authorized,
+    }
+}
+
+pub(super) fn policy(key: Option<PolicyKey>) -> PlacementPolicy {
+    match key {
+        None | Some(PolicyKey::Spread) => PlacementPolicy::Spread,
+        Some(PolicyKey::Pack) => PlacementPolicy::Pack,
     }
 }
 
@@ -175,7 +182,7 @@ impl Inventory<'_> {
         findings: &mut Findings,
     ) -> Option<OnDemandConfig> {
         let machine = self.machine("on_demand", index, &keys.name, &keys.machine, findings);
-        let pool = keys.share.as_ref().and_then(|name| shared_pool(index, name, pools, findings));
+        let pool = keys.share.as_ref().and_then(|name| shared_pool(("on_demand", index), name, pools, findings));
         let limit = keys.limit.unwrap_or(1);
         let (idle, idle_min) = idle_times(index, keys, findings);
         let preallocated = keys.preallocated.unwrap_or(0);
@@ -198,10 +205,7 @@ impl Inventory<'_> {
             first_address,
             first_mac: keys.first_mac.as_deref().and_then(mac_number).unwrap_or_else(|| mac_of(first_address)),
             access: access(keys.access),
-            policy: match keys.policy {
-                None | Some(PolicyKey::Spread) => PlacementPolicy::Spread,
-                Some(PolicyKey::Pack) => PlacementPolicy::Pack,
-            },
+            policy: policy(keys.policy),
             needs: keys.needs.clone(),
         })
     }
@@ -267,14 +271,20 @@ fn idle_times(index: usize, keys: &OnDemandKeys, findings: &mut Findings) -> (Du
     (idle, idle_min)
 }
 
-fn shared_pool(index: usize, name: &str, pools: &BTreeMap<String, PoolKeys>, findings: &mut Findings) -> Option<Pool> {
+/// The pool that an entry of one of the file's lists shares.
+pub(super) fn shared_pool(
+    (list, index): (&str, usize),
+    name: &str,
+    pools: &BTreeMap<String, PoolKeys>,
+    findings: &mut Findings,
+) -> Option<Pool> {
     let Some(keys) = pools.get(name) else {
         let hint = match nearest(name, pools.keys().map(String::as_str)) {
             Some(near) => format!("did you mean `{near}`?"),
             None if pools.is_empty() => format!("add `pools: {{{name}: {{limit: 8}}}}`"),
             None => format!("name {}, or add it to `pools`", alternatives(pools.keys().map(String::as_str))),
         };
-        findings.tell(&at("on_demand", index, "share"), format!("no pool `{name}`"), &hint);
+        findings.tell(&at(list, index, "share"), format!("no pool `{name}`"), &hint);
         return None;
     };
     Some(Pool { name: name.to_owned(), limit: keys.limit.unwrap_or(1) })

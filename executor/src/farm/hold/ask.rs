@@ -16,8 +16,10 @@ const JOBS_PREFIX: &str = "job-";
 pub struct LeaseAsk {
     /// Made by the requester, so that asking twice is asking once; made here when absent.
     pub id: Option<String>,
-    /// A DUT's id or full name; `None`: any.
-    pub dut: Option<String>,
+    /// What is asked for.
+    pub asks: Asks,
+    /// The DUT's id or full name, or the host's; `None`: any.
+    pub resource: Option<String>,
     /// Tags that it must all have.
     pub tags: Vec<String>,
     /// Gear by name, claimed together with it.
@@ -44,6 +46,16 @@ pub struct LeaseAsk {
     pub hold_time_max: Option<Duration>,
 }
 
+/// What a person may ask for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Asks {
+    /// A DUT with its parts.
+    #[default]
+    Dut,
+    /// A host with a working copy.
+    Host,
+}
+
 /// What keeps a lease, besides its time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Keeps {
@@ -68,7 +80,7 @@ pub(super) fn request_of(ask: &LeaseAsk) -> Result<LeaseRequest, LeaseError> {
     let gear = |name: &String| Want { kind: Kind::Gear, name: Some(name.clone()), tags: Vec::new(), mode: Mode::Hold };
     Ok(LeaseRequest {
         id: id.into(),
-        want: Want { kind: Kind::Dut, name: ask.dut.clone(), tags: ask.tags.clone(), mode: Mode::Hold },
+        want: Want { kind: ask.asks.kind(), name: ask.resource.clone(), tags: ask.tags.clone(), mode: Mode::Hold },
         also: ask.gear.iter().map(gear).collect(),
         gang: None,
         prefers: ask.prefers.clone(),
@@ -84,6 +96,15 @@ pub(super) fn request_of(ask: &LeaseAsk) -> Result<LeaseRequest, LeaseError> {
             hold_ms_max: ask.hold_time_max.map(ms),
         },
     })
+}
+
+impl Asks {
+    fn kind(self) -> Kind {
+        match self {
+            Asks::Dut => Kind::Dut,
+            Asks::Host => Kind::Host,
+        }
+    }
 }
 
 pub(super) fn owner_of(name: &str, keeps: Keeps) -> Result<Owner, LeaseError> {

@@ -152,7 +152,13 @@ impl KeeperThread {
                 let seat = key.strip_prefix("seat:").and_then(|rest| rest.rsplit_once(':'));
                 let of = seat.map_or(key.as_str(), |(of, _)| of);
                 let needs = |resource: &&Resource| {
-                    let made = |claim: &Claim| matches!(&claim.on, ClaimOn::Made { identity } if identity == of);
+                    let made = |claim: &Claim| match &claim.on {
+                        ClaimOn::Made { identity } => match identity.split_once("{lease}") {
+                            Some((before, after)) => of.starts_with(before) && of.ends_with(after),
+                            None => identity == of,
+                        },
+                        ClaimOn::Named(_) => false,
+                    };
                     resource.id.as_str() == of || resource.gang.iter().any(made)
                 };
                 self.tables.resources().filter(needs).map(|resource| resource.id.clone()).collect()

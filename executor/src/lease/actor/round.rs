@@ -392,7 +392,10 @@ impl KeeperThread {
     /// The permission of a holder; a reader has none.
     pub(super) fn pass(&mut self, lease: &Lease) -> Option<Pass> {
         let resource = lease.resource.clone().filter(|_| lease.request.want.mode == Mode::Hold)?;
-        let current = self.fences.entry(resource).or_default();
+        let is_shared = self.tables.resource(&resource).is_some_and(|it| it.seats > 1);
+        // Of several holders none ends another's permission.
+        let own = &mut Arc::default();
+        let current = if is_shared { own } else { self.fences.entry(resource).or_default() };
         let pass = self.passes.entry(lease.id().clone()).or_insert_with(|| Pass::of(current, lease.fence));
         Some(pass.clone())
     }

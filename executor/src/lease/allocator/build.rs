@@ -5,7 +5,8 @@
 
 use super::*;
 
-const KINDS: [Kind; 5] = [Kind::BootNamespace, Kind::Console, Kind::Power, Kind::Gear, Kind::Dut];
+const KINDS: [Kind; 7] =
+    [Kind::BootNamespace, Kind::Console, Kind::Power, Kind::Gear, Kind::WorkingCopy, Kind::Host, Kind::Dut];
 
 /// Whether the next request that asks for the same may fare better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
