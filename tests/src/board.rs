@@ -100,6 +100,18 @@ impl Board {
         Board { folder, console, _process: process }
     }
 
+    /// What a farm file has in an entry of `pdus`: every outlet of it is this machine's.
+    pub fn unit(&self) -> String {
+        let outlet = self.folder.path().join("outlet").display().to_string();
+        let call = |word: &str| format!("[sh, '{outlet}', '{word}', '{{outlet}}']");
+        format!("exec: {{on: {}, off: {}, state: {}}}", call("on"), call("off"), call("state"))
+    }
+
+    /// The port of its serial line, on the lab's loopback.
+    pub fn console_port(&self) -> u16 {
+        self.console.port()
+    }
+
     /// What a farm file has at the machine's `machine`.
     pub fn machine(&self) -> String {
         let outlet = self.folder.path().join("outlet").display().to_string();

@@ -184,7 +184,8 @@ impl Farm {
                 tracing::info!(dut = dut.full_name, "a machine of the farm file registered; the farm file is right");
                 return Ok(self.record(mac).expect("it is in the farm"));
             }
-            let record = self.may_register(mac)?;
+            let unknown = self.config().discovery.unknown;
+            let record = may_register(self.discovery.running(), unknown, mac).map_err(|why| (403, why))?;
             let entry = self.entry_of(mac, address, said, record.as_deref()).await;
             self.keep(&id, entry).await?;
             match record {
@@ -195,26 +196,6 @@ impl Farm {
         }
         self.update(&id, address, said).await?;
         Ok(self.record(mac).expect("it is in the inventory"))
-    }
-
-    /// Whether a machine that nobody knows may register now, and in which discovery.
-    fn may_register(&self, mac: Mac) -> Result<Option<Arc<DiscoveryRecord>>, (u16, String)> {
-        let always = self.config().discovery.unknown == Unknown::Always;
-        match self.discovery.running() {
-            Some(record) => match record.bind(mac) {
-                Bind::Bound => Ok(Some(record)),
-                Bind::Another(_) if always => Ok(None),
-                Bind::Another(other) => {
-                    Err((403, format!("{} is about {other}; try again when it is over", record.in_words())))
-                }
-            },
-            None if always => Ok(None),
-            None => Err((
-                403,
-                "machines register here while `wharf dut discover` runs; or write `discovery: {unknown: always}` into the farm file"
-                    .to_owned(),
-            )),
-        }
     }
 
     async fn entry_of(
@@ -261,9 +242,10 @@ impl Farm {
             (None, false) => self.console_of(id, before.power.as_ref(), Ping::of(&said)).await,
             _ => before.console.clone(),
         };
+        // What it does not say now is what it said before.
         let entry = Entry {
-            tags: said.tags,
-            facts: said.facts,
+            tags: if said.tags.is_empty() { before.tags.clone() } else { said.tags },
+            facts: if said.facts.is_empty() { before.facts.clone() } else { said.facts },
             local_tty_device: said.local_tty_device.or(before.local_tty_device.clone()),
             // A machine in the farm has its address for good.
             ip_address: if is_in_the_farm { before.ip_address } else { address },
@@ -274,7 +256,11 @@ impl Farm {
             return Ok(());
         }
         self.keep(id, entry).await?;
-        self.follow_soon();
+        // While its discovery goes on, the outlet and the console are the discovery's: it takes the machine into the farm at its end.
+        let is_being_found = |record: Arc<DiscoveryRecord>| record.who_registered().is_some_and(|who| who == id);
+        if !self.discovery.running().is_some_and(is_being_found) {
+            self.follow_soon();
+        }
         Ok(())
     }
 
@@ -368,6 +354,29 @@ impl Farm {
     }
 }
 
+/// Whether a machine that nobody knows may register now, and in which discovery.
+fn may_register(
+    running: Option<Arc<DiscoveryRecord>>,
+    unknown: Unknown,
+    mac: Mac,
+) -> Result<Option<Arc<DiscoveryRecord>>, String> {
+    let Some(record) = running else {
+        return match unknown {
+            Unknown::Always => Ok(None),
+            Unknown::WhenDiscovered => Err("machines register here while `wharf dut discover` runs; or write \
+                 `discovery: {unknown: always}` into the farm file"
+                .to_owned()),
+        };
+    };
+    match (record.bind(mac), unknown) {
+        (Bind::Bound, _) => Ok(Some(record)),
+        (Bind::Another(_), Unknown::Always) => Ok(None),
+        (Bind::Another(other), Unknown::WhenDiscovered) => {
+            Err(format!("{} is about {other}; try again when it is over", record.in_words()))
+        }
+    }
+}
+
 /// Whether the farm answered a machine on one of its serial ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ping {
@@ -403,4 +412,42 @@ fn tags_of(architecture: Architecture) -> Vec<String> {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ONE: Mac = Mac([2, 0, 0, 0, 0, 1]);
+    const OTHER: Mac = Mac([2, 0, 0, 0, 0, 2]);
+
+    fn discovery() -> Arc<DiscoveryRecord> {
+        let outlet = Some(OutletName { pdu: "rack".into(), outlet: "7".into() });
+        DiscoveryRecord::new(1, DiscoverAsk { outlet, timeout: Duration::from_secs(150), by: "a test".into() })
+    }
+
+    fn outlet_of(allowed: Result<Option<Arc<DiscoveryRecord>>, String>) -> Result<Option<String>, String> {
+        allowed.map(|record| record.and_then(|record| Some(record.outlet.clone()?.outlet)))
+    }
+
+    #[test]
+    fn without_a_discovery_machines_register_only_where_the_farm_file_says_so() {
+        let refused = may_register(None, Unknown::WhenDiscovered, ONE).map(drop).unwrap_err();
+        assert_eq!(
+            refused,
+            "machines register here while `wharf dut discover` runs; or write `discovery: {unknown: always}` into the farm file"
+        );
+        assert_eq!(outlet_of(may_register(None, Unknown::Always, ONE)), Ok(None));
+    }
+
+    #[test]
+    fn a_discovery_is_about_the_first_machine_and_another_one_has_nothing_of_its_outlet() {
+        let record = discovery();
+        let may = |mac, unknown| outlet_of(may_register(Some(Arc::clone(&record)), unknown, mac));
+        assert_eq!(may(ONE, Unknown::WhenDiscovered), Ok(Some("7".to_owned())));
+        assert_eq!(may(ONE, Unknown::WhenDiscovered), Ok(Some("7".to_owned())), "again");
+        let refused = "the discovery of outlet 7 of rack is about 02:00:00:00:00:01; try again when it is over";
+        assert_eq!(may(OTHER, Unknown::WhenDiscovered), Err(refused.to_owned()));
+        assert_eq!(may(OTHER, Unknown::Always), Ok(None), "it registers, but not on this outlet");
+    }
 }

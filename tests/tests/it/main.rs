@@ -8,6 +8,7 @@
 //! | `bad_input` | what kills other servers is answered by ours, which serves on |
 //! | `boots` | QEMU machines boot by every firmware, reboot, hang, are cancelled, are typed at |
 //! | `demo` | one command boots a machine and ends with its verdict |
+//! | `discover` | a machine that nobody declared is powered, boots, registers and runs jobs; and says nothing for others |
 //! | `disks` | a job's disks are made, named, attached by its DUT alone, and gone with its power |
 //! | `docs` | every command, example and link of the pages works |
 //! | `executorctl` | CI-tron's own client, unmodified, runs jobs on our server |
@@ -51,6 +52,7 @@ mod attacks;
 mod bad_input;
 mod boots;
 mod demo;
+mod discover;
 mod disks;
 mod docs;
 mod executorctl;
