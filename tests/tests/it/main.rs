@@ -30,6 +30,7 @@
 //! | `on_demand` | machines are made when jobs ask, make room for others, and go |
 //! | `picked_up` | a machine that is not the server's own goes on without it, and so does its job |
 //! | `power` | off-times, cycles, failures and reserved outlets: the same for every unit, kills included |
+//! | `power_network` | a lease switches its machine at the unit that the farm file names, over the network |
 //! | `power_served` | pduclient and labgrid switch what a lease holds |
 //! | `queue` | hundreds of jobs for fifty machines: in order, and none is forgotten |
 //! | `reload` | a running farm takes a changed farm file, and no lease ends by it |
@@ -76,6 +77,7 @@ mod nbd_strange;
 mod on_demand;
 mod picked_up;
 mod power;
+mod power_network;
 mod power_served;
 mod queue;
 mod reload;

@@ -7,30 +7,20 @@
 //! A unit of `pdus` has as many outlets as its machines name: `{outlet}` in a word is the outlet's name. A command belongs to the server that started it: it ends with it. What the command itself leaves behind in the background (a
 //! virtual machine, say) is its own affair; it may keep our pipes open.
 
-use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use nix::sys::prctl::set_pdeathsig;
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
 use schemars::JsonSchema;
 use serde::Deserialize;
-use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::process::{Child, Command};
-use tokio::time::timeout;
 
+use super::child::{self, quoted};
 use super::{Outlet, Pdu, PowerError, PowerState};
 use crate::blueprint::driver::{self, Context, Mistake};
 
 /// One command may take this long: the slowest units that must work take 30 s, and setting and reading back are bounded above at 45 s each.
 const COMMAND_TIME: Duration = Duration::from_secs(30);
-/// Kept of what a command says: an error of some lines; the rest of it is read and dropped.
-const OUTPUT_BYTES_MAX: usize = 2048;
-/// What a command said is in its pipe when it has ended. Only what it left in the background can keep the pipe open.
-const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// A command each, as a list of words; no shell reads them.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -105,17 +95,11 @@ impl ExecPdu {
         let arguments: Vec<String> = arguments.iter().map(|word| word.replace(OUTLET, &outlet.0)).collect();
         let command = shown(&arguments);
         let failed = |what: String| error(outlet, format!("`{command}` {what}"));
-        let mut child = spawn(&arguments).map_err(|why| failed(format!("cannot be started: {why}")))?;
-        let Ok(ended) = timeout(self.limit, until_ended(&mut child)).await else {
-            end_with_all_it_started(&mut child).await;
-            return Err(failed(format!("did not end within {} s", self.limit.as_secs_f64())));
-        };
-        let (status, output, errors) = ended.map_err(|why| failed(format!("cannot be waited for: {why}")))?;
-        if status.success() {
-            return Ok(output);
+        let ended = child::run(&arguments, &[], self.limit).await.map_err(failed)?;
+        if ended.status.success() {
+            return Ok(ended.output);
         }
-        let said = if errors.trim().is_empty() { &output } else { &errors };
-        Err(failed(format!("ended with {status}; it said {}", quoted(said))))
+        Err(failed(format!("ended with {}; it said {}", ended.status, ended.said())))
     }
 }
 
@@ -129,68 +113,8 @@ impl Pdu for ExecPdu {
     }
 }
 
-fn spawn(arguments: &[String]) -> std::io::Result<Child> {
-    let [program, rest @ ..] = arguments else {
-        return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "the farm file names no command"));
-    };
-    let mut command = Command::new(program);
-    command.args(rest).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    // A group of its own, so that what it waits for ends with it; whoever drops the call ends it, too.
-    command.process_group(0).kill_on_drop(true);
-    // SAFETY: between fork and exec only prctl(2) is called. The thread that it is bound to is one of the runtime's, which live as long
-    // as the process.
-    unsafe { command.pre_exec(|| set_pdeathsig(Signal::SIGKILL).map_err(Into::into)) };
-    command.spawn()
-}
-
-async fn until_ended(child: &mut Child) -> std::io::Result<(ExitStatus, String, String)> {
-    let (mut stdout, mut stderr) = (child.stdout.take(), child.stderr.take());
-    let (mut output, mut errors) = (Vec::new(), Vec::new());
-    let status = {
-        let mut reading = std::pin::pin!(async {
-            tokio::join!(collect(stdout.as_mut(), &mut output), collect(stderr.as_mut(), &mut errors));
-        });
-        tokio::select! {
-            status = child.wait() => {
-                let status = status?;
-                // When the time is over, what was read so far is all.
-                let _ = timeout(LAST_WORDS, reading).await;
-                status
-            }
-            () = &mut reading => child.wait().await?,
-        }
-    };
-    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-    Ok((status, text(output), text(errors)))
-}
-
-/// Reads to the end, keeps the beginning.
-async fn collect(pipe: Option<&mut (impl AsyncRead + Unpin)>, kept: &mut Vec<u8>) {
-    let Some(pipe) = pipe else { return };
-    let mut buffer = [0; 4096];
-    while let Ok(length @ 1..) = pipe.read(&mut buffer).await {
-        let room = OUTPUT_BYTES_MAX - kept.len();
-        kept.extend_from_slice(&buffer[..length.min(room)]);
-    }
-}
-
-async fn end_with_all_it_started(child: &mut Child) {
-    if let Some(id) = child.id().and_then(|id| i32::try_from(id).ok()) {
-        // An error means that nothing of the group is left.
-        let _ = killpg(Pid::from_raw(id), Signal::SIGKILL);
-    }
-    // Killed, it ends at once; the error would be that it has been waited for already.
-    let _ = child.wait().await;
-}
-
 fn shown(arguments: &[String]) -> String {
     arguments.join(" ")
-}
-
-/// What a command said, on one line.
-fn quoted(said: &str) -> String {
-    let said = said.trim();
-    if said.is_empty() { "nothing".to_owned() } else { format!("`{}`", said.replace('\n', " | ")) }
 }
 
 fn error(outlet: &Outlet, reason: String) -> PowerError {
@@ -199,6 +123,10 @@ fn error(outlet: &Outlet, reason: String) -> PowerError {
 
 #[cfg(test)]
 mod tests {
+    use nix::sys::signal::Signal;
+    use nix::unistd::Pid;
+    use tokio::time::timeout;
+
     use super::*;
 
     fn words(words: &[&str]) -> Vec<String> {
@@ -310,6 +238,6 @@ mod tests {
     async fn a_command_that_says_much_is_not_held_up_by_it_and_little_of_it_is_kept() {
         let (pdu, outlet) = pdu("head -c 1000000 /dev/zero | tr '\\0' x >&2; exit 1", "true", "true");
         let told = pdu.set(&outlet, PowerState::On).await.unwrap_err().to_string();
-        assert!(told.len() < OUTPUT_BYTES_MAX + 200, "{} bytes", told.len());
+        assert!(told.len() < child::OUTPUT_BYTES_MAX + 200, "{} bytes", told.len());
     }
 }

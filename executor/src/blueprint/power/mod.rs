@@ -8,16 +8,24 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
+mod child;
+#[cfg(test)]
+mod counterparts_tests;
 pub mod devantech;
 pub mod exec;
 pub mod http;
+pub mod ipmi;
 pub mod kernelchip;
+pub mod pdudaemon;
 pub mod qemu;
 #[cfg(test)]
 mod recorded_tests;
+pub mod redfish;
 pub mod shelly;
 pub mod simulated;
+pub mod snmp;
 pub mod tasmota;
+pub mod vpdu;
 mod web;
 
 use super::driver::{Driver, Mistake};
@@ -27,9 +35,14 @@ pub const DRIVERS: &[Driver<dyn Pdu>] = &[
     Driver::of::<devantech::Keys>("devantech"),
     Driver::of::<exec::Keys>("exec"),
     Driver::of::<http::Keys>("http"),
+    Driver::of::<ipmi::Keys>("ipmi"),
     Driver::of::<kernelchip::Keys>("kernelchip"),
+    Driver::of::<pdudaemon::Keys>("pdudaemon"),
+    Driver::of::<redfish::Keys>("redfish"),
     Driver::of::<shelly::Keys>("shelly"),
+    Driver::of::<snmp::Keys>("snmp"),
     Driver::of::<tasmota::Keys>("tasmota"),
+    Driver::of::<vpdu::Keys>("vpdu"),
 ];
 
 /// What an outlet does, or should do.

@@ -200,7 +200,7 @@ fn make(certificate: Certificate) -> Result<Client, String> {
 }
 
 /// The last cause: `Connection refused`, where the first says that an error occurred.
-fn innermost(error: reqwest::Error) -> String {
+pub(super) fn innermost(error: reqwest::Error) -> String {
     if error.is_timeout() {
         return format!("no answer within {} s", REQUEST_TIME.as_secs());
     }
