@@ -15,8 +15,6 @@
 //! | `session` | the stream that a lease has |
 //! | `salad` ◆, `desk` | what machines say of themselves, and whether they are believed |
 
-#![allow(dead_code, unused_imports, reason = "the API and the served consoles come next")]
-
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
@@ -38,9 +36,12 @@ mod store;
 mod tail;
 
 pub use desk::{Discovery, Heard, Owner};
-pub use hub::{Hub, TypeError, Writer};
+pub use hub::Hub;
+#[allow(unused_imports, reason = "for those who serve consoles and discover machines")]
+pub use hub::{TypeError, Writer};
 pub use log::{Extent, Since, State};
 pub use reader::{Piece, Reader};
+#[allow(unused_imports, reason = "for those who serve consoles and discover machines")]
 pub use salad::Word;
 pub use serve::{Ports, Protocol};
 pub use session::{Place, Session};

@@ -164,6 +164,10 @@ pub(super) async fn job_schema() -> Json<Value> {
         super::discovery::news,
         super::discovery::outlets,
         super::discovery::remove,
+        super::consoles::consoles,
+        super::consoles::console,
+        super::consoles::log,
+        super::consoles::events,
         super::disks::disks,
         super::disks::remove,
         super::hosts::command,
@@ -256,6 +260,10 @@ mod tests {
         paths.sort();
         let expected = [
             "/api/v1/authorizations",
+            "/api/v1/consoles",
+            "/api/v1/consoles/{name}",
+            "/api/v1/consoles/{name}/events",
+            "/api/v1/consoles/{name}/log",
             "/api/v1/disks",
             "/api/v1/disks/{id}",
             "/api/v1/dut/",

@@ -9,6 +9,7 @@
 //!                                           ├─► discovery.rs machines that register ┤
 //!                                           ├─► pdus.rs     power units, outlets ───┤
 //!                                           ├─► power_served.rs  pdudaemon, labgrid ┤
+//!                                           ├─► consoles.rs what consoles say ──────┤
 //!                                           ├─► administer.rs  the farm file again ─┤
 //!                                           └─► ci_tron.rs  the compatible surface ─┘
 //!                                                └─► ci_tron_session.rs (one console) ─► ci_tron_console.rs (its bytes)
@@ -20,6 +21,7 @@ mod ci_tron;
 mod ci_tron_console;
 mod ci_tron_session;
 mod console_port;
+mod consoles;
 mod discovery;
 mod disks;
 mod error;
@@ -74,6 +76,10 @@ pub fn router(farm: Arc<Farm>) -> Router {
         .route("/api/v1/jobs/{id}", get(inspect::job))
         .route("/api/v1/jobs/{id}/log", get(inspect::log))
         .route("/api/v1/jobs/{id}/events", get(inspect::events))
+        .route("/api/v1/consoles", get(consoles::consoles))
+        .route("/api/v1/consoles/{name}", get(consoles::console))
+        .route("/api/v1/consoles/{name}/log", get(consoles::log))
+        .route("/api/v1/consoles/{name}/events", get(consoles::events))
         .route("/images/{name}", get(images::image))
         .route("/api/v1/openapi.json", get(inspect::openapi))
         .route("/api/v1/schema/job", get(inspect::job_schema))

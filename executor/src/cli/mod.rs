@@ -10,6 +10,7 @@ mod check;
 mod client;
 mod completions;
 mod console;
+mod consoles;
 mod demo;
 mod discover;
 mod disk;
@@ -30,6 +31,7 @@ mod reload;
 mod run;
 mod schema;
 mod serve;
+mod terminal;
 mod view;
 mod virtual_;
 
@@ -79,8 +81,10 @@ enum Command {
     Leases(leases::Arguments),
     /// Take a machine for yourself, and give it back
     Lease(lease::Arguments),
-    /// Show a machine's console; type to it with its lease
+    /// Show what a console says and said; type on it with its machine's lease
     Console(console::Arguments),
+    /// List the consoles of a server
+    Consoles(consoles::Arguments),
     /// Switch a machine that you hold
     Power(power::Arguments),
     /// List the power units and their outlets
@@ -132,6 +136,7 @@ pub fn main() -> ExitCode {
         Command::Leases(arguments) => on_runtime(leases::run(arguments, server)),
         Command::Lease(arguments) => on_runtime(lease::run(arguments, server)),
         Command::Console(arguments) => on_runtime(console::run(arguments, server)),
+        Command::Consoles(arguments) => on_runtime(consoles::run(arguments, server)),
         Command::Power(arguments) => on_runtime(power::run(arguments, server)),
         Command::Pdus(arguments) => on_runtime(pdus::run(arguments, server)),
         Command::Pdu(arguments) => on_runtime(pdu::run(arguments, server)),

@@ -351,6 +351,8 @@ fn a_jobs_lease_is_shown_and_its_power_is_the_jobs_own() {
     assert!(heard.into_iter().any(|line| line.contains("wharf: job done")));
     run(&bench, "anna", &["lease", "release", &id]);
     job.wait().expect("INCOMPLETE", "cancelled");
+    // The console outlives the lease.
+    console.kill().unwrap();
     console.wait().unwrap();
 }
 
