@@ -55,7 +55,7 @@ mod tests {
         let json = r#"{"name": "line-3", "dut": null, "open": false, "since": "2026-11-21T12:00:00Z", "reason": "no such device",
                        "first": 100, "end": 1124, "said": null, "refused": null, "machine_id": null}"#;
         let table = drawn(&[serde_json::from_str(json).unwrap()]);
-        let row = table.lines().nth(1).unwrap();
+        let row = table.lines().nth(1).unwrap().trim_start();
         assert!(row.starts_with("line-3") && row.contains("away") && row.ends_with("no such device"), "{table}");
         assert!(row.contains(" 1024 ") && row.contains(" 1124 "), "{table}");
     }

@@ -86,9 +86,6 @@ pub enum TypeError {
     /// Its lease is over.
     #[error(transparent)]
     Revoked(#[from] Revoked),
-    /// It takes nothing.
-    #[error("the console takes nothing; try again")]
-    Full,
     /// The machine is gone.
     #[error("the console is no more")]
     Gone,
@@ -197,15 +194,6 @@ impl Writer {
     pub async fn type_on(&self, bytes: Bytes) -> Result<(), TypeError> {
         self.check()?;
         self.typed.send(self.typed(bytes)).await.map_err(|_| TypeError::Gone)
-    }
-
-    /// Types, or says that the queue is full.
-    pub fn try_type_on(&self, bytes: Bytes) -> Result<(), TypeError> {
-        self.check()?;
-        self.typed.try_send(self.typed(bytes)).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => TypeError::Full,
-            mpsc::error::TrySendError::Closed(_) => TypeError::Gone,
-        })
     }
 
     pub(super) fn check(&self) -> Result<(), Revoked> {

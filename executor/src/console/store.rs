@@ -301,7 +301,8 @@ impl OpenPiece {
         let line = mark.line();
         self.marks.write_all_at(line.as_bytes(), self.marks_length)?;
         self.marks_length += line.len() as u64;
-        self.marked = Some(mark.at);
+        // What comes after a gap came at another time.
+        self.marked = (mark.what == What::Said).then_some(mark.at);
         Ok(())
     }
 }

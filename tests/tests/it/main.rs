@@ -7,6 +7,7 @@
 //! | `attacks` | no header, path, port, packet or race gives a DUT what is another's |
 //! | `bad_input` | what kills other servers is answered by ours, which serves on |
 //! | `boots` | QEMU machines boot by every firmware, reboot, hang, are cancelled, are typed at |
+//! | `console` | consoles are heard and kept whoever holds the machine, and typed on by its lease alone |
 //! | `demo` | one command boots a machine and ends with its verdict |
 //! | `discover` | a machine that nobody declared is powered, boots, registers and runs jobs; and says nothing for others |
 //! | `disks` | a job's disks are made, named, attached by its DUT alone, and gone with its power |
@@ -52,6 +53,7 @@ mod artifacts;
 mod attacks;
 mod bad_input;
 mod boots;
+mod console;
 mod demo;
 mod discover;
 mod disks;

@@ -74,8 +74,13 @@ impl Place {
 
     /// Its DUT has further keys, each a line.
     pub fn start_with(&self, keys: &str) -> Bench {
+        self.start_farm(&self.farm(keys))
+    }
+
+    /// A farm file of its DUT, with further keys of it.
+    pub fn farm(&self, keys: &str) -> String {
         let outlet = self.path("outlet").display().to_string();
-        let farm = format!(
+        format!(
             "name: bench
 network: {{interface: {{name: {LINK}, address: {GATEWAY}/24}}}}
 duts:
@@ -89,9 +94,13 @@ duts:
         console: {{tcp: {{host: 127.0.0.1, port: {}}}}}
 ",
             self.console.port()
-        );
+        )
+    }
+
+    /// The server of a farm file, in here.
+    pub fn start_farm(&self, farm: &str) -> Bench {
         let surroundings = Surroundings { lab: Some(Arc::clone(&self.lab)), ..Surroundings::default() };
-        Bench::start_with(WHARF, &farm, surroundings)
+        Bench::start_with(WHARF, farm, surroundings)
     }
 
     fn path(&self, name: &str) -> PathBuf {
