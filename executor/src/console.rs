@@ -36,12 +36,9 @@ mod store;
 mod tail;
 
 pub use desk::{Discovery, Heard, Owner};
-pub use hub::Hub;
-#[allow(unused_imports, reason = "for those who serve consoles and discover machines")]
-pub use hub::{TypeError, Writer};
+pub use hub::{Hub, TypeError, Writer};
 pub use log::{Extent, Since, State};
 pub use reader::{Piece, Reader};
-#[allow(unused_imports, reason = "for those who serve consoles and discover machines")]
 pub use salad::Word;
 pub use serve::{Ports, Protocol};
 pub use session::{Place, Session};

@@ -59,6 +59,8 @@ pub(super) struct Machines {
     /// The units and consoles that several machines name.
     hardware: Mutex<Arc<Hardware>>,
     consoles: Arc<Consoles>,
+    /// Consoles of the farm file that no machine has.
+    watched: Mutex<BTreeSet<String>>,
     gateway: Arc<Gateway>,
     listeners: Weak<Listeners>,
     /// Where virtual machines keep their sockets.
@@ -83,8 +85,9 @@ impl Machines {
         let (listeners, duts) = (Arc::downgrade(listeners), Mutex::default());
         let tasks = tokio::runtime::Handle::current();
         let hosts = Hosts::new(config.clone());
+        let watched = Mutex::default();
         let machines =
-            Machines { config, network, hardware, consoles, gateway, listeners, runtime, tasks, duts, hosts };
+            Machines { config, network, hardware, consoles, watched, gateway, listeners, runtime, tasks, duts, hosts };
         for dut in &machines.config.get().duts {
             machines.set_up(dut)?;
         }
@@ -154,12 +157,13 @@ impl Machines {
     fn watch_free_lines(&self) {
         let hardware = self.hardware();
         let of_machines: BTreeSet<_> = self.all().iter().map(|dut| dut.console.name().to_owned()).collect();
-        for hub in self.consoles.all() {
-            if !of_machines.contains(hub.name()) && hardware.console(hub.name()).is_none() {
-                self.consoles.close(hub.name(), "the farm file no longer has it");
-            }
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        for gone in watched.iter().filter(|name| !of_machines.contains(*name) && hardware.console(name).is_none()) {
+            self.consoles.close(gone, "the farm file no longer has it");
         }
+        watched.clear();
         for (name, driver) in hardware.consoles().filter(|(name, _)| !of_machines.contains(*name)) {
+            watched.insert(name.clone());
             if let Err(error) = self.consoles.open(name, Arc::clone(driver), None) {
                 tracing::error!(console = name, %error, "nobody listens to the console: its log cannot be kept");
             }
