@@ -14,15 +14,16 @@ use crate::farm::{DiscoveryOutcome, OutletView};
 
 /// Arguments of `wharf dut discover`.
 #[derive(clap::Args)]
+#[command(group = clap::ArgGroup::new("which").args(["outlet", "all"]))]
 pub struct Arguments {
     /// The power unit that the machine is on; without it, somebody switches the machine on
-    #[arg(long, requires = "outlet")]
+    #[arg(long, requires = "which")]
     pdu: Option<String>,
     /// Its outlet there
     #[arg(long, requires = "pdu")]
     outlet: Option<String>,
     /// Try every outlet that no machine is on, one after the other; with --pdu those of one unit
-    #[arg(long, conflicts_with = "outlet")]
+    #[arg(long)]
     all: bool,
     /// How long a machine may take to ask for something to boot
     #[arg(long, value_name = "TIME", default_value = "150s", value_parser = seconds)]

@@ -84,8 +84,9 @@ impl Discovery {
         lock(&self.file).clone()
     }
 
-    /// The farm goes by this file from now on, and these machines are not in it.
-    pub(super) fn goes_by(&self, file: FarmConfig, aside: Vec<SetAside>) {
+    /// The farm goes by this file from now on, `merged` with the inventory, and these machines are not in it.
+    pub(super) fn goes_by(&self, file: FarmConfig, merged: &FarmConfig, aside: Vec<SetAside>) {
+        self.strangers.make_room(&merged.duts.iter().map(|dut| dut.address).collect());
         for SetAside { entry, why, .. } in &aside {
             tracing::warn!(dut = entry.full_name, why, "a registered machine is not in the farm");
         }

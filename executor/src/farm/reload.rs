@@ -186,7 +186,7 @@ impl Farm {
             return Err(ReloadError::Failed(error.to_string()));
         }
         self.machines.follow(&config);
-        self.discovery.goes_by(file, aside);
+        self.discovery.goes_by(file, &config, aside);
         let mut changes = changes(&before, &config);
         self.name_holders(&before, &mut changes).await;
         changes.iter().for_each(|change| tracing::info!(%change, "the farm file was read again"));

@@ -95,7 +95,7 @@ impl Farm {
         let discovery = Discovery::open(&config, Arc::clone(&strangers))?;
         let (mut merged, aside) = discovery.inventory.merged(config.clone());
         std::mem::swap(&mut config, &mut merged);
-        discovery.goes_by(merged, aside);
+        discovery.goes_by(merged, &config, aside);
         let network = Network::of(&config)?;
         let gateway = Arc::new(Gateway::start(network.gateway_config(&config, &listeners, &strangers)?).await?);
         let addresses = gateway.addresses();

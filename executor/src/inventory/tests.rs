@@ -1,3 +1,5 @@
+//! What the inventory keeps, merges and refuses.
+
 use super::*;
 
 const FARM: &str = "name: lab\nnetwork: {interface: {name: eth1, address: 10.77.0.1/24}}\n\

@@ -8,7 +8,7 @@
 //! Called between two datagrams, so that the namespace is there before the machine reads its first byte. A machine that registered, or
 //! whose address somebody else has now, loses its namespace.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -123,6 +123,12 @@ impl Strangers {
         let forgotten = self.lock().known.remove(&mac);
         // Its namespace goes with nothing locked.
         drop(forgotten);
+    }
+
+    /// These addresses belong to machines of the farm now: whoever had one of them gets another, and a namespace there.
+    pub(in crate::farm) fn make_room(&self, taken: &BTreeSet<Ipv4Addr>) {
+        let mut inner = self.lock();
+        inner.known.retain(|_, stranger| !taken.contains(&stranger.address));
     }
 
     /// What a stranger has read.
