@@ -101,6 +101,7 @@ fn farm(consoles: &[SocketAddr]) -> String {
 network: {{interface: {{name: {LINK}, address: {GATEWAY}/24}}}}
 pdus:
   - name: rack
+    min_off_time: 0.1 s
     snmp: {{host: 127.0.0.1, preset: apc_masterswitch, version: 3, security_username: wharf, auth_protocol: SHA,
             auth_password: maple sugar, privacy_protocol: AES, privacy_password: lemon curd}}
   - {{name: virtual, vpdu: {{host: '127.0.0.1:9191'}}}}

@@ -115,6 +115,11 @@ impl Pdu for VirtualPdu {
         .boxed()
     }
 
+    /// Virtual machines lose their power at once; CI-tron waits as long.
+    fn off_time(&self) -> Duration {
+        Duration::from_millis(100)
+    }
+
     fn outlets(&self) -> BoxFuture<'_, Result<Option<Vec<OutletInfo>>, PowerError>> {
         async move {
             let names = self.names().await.map_err(|what| PowerError::of(&Outlet("all".into()), what))?;
