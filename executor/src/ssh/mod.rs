@@ -16,6 +16,7 @@ use russh::keys::{Algorithm, HashAlg, PrivateKey, PrivateKeyWithHashAlg, PublicK
 
 pub mod command;
 pub mod files;
+pub mod line;
 
 /// Connecting and logging in, together: a host that swaps answers within some seconds, one that is down never.
 const OPEN_TIME: Duration = Duration::from_secs(20);

@@ -66,6 +66,11 @@ fn qcow2_images_are_refused_or_read_the_same_in_parts() {
 }
 
 #[test]
+fn telnet_s_two_ends_agree_and_a_console_s_bytes_come_out_as_they_went_in() {
+    run("telnet");
+}
+
+#[test]
 fn tftp_datagrams_are_packets_or_sentences() {
     run("tftp_packet");
 }

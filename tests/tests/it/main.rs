@@ -8,6 +8,7 @@
 //! | `bad_input` | what kills other servers is answered by ours, which serves on |
 //! | `boots` | QEMU machines boot by every firmware, reboot, hang, are cancelled, are typed at |
 //! | `console` | consoles are heard and kept whoever holds the machine, and typed on by its lease alone |
+//! | `console_drivers` | other people's servers and boards are reached by every driver, and leased consoles by other people's programs |
 //! | `demo` | one command boots a machine and ends with its verdict |
 //! | `discover` | a machine that nobody declared is powered, boots, registers and runs jobs; and says nothing for others |
 //! | `disks` | a job's disks are made, named, attached by its DUT alone, and gone with its power |
@@ -54,6 +55,7 @@ mod attacks;
 mod bad_input;
 mod boots;
 mod console;
+mod console_drivers;
 mod demo;
 mod discover;
 mod disks;

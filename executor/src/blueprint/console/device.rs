@@ -6,15 +6,41 @@
 //! ```
 //! What nobody has read when a device goes away is the kernel's to drop, and it does: so it is read at once, whoever waits for it.
 
+use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
+use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// A new pseudo terminal: the near end, the far end, and the far end's path. Its bytes as they are; no child inherits it.
+pub(super) fn pair() -> io::Result<(OwnedFd, OwnedFd, PathBuf)> {
+    let near = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC)?;
+    grantpt(&near)?;
+    unlockpt(&near)?;
+    let path = PathBuf::from(ptsname_r(&near)?);
+    let far = open(&path)?;
+    Ok((OwnedFd::from(near), far, path))
+}
+
+/// Opens a terminal. Its bytes as they are: no echo, no lines, no signals.
+pub(super) fn open(path: &Path) -> io::Result<OwnedFd> {
+    let flags = (OFlag::O_NOCTTY | OFlag::O_NONBLOCK).bits();
+    let file: OwnedFd = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)?.into();
+    let mut settings =
+        tcgetattr(&file).map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "it is no terminal"))?;
+    cfmakeraw(&mut settings);
+    tcsetattr(&file, SetArg::TCSANOW, &settings)?;
+    Ok(file)
+}
 
 /// An open terminal device.
 pub(super) struct Device(AsyncFd<OwnedFd>);

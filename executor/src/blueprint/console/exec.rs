@@ -20,9 +20,10 @@ use nix::unistd::Pid;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
-use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::process::{Child, ChildStdin, Command};
 use tokio::time::timeout;
 
+use super::device::{Device, pair};
 use super::stream::{Claim, Claims, Served};
 use super::{Console, ConsoleStream};
 use crate::blueprint::driver::{self, Mistake};
@@ -69,24 +70,46 @@ impl Console for ExecConsole {
             let (program, words) = self.command.split_first().expect("it was checked that a program is named");
             let mut command = Command::new(program);
             command.args(words);
-            Ok(Box::new(serve(name, command, claim)?) as Box<dyn ConsoleStream>)
+            Ok(Box::new(serve(name, command, Output::Pipe, claim)?) as Box<dyn ConsoleStream>)
         }
         .boxed()
     }
 }
 
+/// What a command takes for its standard output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Output {
+    /// A pipe.
+    Pipe,
+    /// A terminal, for programs that keep back what they print to a pipe.
+    Terminal,
+}
+
 /// Starts a command whose standard input and output are the console.
-pub(super) fn serve(name: String, mut command: Command, claim: Claim) -> io::Result<Served> {
+pub(super) fn serve(name: String, mut command: Command, output: Output, claim: Claim) -> io::Result<Served> {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut terminal = None;
+    if output == Output::Terminal {
+        let (near, far, _) = pair()?;
+        command.stdout(far);
+        terminal = Some(Device::new(near)?);
+    }
     // A group of its own, so that what it started ends with it.
     command.process_group(0).kill_on_drop(true);
     // SAFETY: between fork and exec only prctl(2) is called. The thread that it is bound to is one of the runtime's, which live as long
     // as the process.
     unsafe { command.pre_exec(|| set_pdeathsig(Signal::SIGKILL).map_err(Into::into)) };
-    let child =
+    let mut child =
         command.spawn().map_err(|error| io::Error::new(error.kind(), format!("{name} cannot be started: {error}")))?;
+    // It has the terminal's other end as well, and would keep it open.
+    drop(command);
+    let said: Box<dyn AsyncRead + Send + Unpin> = match (terminal, child.stdout.take()) {
+        (Some(terminal), _) => Box::new(terminal),
+        (None, Some(pipe)) => Box::new(pipe),
+        (None, None) => Box::new(tokio::io::empty()),
+    };
     let group = Group::of(child);
-    Ok(Served::spawn(name, claim, |console| group.serve(console)))
+    Ok(Served::spawn(name, claim, |console| group.serve(said, console)))
 }
 
 /// A command and what it started: killed when dropped.
@@ -102,9 +125,9 @@ impl Group {
     }
 
     /// Until it ends, or nobody reads it any more.
-    async fn serve(mut self, console: DuplexStream) -> io::Error {
-        let pipes = (self.child.stdin.take(), self.child.stdout.take(), self.child.stderr.take());
-        let (Some(stdin), Some(stdout), Some(stderr)) = pipes else { return io::Error::other("it has no pipes") };
+    async fn serve(mut self, stdout: impl AsyncRead + Unpin, console: DuplexStream) -> io::Error {
+        let pipes = (self.child.stdin.take(), self.child.stderr.take());
+        let (Some(stdin), Some(stderr)) = pipes else { return io::Error::other("it has no pipes") };
         let (typed, said) = tokio::io::split(console);
         let mut errors = Vec::new();
         {
@@ -140,7 +163,7 @@ impl Drop for Group {
     }
 }
 
-async fn print(mut stdout: ChildStdout, mut said: impl AsyncWrite + Unpin) {
+async fn print(mut stdout: impl AsyncRead + Unpin, mut said: impl AsyncWrite + Unpin) {
     let mut chunk = [0; CHUNK_BYTES];
     while let Ok(length @ 1..) = stdout.read(&mut chunk).await {
         if said.write_all(&chunk[..length]).await.is_err() {

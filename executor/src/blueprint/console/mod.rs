@@ -7,6 +7,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 mod device;
 pub mod exec;
+pub mod ipmi_sol;
 pub mod lines;
 pub mod nvt;
 pub mod pty;
@@ -14,6 +15,7 @@ pub mod qemu;
 pub mod rfc2217;
 pub mod serial;
 pub mod simulated;
+pub mod ssh;
 mod stream;
 pub mod tcp;
 pub mod telnet;
@@ -27,8 +29,10 @@ use super::driver::Driver;
 /// Every way to reach a console that a farm file can name.
 pub const DRIVERS: &[Driver<dyn Console>] = &[
     Driver::of::<exec::Keys>("exec"),
+    Driver::of::<ipmi_sol::Keys>("ipmi-sol"),
     Driver::of::<pty::Keys>("pty"),
     Driver::of::<rfc2217::Keys>("rfc2217"),
+    Driver::of::<ssh::Keys>("ssh"),
     Driver::of::<tcp::Keys>("tcp"),
     Driver::of::<telnet::Keys>("telnet"),
     Driver::of::<tty::Keys>("tty"),

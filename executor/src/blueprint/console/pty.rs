@@ -5,22 +5,17 @@
 //!  link: /run/wharf/board  ─► a new pair; the link leads to its far end, where the DUT's program opens it, as often as it likes
 //! ```
 
-use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use nix::fcntl::OFlag;
-use nix::pty::openpty;
-use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::device::Device;
+use super::device::{Device, open, pair};
 use super::stream::{Claims, Held, named};
 use super::{Console, ConsoleStream};
 use crate::blueprint::driver::{self, Mistake};
@@ -88,20 +83,6 @@ impl Console for PtyConsole {
     }
 }
 
-/// Its bytes as they are: no echo, no lines, no signals.
-fn open(path: &Path) -> io::Result<OwnedFd> {
-    let flags = (OFlag::O_NOCTTY | OFlag::O_NONBLOCK).bits();
-    let file: OwnedFd = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)?.into();
-    make_raw(&file).map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "it is no terminal"))?;
-    Ok(file)
-}
-
-fn make_raw(file: &OwnedFd) -> nix::Result<()> {
-    let mut settings = tcgetattr(file)?;
-    cfmakeraw(&mut settings);
-    tcsetattr(file, SetArg::TCSANOW, &settings)
-}
-
 /// A pair of ours, with the link to its far end. The far end is held open here, too: otherwise each program that closes it would be an end.
 struct Made {
     near: OwnedFd,
@@ -111,15 +92,13 @@ struct Made {
 
 impl Made {
     fn new(link: &Path) -> io::Result<Made> {
-        let pair = openpty(None, None)?;
-        make_raw(&pair.slave)?;
-        let far = nix::unistd::ttyname(&pair.slave)?;
+        let (near, far, path) = pair()?;
         // What a killed server left leads to nothing, or to somebody else's terminal; what is no link is not ours.
         if link.symlink_metadata().is_ok_and(|link| link.file_type().is_symlink()) {
             std::fs::remove_file(link)?;
         }
-        std::os::unix::fs::symlink(far, link)?;
-        Ok(Made { near: pair.master, _far: pair.slave, link: link.to_owned() })
+        std::os::unix::fs::symlink(path, link)?;
+        Ok(Made { near, _far: far, link: link.to_owned() })
     }
 }
 
@@ -141,11 +120,11 @@ mod tests {
     async fn a_terminal_of_somebody_else_s_ends_with_its_maker() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tty");
-        let pair = openpty(None, None).unwrap();
-        std::os::unix::fs::symlink(nix::unistd::ttyname(&pair.slave).unwrap(), &path).unwrap();
+        let (near, far, device) = pair().unwrap();
+        std::os::unix::fs::symlink(device, &path).unwrap();
         let console = PtyConsole { which: Which::Path(path.clone()), claims: Claims::default() };
         let mut stream = console.open().await.unwrap();
-        let mut maker = std::fs::File::from(pair.master);
+        let mut maker = std::fs::File::from(near);
         maker.write_all(b"login:\r\n\0\xff").unwrap();
         let mut heard = [0; 10];
         stream.read_exact(&mut heard).await.unwrap();
@@ -154,7 +133,7 @@ mod tests {
         let mut typed = [0; 6];
         maker.read_exact(&mut typed).unwrap();
         assert_eq!(&typed, b"root\r\x03");
-        drop((maker, pair.slave));
+        drop((maker, far));
         let why = stream.read_u8().await.unwrap_err().to_string();
         assert!(why.contains(": the device went away"), "{why}");
     }

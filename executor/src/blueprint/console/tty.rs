@@ -258,9 +258,9 @@ mod tests {
     use std::fs::File;
     use std::io::{Read, Write};
 
-    use nix::pty::openpty;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+    use super::super::device::pair;
     use super::*;
 
     /// A line whose far end is the test's, at a path that stays when it is plugged in again.
@@ -278,11 +278,10 @@ mod tests {
         }
 
         fn plug(&mut self) {
-            let pair = openpty(None, None).unwrap();
-            let near = nix::unistd::ttyname(&pair.slave).unwrap();
+            let (far, near, device) = pair().unwrap();
             let _ = std::fs::remove_file(self.path());
-            std::os::unix::fs::symlink(near, self.path()).unwrap();
-            (self.far, self.near) = (Some(pair.master.into()), Some(pair.slave.into()));
+            std::os::unix::fs::symlink(device, self.path()).unwrap();
+            (self.far, self.near) = (Some(far.into()), Some(near.into()));
         }
 
         fn unplug(&mut self) {

@@ -9,6 +9,7 @@ mod nbd_export;
 mod nbd_handshake;
 mod pattern;
 mod qcow2;
+mod telnet;
 mod tftp_packet;
 mod tftp_transfer;
 
@@ -25,6 +26,7 @@ pub(crate) const TARGETS: &[Target] = &[
     Target { name: "nbd_handshake", run: nbd_handshake::run, seeds: nbd_handshake::seeds, runs: 10_000 },
     Target { name: "pattern", run: pattern::run, seeds: pattern::seeds, runs: 1_000 },
     Target { name: "qcow2", run: qcow2::run, seeds: qcow2::seeds, runs: 500 },
+    Target { name: "telnet", run: telnet::run, seeds: telnet::seeds, runs: 5_000 },
     Target { name: "tftp_packet", run: tftp_packet::run, seeds: tftp_packet::seeds, runs: 20_000 },
     Target { name: "tftp_transfer", run: tftp_transfer::run, seeds: tftp_transfer::seeds, runs: 2_000 },
 ];
