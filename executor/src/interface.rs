@@ -2,10 +2,14 @@
 //! refuses by itself.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::blueprint::power::{PowerError, PowerState};
 use crate::lease::Pass;
 use crate::outlets::Switch;
+
+/// Nobody wonders about a shorter wait.
+const WORTH_A_LINE: Duration = Duration::from_secs(2);
 
 /// The outlet of a leased DUT: switch and read back.
 #[derive(Clone)]
@@ -25,7 +29,7 @@ impl Power {
     pub async fn set(&self, state: PowerState) -> Result<(), PowerError> {
         match state {
             // Not yet under the pass: a lease that ends meanwhile need not wait for the off-time to pass.
-            PowerState::On => self.switch.stay_off().await?,
+            PowerState::On => self.switch.stay_off().await,
             PowerState::Off => return self.off(self.switch.set(PowerState::Off)).await,
         }
         let _in_flight = self.pass.enter().await.map_err(|revoked| self.refused(&revoked))?;
@@ -42,6 +46,12 @@ impl Power {
         switched.await?;
         (self.went_off)();
         Ok(())
+    }
+
+    /// How long it will stay off before it goes on, in a sentence; `None` when that is not worth one.
+    pub fn waits(&self) -> Option<String> {
+        let left = self.switch.time_left();
+        (left >= WORTH_A_LINE).then(|| format!("The DUT stays without power for {:.0} s more", left.as_secs_f64()))
     }
 
     /// Reads the outlet.

@@ -147,11 +147,14 @@ impl Switch {
         }
         let turn = self.slot.take_turn();
         self.keep(move |kept| kept.wish = Some(wish)).await;
-        if state == PowerState::On {
-            tokio::select! {
-                stayed = self.stay_off() => stayed?,
+        match state {
+            PowerState::On => tokio::select! {
+                () = self.stay_off() => {}
                 () = turn.is_over() => return Err(self.overtaken()),
-            }
+            },
+            // Whoever was away does not know whether it was off all the time: its off-time begins when it goes off.
+            PowerState::Off if self.seen().is_none() && !self.off_time().is_zero() => drop(self.state().await),
+            PowerState::Off => {}
         }
         let (tries, begun) = (self.unit.policy.tries, Instant::now());
         for set in 1.. {
@@ -202,22 +205,27 @@ impl Switch {
     }
 
     /// Until its off-time is over; at once when it is on.
-    pub async fn stay_off(&self) -> Result<(), PowerError> {
-        let off_time = self.off_time();
-        if off_time.is_zero() {
-            return Ok(());
+    pub async fn stay_off(&self) {
+        if self.off_time().is_zero() {
+            return;
         }
         if self.seen().is_none() {
-            self.state().await?;
+            // A unit that does not know it yet is told what to do, and asked again.
+            let _ = self.state().await;
         }
         loop {
-            let off_since = self.slot.lock().off_since.clone();
-            let left = off_since.map_or(Duration::ZERO, |since| policy::left_of(off_time, &since, &now()));
+            let left = self.time_left();
             if left.is_zero() {
-                return Ok(());
+                return;
             }
             sleep(left).await;
         }
+    }
+
+    /// What is left of its off-time, as far as is known.
+    pub fn time_left(&self) -> Duration {
+        let (off_time, off_since) = (self.off_time(), self.slot.lock().off_since.clone());
+        off_since.map_or(Duration::ZERO, |since| policy::left_of(off_time, &since, &now()))
     }
 
     /// What it should do, as the last command had it: the one of an earlier process, too.

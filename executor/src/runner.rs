@@ -25,7 +25,7 @@ use tokio::time::{sleep, timeout};
 use crate::blueprint::console::ConsoleStream;
 use crate::blueprint::power::PowerState;
 use crate::interface::Power;
-use crate::job_log::{Incomplete, JobLog};
+use crate::job_log::{Incomplete, JobEvent, JobLog, Severity};
 use crate::journal::Recorded;
 use crate::session::{Action, Event, Which};
 use crate::verdict::{Cause, Status, Verdict};
@@ -150,9 +150,13 @@ pub async fn run(mut session: Recorded, ring: Ring) -> Verdict {
                     handing.take().iter().for_each(AbortHandle::abort);
                     drop(tasks.spawn(cut_power(Arc::clone(&power), hear_all())));
                 }
-                Action::BootWith { deployment, boot } => {
-                    drop(tasks.spawn(begin_boot(publish.clone(), deployment, boot, Arc::clone(&power))))
-                }
+                Action::BootWith { deployment, boot } => drop(tasks.spawn(begin_boot(
+                    publish.clone(),
+                    deployment,
+                    boot,
+                    Arc::clone(&power),
+                    Arc::clone(&log),
+                ))),
                 Action::HandOver { deployment, boot } => {
                     let begun = hand_over(deployment, boot).map(|giving| tasks.spawn(giving.map(Done::Event)));
                     handing = begun;
@@ -228,11 +232,21 @@ async fn cut_power(power: Arc<Mutex<Power>>, hear_all: BoxFuture<'static, ()>) -
     })
 }
 
-async fn begin_boot(publish: Publish, deployment: Which, boot: u32, power: Arc<Mutex<Power>>) -> Done {
+async fn begin_boot(
+    publish: Publish,
+    deployment: Which,
+    boot: u32,
+    power: Arc<Mutex<Power>>,
+    log: Arc<JobLog>,
+) -> Done {
     if let Err(reason) = publish(deployment, boot) {
         return Done::Event(Event::FarmFailed { reason });
     }
-    Done::Event(match power.lock().await.set(PowerState::On).await {
+    let power = power.lock().await;
+    if let Some(text) = power.waits() {
+        log.append(JobEvent::Note { text, severity: Severity::Info });
+    }
+    Done::Event(match power.set(PowerState::On).await {
         Ok(()) => Event::PowerIsOn,
         Err(error) => Event::PowerFailed { reason: error.to_string() },
     })

@@ -104,7 +104,7 @@ impl Board {
     pub fn unit(&self) -> String {
         let outlet = self.folder.path().join("outlet").display().to_string();
         let call = |word: &str| format!("[sh, '{outlet}', '{word}', '{{outlet}}']");
-        format!("exec: {{on: {}, off: {}, state: {}}}", call("on"), call("off"), call("state"))
+        format!("min_off_time: 0 s, exec: {{on: {}, off: {}, state: {}}}", call("on"), call("off"), call("state"))
     }
 
     /// The port of its serial line, on the lab's loopback.

@@ -290,6 +290,7 @@ mod tests {
             "/api/v1/leases/{id}/boot",
             "/api/v1/leases/{id}/command",
             "/api/v1/leases/{id}/console",
+            "/api/v1/leases/{id}/console/serve",
             "/api/v1/leases/{id}/events",
             "/api/v1/leases/{id}/file",
             "/api/v1/leases/{id}/log",

@@ -565,6 +565,9 @@ impl Hold {
         let _ = tokio::time::timeout(LISTEN_TIME, self.heard.subscribe().wait_for(|heard| *heard)).await;
         // Limits on artifacts count per boot.
         dut.boot.begin_boot().map_err(LeaseError::Failed)?;
+        if let Some(text) = power.waits() {
+            self.note(Severity::Info, text);
+        }
         power.set(PowerState::On).await.map_err(failed)?;
         self.note(Severity::Info, "The DUT has power");
         Ok(PowerState::On)

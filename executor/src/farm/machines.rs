@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt, ready};
 use gateway::Gateway;
@@ -375,6 +376,12 @@ impl Dut {
         self.outlet.set(PowerState::Off).await?;
         self.gateway.drop_connections(self.address()).await;
         Ok(())
+    }
+
+    /// What is said of its outlet when nobody waits for it any more.
+    pub(super) fn no_answer(&self, time: Duration) -> PowerError {
+        let reason = format!("its unit, {}, did not do it within {} s", self.outlet.unit().name, time.as_secs());
+        PowerError { outlet: self.outlet.outlet().0.clone(), reason }
     }
 
     /// Reads the outlet of a DUT that is held: its lease's tear-down may be done already, and nobody else would look.

@@ -36,6 +36,10 @@ const DISKS: &str = "disks";
 /// ready while the farm already serves.
 const READY_TIME: Duration = Duration::from_secs(5);
 
+/// How long the start waits for outlets to go off: one call that gets no answer. Behind a unit that is dead all of its machines wait for
+/// each other, and the farm for none of them.
+const SWITCH_OFF_TIME: Duration = Duration::from_secs(50);
+
 /// Why a farm could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -192,7 +196,8 @@ impl Farm {
     async fn switch_off_what_nobody_holds(&self, leases: &Snapshot) {
         let held = held_duts(leases);
         let switch = |dut: Arc<Dut>| async move {
-            if let Err(error) = dut.switch_off().await {
+            let switched = tokio::time::timeout(SWITCH_OFF_TIME, dut.switch_off()).await;
+            if let Err(error) = switched.unwrap_or_else(|_| Err(dut.no_answer(SWITCH_OFF_TIME))) {
                 tracing::error!(dut = dut.config.full_name, %error, "cannot switch the DUT off at the start");
                 let why = format!("it could not be switched off when the farm started: {error}");
                 self.hold_back(&dut.config.id, Some(why)).await;

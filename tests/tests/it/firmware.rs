@@ -47,7 +47,7 @@ fn farm(lab: &Arc<Lab>, board: &Board, of_the_dut: &str, of_the_farm: &str) -> B
         "name: firmware
 network: {{interface: {{name: {LINK}, address: {GATEWAY}/24}}}}
 {of_the_farm}duts:
-  - {{id: board, mac: '{MAC}', address: 10.88.0.15, machine: {machine}, {of_the_dut}}}
+  - {{id: board, mac: '{MAC}', address: 10.88.0.15, off_time: 0 s, machine: {machine}, {of_the_dut}}}
 "
     );
     Bench::start_with(WHARF, &farm, Surroundings { lab: Some(Arc::clone(lab)), ..Surroundings::default() })

@@ -1,10 +1,15 @@
 //! What holds for every outlet, tried with a unit that is a script: off-times and cycles over kills, units that fail or lie, outlets that
-//! are reserved, two machines on one unit.
+//! are reserved, two machines on one unit; and with a plug that measures.
 
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
 
 use serde_json::Value;
-use tests::bench::Bench;
+use tests::bench::{Bench, Surroundings, until};
 use tests::rack::{PATIENCE, Rack, power, take};
 
 use crate::farms::WHARF;
@@ -49,6 +54,7 @@ fn time_off(rack: &Rack, outlet: &str) -> f64 {
 #[test]
 fn an_off_time_is_counted_from_the_last_off_though_the_server_is_killed_in_it() {
     let Some(rack) = Rack::new() else { return };
+    rack.switch_by_hand("7", "on");
     let bench = rack.start(WHARF, &["7"], SLOW, "");
     let lease = take(&bench, "lab-dut-1");
     assert_eq!(power(&bench, &lease, "on").status, 200);
@@ -120,13 +126,13 @@ fn a_unit_that_fails_is_asked_again_and_one_that_lies_is_told() {
     assert_eq!(rack.verbs("3"), ["off", "on", "on"]);
     // A poll that succeeds shows it well again.
     let is_well = || bench.get("/api/v1/pdus").json()["pdus"]["rack"]["state"] == "OK";
-    tests::bench::until(PATIENCE, || Some(()).filter(|()| is_well())).expect("it answers again");
+    until(PATIENCE, || Some(()).filter(|()| is_well())).expect("it answers again");
     for file in ["fail-2", "stuck-3"] {
         std::fs::remove_file(rack.path(file)).unwrap();
     }
     rack.switch_by_hand("1", "off");
     let is_told = || bench.errors().contains("somebody else switched the outlet off");
-    tests::bench::until(PATIENCE, || Some(()).filter(|()| is_told())).expect("the log says who it was not");
+    until(PATIENCE, || Some(()).filter(|()| is_told())).expect("the log says who it was not");
     assert_eq!(port(&bench, "1")["state"], "OFF");
 }
 
@@ -158,4 +164,90 @@ fn an_admin_switches_and_reserves_what_no_machine_in_service_has() {
     let wish = br#"{"min_off_time": 1.5}"#;
     let answer = bench.ask("PATCH", "/api/v1/pdu/rack/port/9", "Content-Type: application/json\r\n", wish);
     assert_eq!((answer.status, &answer.json()["min_off_time"]), (200, &Value::from(1.5)));
+}
+
+/// A plug with a meter and a machine that says what it should once it has power. Every reading is 0.01 Wh, 36 J, more than the one before.
+fn serve_plug_and_console(plug: TcpListener, console: TcpListener) {
+    let (on, readings) = (AtomicBool::new(false), AtomicU32::new(0));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for stream in console.incoming() {
+                let mut stream = stream.unwrap();
+                while !on.load(Ordering::SeqCst) {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                let _ = stream.write_all(b"all is good\nthe end\n");
+                // Until it is closed from the other side.
+                let _ = stream.read(&mut [0]);
+            }
+        });
+        for stream in plug.incoming() {
+            let mut reader = BufReader::new(stream.unwrap());
+            let mut line = String::new();
+            let _ = reader.read_line(&mut line);
+            let mut head = line.clone();
+            while !matches!(head.as_str(), "\r\n" | "") {
+                head.clear();
+                let _ = reader.read_line(&mut head);
+            }
+            let answer = match line.split(' ').nth(1) {
+                Some(path @ ("/on" | "/off")) => {
+                    on.store(path == "/on", Ordering::SeqCst);
+                    "done".to_owned()
+                }
+                Some("/state") => format!("it is {}", if on.load(Ordering::SeqCst) { "on" } else { "off" }),
+                _ => {
+                    let hours = f64::from(readings.fetch_add(1, Ordering::SeqCst)) / 100.0;
+                    format!(r#"{{"watts": 12.5, "hours": {hours}}}"#)
+                }
+            };
+            let head = format!("HTTP/1.0 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", answer.len());
+            let _ = reader.get_mut().write_all(format!("{head}{answer}").as_bytes());
+        }
+    });
+}
+
+#[test]
+fn what_the_outlet_measured_is_in_the_evidence_of_the_job() {
+    let Some(rack) = Rack::new() else { return };
+    let listen = || rack.lab.inside(|| TcpListener::bind("127.0.0.1:0")).unwrap();
+    let (plug, console) = (listen(), listen());
+    let (url, port) = (format!("http://{}", plug.local_addr().unwrap()), console.local_addr().unwrap().port());
+    std::thread::spawn(move || serve_plug_and_console(plug, console));
+    let farm = format!(
+        "name: lab
+network: {{interface: {{name: wharf0, address: 10.89.0.1/24}}}}
+duts:
+  - mac: 52:54:00:89:00:01
+    address: 10.89.0.11
+    off_time: 0 s
+    machine:
+      hardware:
+        console: {{tcp: {{host: 127.0.0.1, port: {port}}}}}
+        power:
+          http:
+            on: {{url: '{url}/on'}}
+            off: {{url: '{url}/off'}}
+            state: {{url: '{url}/state', 'on': it is on, 'off': it is off}}
+            meter: {{url: '{url}/meter', watts: /watts, watt_hours: /hours}}
+"
+    );
+    let surroundings = Surroundings { lab: Some(Arc::clone(&rack.lab)), ..Surroundings::default() };
+    let bench = Bench::start_with(WHARF, &farm, surroundings);
+    let unit = || bench.get("/api/v1/pdus").json()["pdus"]["lab-dut-1"]["ports"]["lab-dut-1"].clone();
+    until(PATIENCE, || Some(()).filter(|()| unit()["instant_power"] == 12.5)).expect("it is polled");
+    let job = "version: 1
+target: {tags: []}
+timeouts: {overall: {minutes: 4}}
+console_patterns:
+  session_end: {regex: '^the end$'}
+  job_success: {regex: '^all is good$'}
+deployment: {start: {}}
+";
+    let ended = bench.run(job);
+    ended.expect("PASS", "test");
+    let measured = ended.of_kind("energy_measured");
+    assert!(measured[0]["joules"].as_f64().is_some_and(|joules| joules >= 35.9), "{ended}");
+    let told = |line: &String| line.starts_with("Its outlet measured ");
+    assert_eq!(ended.evidence.iter().filter(|line| told(line)).count(), 1, "{ended}");
 }
