@@ -203,9 +203,10 @@ impl SnmpPdu {
         for (column, amount) in [(&self.table.power, &mut reading.watts), (&self.table.energy, &mut reading.joules)] {
             let Some((column, unit)) = column else { continue };
             let read = self.agent.get(&column.row(&number)).await.map_err(|what| PowerError::of(outlet, what))?;
-            // A meter that has nothing to say is -1 in these trees.
+            // A meter that has nothing to say is -1 in these trees, which as a gauge is the largest.
             #[allow(clippy::cast_precision_loss, reason = "watts and watt-hours are far from 2^53")]
-            let measured = read.filter(|value| *value >= 0).map(|value| value as f64 * unit);
+            let measured =
+                read.filter(|value| (0..i64::from(u32::MAX)).contains(value)).map(|value| value as f64 * unit);
             *amount = measured;
         }
         Ok(Some(reading).filter(|reading| *reading != Reading::default()))
