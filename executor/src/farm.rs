@@ -31,6 +31,7 @@ use crate::session::Event;
 use crate::verdict::{Cause, Status, Verdict};
 use crate::virtual_dut::qemu::RuntimeFolder;
 
+mod announced;
 mod boot_namespace;
 mod carry;
 mod contents;
@@ -61,6 +62,7 @@ mod texts;
 mod values;
 mod wants;
 
+use announced::Announcements;
 pub use current::Current;
 pub use discovery::{
     AddDut, AddError, DiscoverAsk, DiscoverError, DiscoveryOutcome, DiscoveryRecord, Found, OutletView,
@@ -97,6 +99,7 @@ pub struct Farm {
     reloading: tokio::sync::Mutex<()>,
     planner: Planner,
     machines: Arc<Machines>,
+    announcements: Arc<Announcements>,
     consoles: Arc<Consoles>,
     keeper: Keeper,
     gateway: Arc<Gateway>,

@@ -22,7 +22,7 @@ use futures_util::future::FutureExt;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-use crate::blueprint::power::{Outlet, PowerError, PowerState, Reading};
+use crate::blueprint::power::{CALL_TIME, Outlet, PowerError, PowerState, Reading};
 
 pub mod policy;
 pub mod store;
@@ -163,7 +163,7 @@ impl Switch {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
             };
-            if set >= tries.sets || begun.elapsed() > unit::CALL_TIME || !turn.is_mine() {
+            if set >= tries.sets || begun.elapsed() > CALL_TIME || !turn.is_mine() {
                 return Err(error);
             }
             tracing::warn!(unit = self.unit.name, %error, "the outlet is told once more");

@@ -11,6 +11,7 @@
 //!                                           ├─► power_served.rs  pdudaemon, labgrid ┤
 //!                                           ├─► consoles.rs what consoles say ──────┤
 //!                                           ├─► administer.rs  the farm file again ─┤
+//!                                           ├─► found_pdus.rs  power units found ───┤
 //!                                           └─► ci_tron.rs  the compatible surface ─┘
 //!                                                └─► ci_tron_session.rs (one console) ─► ci_tron_console.rs (its bytes)
 //! ```
@@ -25,6 +26,7 @@ mod consoles;
 mod discovery;
 mod disks;
 mod error;
+mod found_pdus;
 mod hosts;
 mod images;
 mod inspect;
@@ -127,8 +129,10 @@ pub fn router(farm: Arc<Farm>) -> Router {
         .route("/api/v1/machine/{name}/quick_check", quick_check)
         .route("/api/v1/full-state", get(ci_tron::full_state))
         .route("/api/v1/pdus", get(pdus::pdus))
+        .route("/api/v1/pdus/discover", post(found_pdus::discover))
         .route("/api/v1/pdu/{name}", get(pdus::pdu))
         .route("/api/v1/pdu/{name}/port/{id}", get(pdus::port).patch(pdus::change_port))
+        .route("/api/v1/pdu/{name}/port/{id}/done", post(pdus::done))
         // For programs of others.
         .merge(power_served::routes())
         .fallback(nothing_here)

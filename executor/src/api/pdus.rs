@@ -8,7 +8,7 @@ use axum::extract::{Path, State};
 use super::Api;
 use super::error::ApiError;
 use super::wire::ErrorWire;
-use super::wire::pdus::{OFF_TIME_MAX, PdusWire, PortWire, PortWishWire, PowerUnitWire};
+use super::wire::pdus::{OFF_TIME_MAX, PdusWire, PortWire, PortWishWire, PowerUnitWire, SwitchedWire};
 use crate::blueprint::power::PowerState;
 use crate::farm::{Farm, OutletChange, OutletError};
 use crate::outlets::Reserved;
@@ -66,6 +66,26 @@ pub(super) async fn change_port(
     let wish: PortWishWire = super::leases::read_fields(request.into_body()).await?;
     let change = change_of(wish)?;
     Ok(Json(PortWire::of(&api.farm.change_outlet(&name, &id, change).await?)))
+}
+
+/// POST `/api/v1/pdu/{name}/port/{id}/done`
+#[utoipa::path(
+    post, tag = "administer", path = "/api/v1/pdu/{name}/port/{id}/done", request_body = SwitchedWire,
+    params(("name" = String, Path, description = "The unit"), ("id" = String, Path, description = "The outlet's name on it")),
+    responses(
+        (status = 200, description = "Whoever waited for it goes on", body = SwitchedWire),
+        (status = 404, body = ErrorWire),
+        (status = 409, description = "Nobody waits for it, or the unit switches by itself", body = ErrorWire),
+    )
+)]
+pub(super) async fn done(
+    State(api): State<Api>,
+    Path((name, id)): Path<(String, String)>,
+    request: axum::extract::Request,
+) -> Result<Json<SwitchedWire>, ApiError> {
+    let said: SwitchedWire = super::leases::read_fields(request.into_body()).await?;
+    let state = api.farm.outlet_was_switched(&name, &id, said.state)?;
+    Ok(Json(SwitchedWire { state: Some(state) }))
 }
 
 fn change_of(wish: PortWishWire) -> Result<OutletChange, ApiError> {

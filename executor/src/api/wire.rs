@@ -13,6 +13,7 @@ use crate::verdict::Verdict;
 pub mod consoles;
 pub mod discovery;
 pub mod disks;
+pub mod found_pdus;
 pub mod hosts;
 pub mod leases;
 pub mod pdus;

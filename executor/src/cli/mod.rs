@@ -18,6 +18,7 @@ mod disks;
 mod dut;
 mod duts;
 mod events;
+mod found_pdus;
 mod host;
 mod hosts;
 mod job;

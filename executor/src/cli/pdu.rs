@@ -8,7 +8,8 @@ use hyper::Method;
 use super::client::{Server, in_query};
 use super::pdus::drawn;
 use super::view::print;
-use crate::api::wire::pdus::{PortWire, PortWishWire, PowerUnitWire};
+use crate::api::wire::pdus::{PortWire, PortWishWire, PowerUnitWire, SwitchedWire};
+use crate::blueprint::power::PowerState;
 
 /// Arguments of `wharf pdu`.
 #[derive(clap::Args)]
@@ -35,6 +36,14 @@ enum Verb {
     On(Of),
     /// Switch it off; not that of a machine in service
     Off(Of),
+    /// Say that you switched it by hand, as a `manual` unit asks
+    Done {
+        #[command(flatten)]
+        of: Of,
+        /// What it does now, if that is not what was asked for
+        #[arg(value_parser = ["on", "off"])]
+        state: Option<String>,
+    },
 }
 
 #[derive(clap::Args)]
@@ -50,6 +59,7 @@ pub async fn run(arguments: Arguments, server: Option<String>) -> anyhow::Result
     let server = Server::find(server)?;
     let (of, wish) = match arguments.verb {
         Verb::Show { pdu, json } => return show(&server, &pdu, json).await,
+        Verb::Done { of, state } => return done(&server, &of, state.as_deref()).await,
         Verb::Reserve(of) => (of, PortWishWire { reserved: Some(true), ..PortWishWire::default() }),
         Verb::Unreserve(of) => (of, PortWishWire { reserved: Some(false), ..PortWishWire::default() }),
         Verb::On(of) => (of, PortWishWire { state: Some("on".into()), ..PortWishWire::default() }),
@@ -59,6 +69,19 @@ pub async fn run(arguments: Arguments, server: Option<String>) -> anyhow::Result
     let port: PortWire = server.ask(Method::PATCH, &path, &wish).await?;
     let reserved = if port.reserved { ", reserved" } else { "" };
     print(&format!("outlet {} of {}: {}{reserved}", of.outlet, of.pdu, port.state.to_lowercase()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn done(server: &Server, of: &Of, state: Option<&str>) -> anyhow::Result<ExitCode> {
+    let state = match state {
+        Some("on") => Some(PowerState::On),
+        Some(_) => Some(PowerState::Off),
+        None => None,
+    };
+    let path = format!("/api/v1/pdu/{}/port/{}/done", in_query(&of.pdu), in_query(&of.outlet));
+    let said: SwitchedWire = server.ask(Method::POST, &path, &SwitchedWire { state }).await?;
+    let state = said.state.map(|state| state.to_string()).unwrap_or_default();
+    print(&format!("outlet {} of {} is {state}", of.outlet, of.pdu))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -10,6 +10,7 @@ use gateway::net::Net;
 use gateway::{Gateway, Ports};
 
 use super::Listeners;
+use super::announced::Announcements;
 use super::discovery::Strangers;
 use super::hardware::Hardware;
 use super::start::StartError;
@@ -71,12 +72,14 @@ impl Network {
         config: &FarmConfig,
         listeners: &Arc<Listeners>,
         strangers: &Arc<Strangers>,
+        announcements: &Arc<Announcements>,
     ) -> Result<gateway::Config, StartError> {
         let (listeners, complaints) = (Arc::clone(listeners), Mutex::new(HashMap::new()));
-        let strangers = Arc::clone(strangers);
+        let (strangers, announcements) = (Arc::clone(strangers), Arc::clone(announcements));
         let tell = move |event| {
             tell(&listeners, &mut complaints.lock().unwrap_or_else(PoisonError::into_inner), &event);
             strangers.hear(&event);
+            announcements.hear(&event);
         };
         Ok(gateway::Config {
             net: self.net(),

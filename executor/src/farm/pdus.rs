@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{DutState, Farm};
-use crate::blueprint::power::{Outlet, PowerState, ReadBack};
+use crate::blueprint::power::{Errand, Outlet, PowerState, ReadBack};
 use crate::outlets::{OutletView, Reserved, Switch, Unit, UnitState};
 
 /// A power unit as others see it.
@@ -27,6 +27,8 @@ pub struct PduView {
     pub read_back: ReadBack,
     /// Its outlets, as far as they are known.
     pub outlets: Vec<OutletView>,
+    /// What people are asked to do at it.
+    pub errands: Vec<Errand>,
 }
 
 /// What an admin wants of an outlet.
@@ -104,6 +106,21 @@ impl Farm {
         Ok(switch.view())
     }
 
+    /// A person says what an outlet of a unit without a drive of its own does; what was asked for, when he does not say it.
+    pub fn outlet_was_switched(
+        &self,
+        unit: &str,
+        outlet: &str,
+        state: Option<PowerState>,
+    ) -> Result<PowerState, OutletError> {
+        let pdu = self.unit(unit)?.pdu();
+        let asked = pdu.errands().into_iter().find(|errand| errand.outlet.0 == outlet).map(|errand| errand.state);
+        let nobody = || OutletError::Used(format!("nobody waits for outlet `{outlet}` of {unit}: say `on` or `off`"));
+        let state = state.or(asked).ok_or_else(nobody)?;
+        pdu.told(&Outlet(outlet.to_owned()), state).map_err(|error| OutletError::Used(error.to_string()))?;
+        Ok(state)
+    }
+
     /// Its machine, if it has one, is held back and nobody's.
     async fn may_be_changed(&self, switch: &Switch) -> Result<(), OutletError> {
         let Some(name) = switch.view().dut else { return Ok(()) };
@@ -132,6 +149,7 @@ fn view(unit: &Arc<Unit>) -> PduView {
         state: unit.state(),
         read_back: unit.read_back(),
         outlets: unit.switches().iter().map(Switch::view).collect(),
+        errands: unit.pdu().errands(),
     }
 }
 

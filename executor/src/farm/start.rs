@@ -14,7 +14,7 @@ use super::discovery::{Discovery, Strangers};
 use super::machines::{Dut, Machines};
 use super::network::Network;
 use super::shelf::Shelf;
-use super::{Current, Farm, Jobs, Listeners, Planner, ledger};
+use super::{Announcements, Current, Farm, Jobs, Listeners, Planner, ledger};
 use crate::blueprint::dut;
 use crate::boot::Place;
 use crate::config::FarmConfig;
@@ -101,7 +101,9 @@ impl Farm {
         std::mem::swap(&mut config, &mut merged);
         discovery.goes_by(merged, &config, aside);
         let network = Network::of(&config)?;
-        let gateway = Arc::new(Gateway::start(network.gateway_config(&config, &listeners, &strangers)?).await?);
+        let announcements = Arc::new(Announcements::default());
+        let gateway_config = network.gateway_config(&config, &listeners, &strangers, &announcements)?;
+        let gateway = Arc::new(Gateway::start(gateway_config).await?);
         let addresses = gateway.addresses();
         let place = Place { address: network.address, http_port: addresses.http.map_or(80, |address| address.port()) };
         let runtime = qemu::RuntimeFolder::new()
@@ -127,6 +129,7 @@ impl Farm {
             reloading: tokio::sync::Mutex::default(),
             planner: Planner { config, place, nbd_port: addresses.nbd.map_or(gateway::nbd::PORT, |it| it.port()) },
             machines,
+            announcements,
             consoles,
             keeper,
             gateway,

@@ -21,9 +21,6 @@ use super::store::Store;
 use super::{Slot, Switch};
 use crate::blueprint::power::{Outlet, OutletInfo, Pdu, PowerError, ReadBack};
 
-/// One call to a PDU may take this long. SNMP units answer within a second; the slowest that must work take 30 s (a card that restarts
-/// its web server first), and half as much again is for a loaded network between.
-pub const CALL_TIME: Duration = Duration::from_secs(45);
 /// Calls that wait in a line: two for each of 48 outlets, and a poll.
 const CALLS_MAX: usize = 128;
 /// Failures in a row after which the driver is made anew: a session that the unit has forgotten is not found by asking again.
@@ -183,6 +180,11 @@ impl Unit {
         }
     }
 
+    /// Its driver, for what is not asked of the unit itself.
+    pub fn pdu(&self) -> Arc<dyn Pdu> {
+        Arc::clone(&self.worked.lock().driver)
+    }
+
     /// What a state that it tells is worth.
     pub fn read_back(&self) -> ReadBack {
         self.worked.lock().driver.read_back()
@@ -211,7 +213,8 @@ impl Unit {
                 if answer.is_closed() {
                     return Went::NotMade;
                 }
-                let result = bounded(&name, ask(pdu, name.clone())).await;
+                let limit = pdu.call_time();
+                let result = bounded(&name, limit, ask(pdu, name.clone())).await;
                 let went = result.as_ref().map_or_else(|error| Went::Wrong(error.to_string()), |_| Went::Well);
                 let _ = answer.send(result);
                 went
@@ -257,7 +260,9 @@ impl Worked {
             }
         }
         health.asked = Asked::Before;
-        if health.failures > 0 && health.failures % FAILURES_MAX == 0 {
+        // What a person said is nowhere else.
+        let remembers = health.driver.read_back() == ReadBack::Remembered;
+        if health.failures > 0 && health.failures % FAILURES_MAX == 0 && !remembers {
             match (self.make)() {
                 Ok(driver) => health.driver = driver,
                 Err(error) => tracing::error!(error, "the driver of a power unit cannot be made anew"),
@@ -311,9 +316,13 @@ async fn list(unit: &Arc<Unit>) -> Option<()> {
     Some(())
 }
 
-async fn bounded<T>(outlet: &Outlet, call: impl Future<Output = Result<T, PowerError>>) -> Result<T, PowerError> {
-    timeout(CALL_TIME, call).await.unwrap_or_else(|_| {
-        let reason = format!("the unit gave no answer in {} s; check its network", CALL_TIME.as_secs());
+async fn bounded<T>(
+    outlet: &Outlet,
+    limit: Duration,
+    call: impl Future<Output = Result<T, PowerError>>,
+) -> Result<T, PowerError> {
+    timeout(limit, call).await.unwrap_or_else(|_| {
+        let reason = format!("the unit gave no answer in {} s; check its network", limit.as_secs());
         Err(PowerError { outlet: outlet.0.clone(), reason })
     })
 }

@@ -90,6 +90,8 @@ pub struct DhcpEvent {
     pub architecture: Option<Architecture>,
     /// Option 77, several ones joined by commas.
     pub user_class: Option<String>,
+    /// Option 12.
+    pub host_name: Option<String>,
     /// Option 60.
     pub vendor_class: Option<String>,
     /// Option 97.
@@ -289,6 +291,7 @@ pub(super) fn event(
         client: request.client,
         architecture: request.architecture,
         user_class: (!request.user_classes.is_empty()).then(|| request.user_classes.join(", ")),
+        host_name: request.host_name.clone(),
         vendor_class: request.vendor_class.clone(),
         uuid: request.uuid,
         bootfile: boot.bootfile(),

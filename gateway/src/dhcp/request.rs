@@ -41,6 +41,8 @@ pub struct Request {
     pub parameters: Vec<u8>,
     /// The longest message it takes (option 57), with IP and UDP header.
     pub message_size_max: Option<u16>,
+    /// Option 12.
+    pub host_name: Option<String>,
     /// Option 60.
     pub vendor_class: Option<String>,
     /// Option 77.
@@ -151,6 +153,7 @@ impl Request {
                 .get(57)
                 .and_then(|bytes| bytes.first_chunk())
                 .map(|size| u16::from_be_bytes(*size)),
+            host_name: options.get(12).and_then(text),
             vendor_class,
             user_classes,
             architecture,

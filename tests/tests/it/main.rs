@@ -17,6 +17,7 @@
 //! | `fastboot` | loaders are given their boot image, or the job says which part of it they did not take |
 //! | `faults` | outlets, consoles, DUTs, disk and clock that go wrong: the right cause, and the DUT free or a person called |
 //! | `firmware` | machines that are not ours boot by GRUB on arm64, and beside another DHCP server |
+//! | `found_pdus` | power units that tell of themselves are found, with the lines that a farm file needs for them |
 //! | `fuzz` | what strangers send, changed a thousand times over, breaks no promise of any core |
 //! | `hosts` | commands and files on hosts by SSH, by their tags, with their keys, and nothing is left of them |
 //! | `http_clients` | curl reads whole, in part and resumed, over a bad link too, and is told what it may not |
@@ -65,6 +66,7 @@ mod farms;
 mod fastboot;
 mod faults;
 mod firmware;
+mod found_pdus;
 mod fuzz;
 mod hosts;
 mod http_clients;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::blueprint::power::{PowerState, ReadBack};
+use crate::blueprint::power::{Errand, PowerState, ReadBack};
 use crate::farm::PduView;
 use crate::outlets::{OutletView, UnitState};
 
@@ -30,6 +30,31 @@ pub struct PowerUnitWire {
     pub driver: String,
     /// False when it cannot be asked: its states are what it was told.
     pub reads_back: bool,
+    /// What people are asked to do at it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub errands: Vec<ErrandWire>,
+}
+
+/// What a person is asked to do.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ErrandWire {
+    /// At which outlet.
+    pub outlet: String,
+    /// Switch it `on` or `off`.
+    pub state: PowerState,
+    /// How long it has been waiting, in seconds.
+    pub waits_s: f64,
+    /// What the farm file says to that person.
+    pub instructions: Option<String>,
+}
+
+/// That a person did it.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SwitchedWire {
+    /// What the outlet does now; what was asked for, when it is not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<PowerState>,
 }
 
 /// An outlet.
@@ -69,6 +94,18 @@ impl PowerUnitWire {
             error,
             driver: pdu.driver.to_owned(),
             reads_back: pdu.read_back == ReadBack::Asked,
+            errands: pdu.errands.iter().map(ErrandWire::of).collect(),
+        }
+    }
+}
+
+impl ErrandWire {
+    fn of(errand: &Errand) -> ErrandWire {
+        ErrandWire {
+            outlet: errand.outlet.0.clone(),
+            state: errand.state,
+            waits_s: errand.waits.as_secs_f64(),
+            instructions: errand.instructions.clone(),
         }
     }
 }

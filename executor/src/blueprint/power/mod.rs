@@ -8,14 +8,17 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
+pub mod announced;
 mod child;
 #[cfg(test)]
 mod counterparts_tests;
 pub mod devantech;
 pub mod exec;
+pub mod gpio;
 pub mod http;
 pub mod ipmi;
 pub mod kernelchip;
+pub mod manual;
 pub mod pdudaemon;
 pub mod qemu;
 #[cfg(test)]
@@ -25,6 +28,7 @@ pub mod shelly;
 pub mod simulated;
 pub mod snmp;
 pub mod tasmota;
+pub mod usb_hub;
 pub mod vpdu;
 mod web;
 
@@ -34,16 +38,23 @@ use super::driver::{Driver, Mistake};
 pub const DRIVERS: &[Driver<dyn Pdu>] = &[
     Driver::of::<devantech::Keys>("devantech"),
     Driver::of::<exec::Keys>("exec"),
+    Driver::of::<gpio::Keys>("gpio"),
     Driver::of::<http::Keys>("http"),
     Driver::of::<ipmi::Keys>("ipmi"),
     Driver::of::<kernelchip::Keys>("kernelchip"),
+    Driver::of::<manual::Keys>("manual"),
     Driver::of::<pdudaemon::Keys>("pdudaemon"),
     Driver::of::<redfish::Keys>("redfish"),
     Driver::of::<shelly::Keys>("shelly"),
     Driver::of::<snmp::Keys>("snmp"),
     Driver::of::<tasmota::Keys>("tasmota"),
+    Driver::of::<usb_hub::Keys>("usb-hub"),
     Driver::of::<vpdu::Keys>("vpdu"),
 ];
+
+/// One call to a PDU may take this long. SNMP units answer within a second; the slowest that must work take 30 s (a card that restarts
+/// its web server first), and half as much again is for a loaded network between.
+pub const CALL_TIME: Duration = Duration::from_secs(45);
 
 /// What an outlet does, or should do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -84,6 +95,19 @@ pub struct Reading {
     pub watts: Option<f64>,
     /// Energy since some moment of the unit's own, in joules. It may start again at 0.
     pub joules: Option<f64>,
+}
+
+/// What a person is asked to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Errand {
+    /// At which outlet.
+    pub outlet: Outlet,
+    /// Switch it so.
+    pub state: PowerState,
+    /// How long it has been waiting.
+    pub waits: Duration,
+    /// What the farm file says to that person.
+    pub instructions: Option<String>,
 }
 
 /// Whether a unit knows what its outlets do.
@@ -159,6 +183,21 @@ pub trait Pdu: Send + Sync {
     /// capacitors for seconds, power supplies of computers for longer. CI-tron's figure.
     fn off_time(&self) -> Duration {
         Duration::from_secs(30)
+    }
+
+    /// How long one call may take.
+    fn call_time(&self) -> Duration {
+        CALL_TIME
+    }
+
+    /// What people were asked to do at this unit, and have not said to be done.
+    fn errands(&self) -> Vec<Errand> {
+        Vec::new()
+    }
+
+    /// A person says what an outlet does.
+    fn told(&self, outlet: &Outlet, _state: PowerState) -> Result<(), PowerError> {
+        Err(PowerError::of(outlet, "the unit switches it by itself: `wharf pdu on`, `wharf pdu off`"))
     }
 
     /// What a state of this unit is worth.
