@@ -19,7 +19,7 @@ use crate::boot::database::Database;
 use crate::boot::settings::Settings;
 use crate::console::Limits;
 use crate::farm::WhenBusy;
-use crate::lease::rows::Access;
+use crate::lease::rows::{Access, Patience};
 use crate::outlets::Policy;
 
 mod discovery;
@@ -72,6 +72,61 @@ pub struct FarmConfig {
     pub hosts: Vec<hosts::HostConfig>,
     /// How machines boot that do not say it themselves.
     pub boots: Option<Database>,
+    /// How machines show that they are well.
+    pub training: TrainingConfig,
+    /// How many failures in a row are too many.
+    pub patience: Patience,
+}
+
+/// How machines show that they are well before they take jobs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TrainingConfig {
+    /// Boots of one training.
+    pub boots: u32,
+    /// How many of them must pass.
+    pub qualifying: u32,
+    /// The job that is run until it passes, before the boots.
+    pub register: Option<Template>,
+    /// The job of each boot, and of a quick check.
+    pub boot_loop: Template,
+    /// How long a machine rests after a training that failed.
+    pub pause: Duration,
+}
+
+impl Default for TrainingConfig {
+    /// Five boots find a bad cable, and take minutes; CI-tron's hundred take a night. The pause is CI-tron's
+    /// `SERGENT_HARTMAN_REGISTRATION_RETRIAL_DELAY`.
+    fn default() -> TrainingConfig {
+        let (boots, pause) = (5, Duration::from_secs(120));
+        TrainingConfig { boots, qualifying: boots, register: None, boot_loop: Template::default(), pause }
+    }
+}
+
+/// A health job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Template {
+    /// What problems call it.
+    pub name: String,
+    /// The job description.
+    pub text: String,
+}
+
+impl Default for Template {
+    /// Boots Linux, which says hello and switches off.
+    fn default() -> Template {
+        let text = include_str!("../../fixtures/jobs/good/quick-check.yml");
+        Template { name: "quick-check.yml".into(), text: text.into() }
+    }
+}
+
+/// What a machine does before it takes its first job.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BeforeService {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// It trains; also when it has failed a quick check.
+    Training,
 }
 
 /// How jobs are taken from CI-tron's clients.
@@ -152,6 +207,8 @@ pub struct DutConfig {
     pub off_time: Option<Duration>,
     /// How it boots, where the farm file says it; else the boots database does.
     pub boot: Option<Settings>,
+    /// What it does before it takes jobs.
+    pub before_service: BeforeService,
 }
 
 /// A named thing that several machines or jobs may need: a meter, a licence, a room's silence.

@@ -24,7 +24,7 @@ use tracing::Instrument;
 use crate::config::FarmConfig;
 use crate::console::Consoles;
 use crate::job_log::{JobEvent, JobLog, Severity};
-use crate::lease::rows::{LeaseId, LeaseRequest, LeaseState, Owner};
+use crate::lease::rows::{LeaseId, LeaseRequest, LeaseState, Owner, Purpose};
 use crate::lease::{Keeper, Snapshot};
 use crate::runner::{EVENTS_MAX, INPUT_CHUNKS_MAX};
 use crate::session::Event;
@@ -54,11 +54,13 @@ mod pdus;
 mod pick_up;
 mod prepare;
 mod reads;
+mod record;
 mod reload;
 mod served_power;
 mod shelf;
 mod start;
 mod texts;
+mod training;
 mod values;
 mod wants;
 
@@ -75,8 +77,13 @@ use ledger::{Kept, Reached};
 use machines::{Dut, Machines};
 pub use pdus::{OutletChange, OutletError, PduView};
 pub use prepare::{Planner, Preview};
+pub use record::DutRecord;
+use record::Records;
 pub use reload::{Changes, ReloadError, Source, needs_of};
 pub use shelf::{DiskView, RemoveError};
+use training::Trials;
+#[cfg(test)]
+pub use training::{Loop, Training};
 use wants::{Asked, Candidate};
 
 /// Ended jobs that are kept for `wharf jobs`; their consoles stay on disk. A record with its log takes some 100 KiB.
@@ -108,7 +115,10 @@ pub struct Farm {
     listeners: Arc<Listeners>,
     stopping: watch::Sender<bool>,
     carriers: Mutex<JoinSet<()>>,
-    quick_checks: Mutex<BTreeMap<String, Arc<JobRecord>>>,
+    /// What each DUT has done so far.
+    records: Arc<Records>,
+    /// Who looks after which machine on trial.
+    trials: Arc<Trials>,
     /// The leases of people.
     holds: hold::Holds,
     /// The disks that are nobody's own.
@@ -155,6 +165,9 @@ pub struct Submission {
     /// The project, user or token in whose name DUTs are authorized.
     #[serde(default)]
     pub subject: String,
+    /// Whether it is one that looks whether its DUT is well: only the farm itself hands those in.
+    #[serde(default, skip_serializing_if = "Purpose::is_work")]
+    pub purpose: Purpose,
 }
 
 /// A target that is not the job's own.

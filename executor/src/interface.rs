@@ -16,13 +16,14 @@ const WORTH_A_LINE: Duration = Duration::from_secs(2);
 pub struct Power {
     switch: Switch,
     pass: Pass,
-    went_off: Arc<dyn Fn() + Send + Sync>,
+    went: Arc<dyn Fn(PowerState) + Send + Sync>,
 }
 
 impl Power {
-    /// The power interface of the lease that `pass` belongs to; `went_off` is called when it has no power any more.
-    pub fn new(switch: Switch, pass: Pass, went_off: Arc<dyn Fn() + Send + Sync>) -> Self {
-        Power { switch, pass, went_off }
+    /// The power interface of the lease that `pass` belongs to; `went` is called when it has no power any more, and when it has it
+    /// again.
+    pub fn new(switch: Switch, pass: Pass, went: Arc<dyn Fn(PowerState) + Send + Sync>) -> Self {
+        Power { switch, pass, went }
     }
 
     /// Switches, and returns when the outlet reads back so: a unit that says "done" is not believed.
@@ -33,7 +34,12 @@ impl Power {
             PowerState::Off => return self.off(self.switch.set(PowerState::Off)).await,
         }
         let _in_flight = self.pass.enter().await.map_err(|revoked| self.refused(&revoked))?;
-        self.switch.set(state).await
+        let before = self.switch.seen();
+        self.switch.set(state).await?;
+        if before != Some(PowerState::On) {
+            (self.went)(PowerState::On);
+        }
+        Ok(())
     }
 
     /// Off, to go on again: should the server be killed before that, the next one does it.
@@ -44,7 +50,7 @@ impl Power {
     async fn off(&self, switched: impl Future<Output = Result<(), PowerError>>) -> Result<(), PowerError> {
         let _in_flight = self.pass.enter().await.map_err(|revoked| self.refused(&revoked))?;
         switched.await?;
-        (self.went_off)();
+        (self.went)(PowerState::Off);
         Ok(())
     }
 

@@ -19,7 +19,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use crate::blueprint::power::Outlet;
-use crate::config::{DutConfig, FarmConfig, HardwareConfig, MachineConfig, PowerConfig, SPARES, Whose};
+use crate::config::{BeforeService, DutConfig, FarmConfig, HardwareConfig, MachineConfig, PowerConfig, SPARES, Whose};
 use crate::lease::rows::Access;
 
 /// The file in the state folder.
@@ -431,6 +431,7 @@ fn dut_of(id: &str, entry: &Entry, machine: MachineConfig) -> DutConfig {
         machine,
         off_time: None,
         boot: None,
+        before_service: BeforeService::Training,
     }
 }
 

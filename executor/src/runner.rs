@@ -431,7 +431,7 @@ mod tests {
             Unit::new("test", "test", Box::new(make), Policy::VIRTUAL, Vec::new(), Arc::new(Store::none())).unwrap();
         let ring = Ring {
             log: JobLog::create(folder.path()).unwrap(),
-            power: Power::new(unit.switch(&Outlet("1".into())), pass, Arc::new(|| ())),
+            power: Power::new(unit.switch(&Outlet("1".into())), pass, Arc::new(|_| ())),
             setup: ready(Ok((Box::new(console) as Console, Event::SetupDone))).boxed(),
             open_console: Arc::new(|| ready(Err(io::Error::other("unplugged"))).boxed()),
             hear_all: Arc::new(|| ready(()).boxed()),

@@ -25,6 +25,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::Api;
 use super::ci_tron_console::PROTOCOL;
+use super::ci_tron_duts::dut_of;
 use super::ci_tron_session::{after_upgrade, call_back, converse};
 use super::discovery::running;
 use super::error::{ApiError, Dialect};
@@ -34,7 +35,7 @@ use super::submit::{self, Ask};
 use super::upload::{JOB_BYTES_MAX, Parts, Tarball, inspect_tarball, read_parts, text_of};
 use super::wire::pdus::http_date;
 use crate::config::JobUrls;
-use crate::farm::{CancelledBy, DutState, DutView, Farm, Found, JobRecord, Submission, TargetOverride, WhenBusy};
+use crate::farm::{CancelledBy, DutView, Farm, JobRecord, Submission, TargetOverride, WhenBusy};
 use crate::job_log::{JobEvent, Severity};
 
 /// A job description behind an URL is some kilobytes: a server that needs longer does not answer.
@@ -271,31 +272,7 @@ pub(super) async fn dut(State(api): State<Api>, Path(name): Path<String>) -> Res
 
 /// A DUT as CI-tron's clients read it.
 pub(super) async fn dut_by_name(api: &Api, name: &str) -> Result<Json<Value>, ApiError> {
-    find(&api.farm, name).await.map(|dut| Json(dut_json(&dut, &api.farm.found(&dut.id))))
-}
-
-/// PATCH `/api/v1/dut/<id or full name>`: `ready_for_service` holds a DUT back, or puts one that the farm held back (it declared itself
-/// unfit, it failed its quick check) into service again. CI-tron's other keys belong to the farm file here.
-#[utoipa::path(patch, tag = "ci-tron", path = "/api/v1/dut/{name}", params(("name" = String, Path, description = "id or full name")), request_body = Object, responses((status = 200, body = String), (status = 400, description = "no such DUT, or another key", body = super::wire::ErrorWire)))]
-pub(super) async fn update_dut(
-    State(api): State<Api>,
-    Path(name): Path<String>,
-    Json(changes): Json<BTreeMap<String, Value>>,
-) -> Result<String, ApiError> {
-    let dut = find(&api.farm, &name).await?;
-    if let Some(key) = changes.keys().find(|key| *key != "ready_for_service") {
-        let text = format!("`{key}` cannot be changed here; change it in the farm file, or send `ready_for_service`");
-        return Err(ApiError::Malformed(text));
-    }
-    match changes.get("ready_for_service").map(Value::as_bool) {
-        Some(Some(true)) => api.farm.hold_back(&dut.id, None).await,
-        Some(Some(false)) => {
-            api.farm.hold_back(&dut.id, Some("taken out of service by an operator".into())).await;
-        }
-        Some(None) => return Err(ApiError::Malformed("`ready_for_service` is neither true nor false".into())),
-        None => {}
-    }
-    Ok(format!("Updated {}\n", dut.full_name))
+    find(&api.farm, name).await.map(|dut| Json(dut_of(&api.farm, &dut)))
 }
 
 /// POST `/api/v1/dut/<id or full name>/cancel_job`
@@ -314,24 +291,6 @@ pub(super) async fn cancel_job(
     }
 }
 
-/// GET `/api/v1/dut/<id or full name>/quick_check`
-#[utoipa::path(get, tag = "ci-tron", path = "/api/v1/dut/{name}/quick_check", params(("name" = String, Path, description = "id or full name")), responses((status = 200, description = "`true` while a quick check waits or runs", body = String), (status = 400, description = "no such DUT", body = super::wire::ErrorWire)))]
-pub(super) async fn quick_check(State(api): State<Api>, Path(name): Path<String>) -> Result<&'static str, ApiError> {
-    let dut = find(&api.farm, &name).await?;
-    Ok(if api.farm.quick_check_queued(&dut.id).await { "true\n" } else { "false\n" })
-}
-
-/// POST `/api/v1/dut/<id or full name>/quick_check`
-#[utoipa::path(post, tag = "ci-tron", path = "/api/v1/dut/{name}/quick_check", params(("name" = String, Path, description = "id or full name")), responses((status = 200, body = String), (status = 400, description = "no such DUT", body = super::wire::ErrorWire)))]
-pub(super) async fn queue_quick_check(State(api): State<Api>, Path(name): Path<String>) -> Result<String, ApiError> {
-    let dut = find(&api.farm, &name).await?;
-    if api.farm.quick_check_queued(&dut.id).await {
-        return Ok(format!("A quick check of {} is queued already\n", dut.full_name));
-    }
-    let record = api.farm.queue_quick_check(&dut.id).await?;
-    Ok(format!("A quick check of {} is queued: job {}\n", dut.full_name, record.id))
-}
-
 /// GET `/api/v1/full-state`
 #[utoipa::path(get, tag = "ci-tron", path = "/api/v1/full-state", responses((status = 200, description = "`{pdus, duts, discover, now}`", body = Object)))]
 pub(super) async fn full_state(State(api): State<Api>) -> Json<Value> {
@@ -340,7 +299,7 @@ pub(super) async fn full_state(State(api): State<Api>) -> Json<Value> {
     Json(json!({"pdus": pdus, "duts": all_duts(&api.farm).await, "discover": running(&api), "now": now}))
 }
 
-async fn find(farm: &Farm, name: &str) -> Result<DutView, ApiError> {
+pub(super) async fn find(farm: &Farm, name: &str) -> Result<DutView, ApiError> {
     if let Some(dut) = farm.dut(name).await {
         return Ok(dut);
     }
@@ -349,42 +308,7 @@ async fn find(farm: &Farm, name: &str) -> Result<DutView, ApiError> {
 }
 
 async fn all_duts(farm: &Farm) -> Map<String, Value> {
-    farm.duts().await.iter().map(|dut| (dut.id.clone(), dut_json(dut, &farm.found(&dut.id)))).collect()
-}
-
-/// CI-tron's keys, all of them, in its order; then ours.
-fn dut_json(dut: &DutView, found: &Found) -> Value {
-    let is_retired = dut.state == DutState::Retired;
-    let registered = found.registered.as_ref();
-    json!({
-        "id": dut.id,
-        "state": dut.state,
-        "ready_for_service": !is_retired,
-        "has_pdu_assigned": dut.state != DutState::WaitForConfig || found.outlet.is_some(),
-        "local_tty_device": registered.and_then(|entry| entry.local_tty_device.as_ref()),
-        "tags": dut.tags,
-        "manual_tags": registered.map(|entry| entry.manual_tags.as_slice()).unwrap_or_default(),
-        "base_name": dut.base_name,
-        "full_name": dut.full_name,
-        "mac_address": dut.mac_address,
-        "ip_address": dut.ip_address,
-        "is_retired": is_retired,
-        "training": {"state": "IDLE"},
-        "pdu": {
-            "name": found.outlet.as_ref().map(|outlet| &outlet.pdu),
-            "port_id": found.outlet.as_ref().map(|outlet| &outlet.outlet),
-        },
-        "pdu_off_delay": null,
-        "firmware_boot_time": registered.and_then(|entry| entry.firmware_boot_time_s),
-        "comment": dut.comment,
-        "logs_endpoint": null,
-        "job": dut.job,
-        "holder": dut.holder,
-        "power": dut.power,
-        "console": registered.and_then(|entry| entry.console.as_ref()),
-        "facts": registered.map(|entry| &entry.facts),
-        "first_seen": registered.map(|entry| entry.first_seen.to_string()),
-    })
+    farm.duts().await.iter().map(|dut| (dut.id.clone(), dut_of(farm, dut))).collect()
 }
 
 #[cfg(test)]
@@ -467,27 +391,5 @@ mod tests {
     fn dates_are_http_dates() {
         let at = "2026-11-20T23:35:13Z".parse().unwrap();
         assert_eq!(http_date(at), "Fri, 20 Nov 2026 23:35:13 GMT");
-    }
-
-    #[test]
-    fn a_dut_has_the_keys_that_executorctl_lists() {
-        let dut = DutView {
-            id: "52:54:00:00:00:01".into(),
-            full_name: "farm-sim-1".into(),
-            base_name: "sim".into(),
-            state: DutState::Idle,
-            tags: vec!["farm:farm".into()],
-            mac_address: "52:54:00:00:00:01".into(),
-            ip_address: "10.42.0.11".into(),
-            comment: None,
-            job: None,
-            holder: None,
-            power: None,
-        };
-        let json = dut_json(&dut, &Found::default());
-        assert_eq!(json["full_name"], "farm-sim-1");
-        assert_eq!(json["state"], "IDLE");
-        assert_eq!(json["ip_address"], "10.42.0.11");
-        assert!(json.as_object().unwrap().contains_key("comment"));
     }
 }

@@ -74,7 +74,11 @@ pub(super) async fn log(
 }
 
 /// The console from byte `since` on, until record `until` or the end of the job.
-fn console(log: &Arc<JobLog>, since: u64, until: Option<usize>) -> impl Stream<Item = std::io::Result<Bytes>> + use<> {
+pub(super) fn console(
+    log: &Arc<JobLog>,
+    since: u64,
+    until: Option<usize>,
+) -> impl Stream<Item = std::io::Result<Bytes>> + use<> {
     stream::try_unfold((log.follow(0), 0), move |(mut follower, mut read)| async move {
         while until.is_none_or(|until| read < until) {
             let Some(record) = follower.next().await else { break };
@@ -201,10 +205,11 @@ pub(super) async fn job_schema() -> Json<Value> {
         super::submit::type_on_console,
         super::ci_tron::duts,
         super::ci_tron::dut,
-        super::ci_tron::update_dut,
+        super::ci_tron_duts::update,
+        super::ci_tron_duts::training_loop,
         super::ci_tron::cancel_job,
-        super::ci_tron::quick_check,
-        super::ci_tron::queue_quick_check,
+        super::ci_tron_duts::quick_check,
+        super::ci_tron_duts::queue_quick_check,
         super::pdus::pdus,
         super::pdus::pdu,
         super::pdus::port,
@@ -275,6 +280,7 @@ mod tests {
             "/api/v1/dut/{name}",
             "/api/v1/dut/{name}/cancel_job",
             "/api/v1/dut/{name}/quick_check",
+            "/api/v1/dut/{name}/training/loop/{number}",
             "/api/v1/duts",
             "/api/v1/events",
             "/api/v1/full-state",

@@ -609,7 +609,7 @@ pub(super) async fn tell_resource(
     let verb = match verb.as_str() {
         "drain" => Verb::Drain,
         "undrain" => Verb::Undrain,
-        "cordon" => Verb::Cordon { reason: format!("{} ({by})", reason_of(wish)?) },
+        "cordon" => Verb::Cordon { reason: reason_of(wish)? },
         "uncordon" => Verb::Uncordon,
         "release" => Verb::Release { cause: Cause::Released { by: by.clone() } },
         "reclaim" => Verb::Reclaim,

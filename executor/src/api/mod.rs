@@ -12,7 +12,7 @@
 //!                                           ├─► consoles.rs what consoles say ──────┤
 //!                                           ├─► administer.rs  the farm file again ─┤
 //!                                           ├─► found_pdus.rs  power units found ───┤
-//!                                           └─► ci_tron.rs  the compatible surface ─┘
+//!                                           └─► ci_tron.rs, ci_tron_duts.rs the compatible surface
 //!                                                └─► ci_tron_session.rs (one console) ─► ci_tron_console.rs (its bytes)
 //! ```
 //! `wire.rs` has the shapes, `error.rs` the statuses, `upload.rs` the limits, `owner.rs` what a lost connection means.
@@ -20,6 +20,7 @@
 mod administer;
 mod ci_tron;
 mod ci_tron_console;
+mod ci_tron_duts;
 mod ci_tron_session;
 mod console_port;
 mod consoles;
@@ -66,9 +67,9 @@ impl Api {
 
 /// All routes.
 pub fn router(farm: Arc<Farm>) -> Router {
-    let dut = get(ci_tron::dut).patch(ci_tron::update_dut).delete(discovery::remove);
+    let dut = get(ci_tron::dut).patch(ci_tron_duts::update).delete(discovery::remove);
     let discover = get(discovery::discovery).post(discovery::discover).delete(discovery::cancel);
-    let quick_check = get(ci_tron::quick_check).post(ci_tron::queue_quick_check);
+    let quick_check = get(ci_tron_duts::quick_check).post(ci_tron_duts::queue_quick_check);
     Router::new()
         // Submit.
         .route("/api/v1/jobs", get(inspect::jobs).post(submit::submit))
@@ -127,6 +128,8 @@ pub fn router(farm: Arc<Farm>) -> Router {
         .route("/api/v1/machine/{name}/cancel_job", post(ci_tron::cancel_job))
         .route("/api/v1/dut/{name}/quick_check", quick_check.clone())
         .route("/api/v1/machine/{name}/quick_check", quick_check)
+        .route("/api/v1/dut/{name}/training/loop/{number}", get(ci_tron_duts::training_loop))
+        .route("/api/v1/machine/{name}/training/loop/{number}", get(ci_tron_duts::training_loop))
         .route("/api/v1/full-state", get(ci_tron::full_state))
         .route("/api/v1/pdus", get(pdus::pdus))
         .route("/api/v1/pdus/discover", post(found_pdus::discover))

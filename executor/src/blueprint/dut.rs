@@ -10,8 +10,8 @@
 
 use std::time::Duration;
 
-use crate::config::{DutConfig, FarmConfig, GearConfig, OnDemandConfig};
-use crate::lease::rows::{Access, Blueprint, Claim, ClaimOn, Kind, PlacementPolicy, Service};
+use crate::config::{BeforeService, DutConfig, FarmConfig, GearConfig, OnDemandConfig};
+use crate::lease::rows::{Access, Blueprint, Claim, ClaimOn, Kind, Patience, PlacementPolicy, Service, Trial};
 
 /// How long making a resource ready, or bringing up the parts of a lease, may take. Today's parts take milliseconds; the room is for one
 /// whose outlet has to be switched and read first: two calls of 45 s, tried twice.
@@ -38,7 +38,8 @@ pub fn rows(config: &FarmConfig) -> Vec<Blueprint> {
     let machines = config.duts.iter().flat_map(|dut| machine(dut, &farm));
     let on_demand = config.on_demand.iter().map(|kind| on_demand(kind, &farm));
     let gear = config.gear.iter().map(|it| gear(it, &farm));
-    machines.chain(on_demand).chain(gear).chain(super::host::rows(config)).collect()
+    let rows = machines.chain(on_demand).chain(gear).chain(super::host::rows(config));
+    rows.map(|row| Blueprint { patience: config.patience, ..row }).collect()
 }
 
 /// A machine that is there, and its parts.
@@ -53,8 +54,12 @@ fn machine(dut: &DutConfig, farm: &str) -> [Blueprint; 3] {
     ];
     gang.extend(dut.needs.iter().map(|gear| named(Kind::Gear, gear)));
     let tags = tagged(&dut.tags, farm);
+    let trial = match dut.before_service {
+        BeforeService::Nothing => None,
+        BeforeService::Training => Some(Trial::Training),
+    };
     [
-        Blueprint { tags, gang, access: dut.access, ..lone(Kind::Dut, dut.id.clone(), dut.full_name.clone()) },
+        Blueprint { tags, gang, access: dut.access, trial, ..lone(Kind::Dut, dut.id.clone(), dut.full_name.clone()) },
         lone(Kind::Console, console, console_name(&dut.full_name)),
         lone(Kind::Power, power, power_name(&dut.full_name)),
     ]
@@ -116,6 +121,8 @@ pub(super) fn lone(kind: Kind, name: String, full_name: String) -> Blueprint {
         activate_ms: ACTIVATE_MS,
         mean_hold_ms: None,
         service: Service::Open,
+        patience: Patience::default(),
+        trial: None,
         before: None,
     }
 }
@@ -125,7 +132,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::lease::rows::{LeaseRequest, LeaseState, Mode, Object, Pool, Want};
+    use crate::lease::rows::{LeaseRequest, LeaseState, Mode, Object, Pool, Purpose, Want};
     use crate::lease::samples::{SmallFarm, request};
 
     fn farm_of(text: &str) -> FarmConfig {
@@ -202,6 +209,8 @@ mod tests {
             activate_ms: 200_000,
             mean_hold_ms: None,
             service: Service::Open,
+            patience: Patience::default(),
+            trial: None,
             before: None,
         };
         assert_eq!(*vm, expected);
@@ -254,7 +263,13 @@ mod tests {
              - {{id: left, mac: 52:54:00:77:00:01, address: 10.77.0.11, needs: [meter], machine: {{simulated: {{}}}}}}\n\
              gear: [{{name: meter}}]\n"
         )));
-        let meter = Want { kind: Kind::Gear, name: Some("meter".into()), tags: Vec::new(), mode: Mode::Hold };
+        let meter = Want {
+            kind: Kind::Gear,
+            name: Some("meter".into()),
+            tags: Vec::new(),
+            mode: Mode::Hold,
+            purpose: Purpose::Work,
+        };
         farm.request(LeaseRequest { also: vec![meter], ..request("job", &[]) });
         farm.settle();
         assert_eq!((farm.state("job"), farm.holds("job").as_deref()), (LeaseState::Active, Some("left")));

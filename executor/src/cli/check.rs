@@ -183,5 +183,7 @@ fn no_farm() -> FarmConfig {
         gear: Vec::new(),
         hosts: Vec::new(),
         boots: None,
+        training: Default::default(),
+        patience: Default::default(),
     }
 }

@@ -126,6 +126,12 @@ impl Server {
         refuse(self.send(Method::GET, path, None, Bytes::new()).await?).await
     }
 
+    /// Asks for something to be done, reads text.
+    pub(super) async fn text(&self, method: Method, path: &str, body: Bytes) -> anyhow::Result<String> {
+        let response = refuse(self.send(method, path, Some("application/json"), body).await?).await?;
+        Ok(String::from_utf8_lossy(&read_whole(response).await?).into_owned())
+    }
+
     /// Opens a stream of bytes.
     pub(super) async fn stream(&self, path: &str) -> anyhow::Result<Incoming> {
         Ok(self.download(path).await?.into_body())

@@ -14,8 +14,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 
 use super::{
-    DutConfig, FarmConfig, Fault, Firmware, GearConfig, JobUrls, LOOPBACK_GATEWAY, MachineConfig, Misbehaviour,
-    NetworkConfig, OnDemandConfig, QemuConfig, SimulatedConfig, SimulatedFirmware, SubmissionConfig,
+    BeforeService, DutConfig, FarmConfig, Fault, Firmware, GearConfig, JobUrls, LOOPBACK_GATEWAY, MachineConfig,
+    Misbehaviour, NetworkConfig, OnDemandConfig, QemuConfig, SimulatedConfig, SimulatedFirmware, SubmissionConfig,
 };
 use crate::blueprint::dut::{console_name, power_name};
 use crate::boot::database::Database;
@@ -28,12 +28,14 @@ mod discovery;
 mod hardware;
 mod hosts;
 mod on_demand;
+mod training;
 
 use console_log::ConsoleLogKeys;
 use discovery::{DiscoveryKeys, SpareKeys};
 use hardware::{HardwareKeys, LineKeys, PduKeys, Shared};
 use hosts::HostKeys;
 use on_demand::{AccessKey, GearKeys, OnDemandKeys, PoolKeys};
+use training::{HealthKeys, TrainingKeys};
 
 /// A farm of machines under test.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -77,6 +79,10 @@ struct FarmFile {
     gear: Vec<GearKeys>,
     /// Machines that run commands and keep files, reached by SSH.
     hosts: Vec<HostKeys>,
+    /// How machines show that they are well before they take jobs.
+    training: TrainingKeys,
+    /// How many failures in a row are too many.
+    health: HealthKeys,
     /// The boots database, relative to this file; all machines boot by iPXE when absent.
     boots: Option<String>,
 }
@@ -390,6 +396,7 @@ fn check(file: FarmFile, findings: &mut Findings, directory: &Path) -> FarmConfi
         farm: &file.name,
         network: &network,
         directory,
+        before_service: file.training.of_the_file(),
         shared,
         names: HashMap::new(),
         count: HashMap::new(),
@@ -419,6 +426,8 @@ fn check(file: FarmFile, findings: &mut Findings, directory: &Path) -> FarmConfi
         submission: submission(&file.listen),
         console_log: file.console_log.limits(findings),
         job_variables: file.variables,
+        training: training::training(&file.training, directory, findings),
+        patience: training::patience(&file.health, findings),
         boots: file.boots.and_then(|name| Database::read(&directory.join(name), findings)),
         duts,
         on_demand,
@@ -490,6 +499,8 @@ struct Inventory<'a> {
     farm: &'a str,
     network: &'a NetworkConfig,
     directory: &'a Path,
+    /// What its machines do before they take jobs.
+    before_service: BeforeService,
     /// What several machines may name.
     shared: Shared,
     /// Where each id, full name, MAC and address was used first.
@@ -523,6 +534,7 @@ impl Inventory<'_> {
         let boot = |settings: &Settings| settings.clone().checked(self.directory, &at("duts", index, "boot"), findings);
         let boot = keys.boot.as_ref().map(boot);
         let off_time = keys.off_time.map(Duration::from_secs_f64);
+        let before_service = self.before_service;
         Some(DutConfig {
             id,
             full_name,
@@ -536,6 +548,7 @@ impl Inventory<'_> {
             machine,
             off_time,
             boot,
+            before_service,
         })
     }
 

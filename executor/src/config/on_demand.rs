@@ -9,7 +9,7 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use super::{DutConfig, FarmConfig, MachineConfig};
+use super::{BeforeService, DutConfig, FarmConfig, MachineConfig};
 use crate::lease::rows::{Access, PlacementPolicy, Pool};
 
 /// How long a machine is kept idle when the file does not say: the jobs of one pipeline come within minutes of each other, and a
@@ -69,6 +69,7 @@ impl OnDemandConfig {
             machine: self.machine.clone(),
             off_time: None,
             boot: None,
+            before_service: BeforeService::Nothing,
         }
     }
 

@@ -388,6 +388,7 @@ impl Run {
     ) -> (Verdict, Duration) {
         let span = tracing::info_span!("lease", dut = self.dut.config.full_name, fence = self.pass.fence());
         let (source, submitter) = (&self.record.source_name, &self.record.submitter);
+        let (purpose, number) = (submission.purpose, self.job_number().to_owned());
         tracing::info!(parent: &span, source, submitter, "the job has its DUT");
         let limit = Arc::new(Mutex::new(TEAR_DOWN_DEFAULT));
         let (farm, mac, tear_down_limit) = (Arc::clone(&self.farm), self.dut.config.mac.clone(), Arc::clone(&limit));
@@ -399,6 +400,7 @@ impl Run {
         verdict.evidence.extend(listening.evidence());
         tracing::info!(parent: &span, status = %verdict.status, cause = %verdict.cause, "the job has its verdict");
         farm.listeners.forget(&mac);
+        farm.judge_by(&dut.config.id, &number, &verdict, purpose).await;
         let limit = *limit.lock().unwrap_or_else(PoisonError::into_inner);
         (verdict, limit)
     }

@@ -138,6 +138,7 @@ impl Farm {
         let failed = |why: String| AddError::Farm(why);
         let (id, _) = removed.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))?;
         self.follow_inventory().await.map_err(|error| failed(error.to_string()))?;
+        self.records.forget(&id);
         Ok(id)
     }
 

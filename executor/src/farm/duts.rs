@@ -1,40 +1,54 @@
 //! The DUTs as others see them, and what a person or a check changes about them.
 //!
-//! | the row | somebody holds it | state |
+//! | the row | who holds it | state |
 //! |---|---|---|
-//! | none: it registered, and cannot be leased yet | – | waits for config |
-//! | – or any | yes | running |
-//! | cordoned, quarantined, being made or taken out | no | retired |
-//! | any other | no | idle |
+//! | none: it registered, and cannot be leased yet; or being made | nobody | WAIT_FOR_CONFIG |
+//! | any | a health job | TRAINING or QUICK_CHECK |
+//! | any | somebody else, not active yet | QUEUED |
+//! | any | somebody else | RUNNING |
+//! | retired, cordoned, or taken out of the farm file | nobody | RETIRED |
+//! | quarantined | nobody | BORKED |
+//! | on trial | nobody | TRAINING or QUICK_CHECK |
+//! | any other | nobody | IDLE |
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, PoisonError, Weak};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::machines::Dut;
-use super::{Farm, JobRecord, JobState, Submission, SubmitError, TargetOverride};
+use super::record::{DutRecord, Opinion, opinion};
+use super::{AddError, Farm};
 use crate::blueprint::power::PowerState;
-use crate::config::DutConfig;
+use crate::config::{BeforeService, DutConfig, TrainingConfig};
 use crate::lease::Snapshot;
-use crate::lease::rows::{Admin, Health, Kind, Lease, Owner, Resource, ResourceId, ResourceState, Verb};
-use crate::verdict::{Cause, Status};
-
-/// What a quick check runs.
-const QUICK_CHECK: &str = include_str!("../../../fixtures/jobs/good/quick-check.yml");
+use crate::lease::rows::{
+    Admin, Health, Kind, Lease, LeaseState, Owner, Purpose, Resource, ResourceId, ResourceState, Trial, Verb,
+};
+use crate::verdict::Verdict;
 
 /// A DUT's state, in CI-tron's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum DutState {
-    /// It registered, and something of it is not known yet: its outlet, its console.
+    /// It is being made ready, or something of it is not known yet.
     WaitForConfig,
     /// Free.
     Idle,
-    /// Held by a job.
+    /// It boots again and again, before it takes jobs.
+    Training,
+    /// A job has it, and does not run yet.
+    Queued,
+    /// Held by a job or a person.
     Running,
-    /// Held back by a person or by the farm.
+    /// Held back by a person.
     Retired,
+    /// Nobody knows.
+    Unknown,
+    /// It has to boot once, before it takes jobs.
+    QuickCheck,
+    /// Held back by the farm: it failed too often.
+    Borked,
 }
 
 /// A DUT as others see it.
@@ -56,6 +70,16 @@ pub struct DutView {
     pub ip_address: String,
     /// The admin's note, or why it is held back.
     pub comment: Option<String>,
+    /// What it has to pass before it takes jobs.
+    #[schema(value_type = Option<String>)]
+    pub trial: Option<Trial>,
+    /// What the farm thinks of it.
+    #[schema(value_type = String)]
+    pub health: Health,
+    /// Whether a person retired it.
+    pub is_retired: bool,
+    /// Whether it takes jobs.
+    pub ready_for_service: bool,
     /// The job that holds it.
     pub job: Option<String>,
     /// Who holds it when no job does.
@@ -71,7 +95,8 @@ impl Farm {
         let (of_duts, holders) = (rows_of_duts(&rows), holders(&rows));
         let view = |(says, dut): &(DutConfig, Option<Arc<Dut>>)| {
             let row = of_duts.get(says.id.as_str()).copied();
-            DutView::of(says, dut.as_deref(), row, row.and_then(|row| holders.get(&row.id).copied()))
+            let view = DutView::of(says, dut.as_deref(), row, row.and_then(|row| holders.get(&row.id).copied()));
+            self.explained(view)
         };
         let mut duts: Vec<DutView> = self.known().values().map(view).chain(self.waiting_for_config()).collect();
         duts.sort_by(|one, other| one.id.cmp(&other.id));
@@ -85,10 +110,25 @@ impl Farm {
         let called = |says: &DutConfig| says.id == id_or_full_name || says.full_name == id_or_full_name;
         let found = known.values().find(|(says, _)| called(says)).map(|(says, dut)| {
             let row = row_of(&rows, &says.id);
-            DutView::of(says, dut.as_deref(), row, row.and_then(|row| holder_of(&rows, row)))
+            self.explained(DutView::of(says, dut.as_deref(), row, row.and_then(|row| holder_of(&rows, row))))
         });
         let is_it = |dut: &DutView| dut.id == id_or_full_name || dut.full_name == id_or_full_name;
         found.or_else(|| self.waiting_for_config().find(is_it))
+    }
+
+    /// What of a DUT only its record knows: how far its training is, and why the farm thinks ill of it.
+    fn explained(&self, mut view: DutView) -> DutView {
+        if view.trial == Some(Trial::Training) && view.health != Health::Quarantined {
+            let training = self.records.of(&view.id).training.unwrap_or_default();
+            view.comment = Some(training.in_words(&self.config().training));
+        } else if view.health >= Health::Suspect
+            && !view.is_retired
+            && let Some(complaint) = self.records.of(&view.id).complaint()
+        {
+            let what = if view.health == Health::Suspect { "suspect" } else { "quarantined" };
+            view.comment = Some(format!("{what} after {complaint}"));
+        }
+        view
     }
 
     /// By id, every machine that is there, or that the farm file says should be, with what is said of it now.
@@ -116,44 +156,84 @@ impl Farm {
         }
     }
 
-    /// Boots a DUT and looks whether it comes up, when its turn comes.
-    pub async fn queue_quick_check(self: &Arc<Self>, dut: &str) -> Result<Arc<JobRecord>, SubmitError> {
-        let id = self.dut(dut).await.map(|dut| dut.id);
-        let submission = Submission {
-            source_name: "quick-check.yml".into(),
-            text: QUICK_CHECK.into(),
-            target: Some(TargetOverride { id: Some(id.clone().unwrap_or_else(|| dut.to_owned())), tags: None }),
-            submitter: "quick check".into(),
-            ..Submission::default()
+    /// Takes a DUT out of service as CI-tron does: where machines train it trains, else a person has to put it back.
+    pub async fn take_out_of_service(&self, dut: &str, reason: &str) {
+        let trains = self.config().member(dut).is_some_and(|it| it.before_service == BeforeService::Training);
+        let rows = self.snapshot().await;
+        let Some(row) = row_of(&rows, dut).filter(|_| trains) else {
+            return self.hold_back(dut, Some(format!("taken out of service {reason}"))).await;
         };
-        let job = self.submit(submission).await?;
-        if let Some(id) = id {
-            self.quick_checks.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), Arc::clone(&job));
-            tokio::spawn(hold_back_unless_passed(Arc::downgrade(self), id, Arc::clone(&job)));
+        let told = self.keeper.command(row.object(), Verb::Try { trial: Trial::Training }, &self.name).await;
+        told.unwrap_or_else(|error| tracing::error!(dut, %error, "the DUT's service cannot be changed"));
+        self.trials.look_again();
+    }
+
+    /// Changes what an admin says of a machine that registered, or was added.
+    pub async fn edit_dut(
+        self: &Arc<Self>,
+        dut: &str,
+        comment: Option<String>,
+        manual_tags: Option<Vec<String>>,
+    ) -> Result<(), AddError> {
+        if self.inventory().find(dut).is_none() {
+            let name = self.dut(dut).await.map_or_else(|| dut.to_owned(), |dut| dut.full_name);
+            return Err(AddError::Wrong(format!("{name} is in the farm file; change it there, and `wharf reload`")));
         }
-        Ok(job)
+        let (farm, name) = (Arc::clone(self), dut.to_owned());
+        let edit = move || {
+            farm.inventory().edit(&name, |entry| {
+                if let Some(comment) = comment {
+                    entry.comment = Some(comment).filter(|comment| !comment.is_empty());
+                }
+                if let Some(tags) = manual_tags {
+                    entry.manual_tags = tags;
+                }
+            })
+        };
+        let failed = |why: String| AddError::Farm(why);
+        let edited = tokio::task::spawn_blocking(edit).await.map_err(|error| failed(error.to_string()))?;
+        edited.map_err(|error| failed(error.to_string()))?;
+        self.follow_inventory().await.map(drop).map_err(|error| failed(error.to_string()))
     }
 
-    /// Whether a quick check of this DUT waits or runs.
-    pub async fn quick_check_queued(&self, dut: &str) -> bool {
+    /// Whether a DUT waits for its quick check, or is checked.
+    pub async fn is_being_checked(&self, dut: &str) -> bool {
         let Some(dut) = self.dut(dut).await else { return false };
-        let checks = self.quick_checks.lock().unwrap_or_else(PoisonError::into_inner);
-        checks.get(&dut.id).is_some_and(|job| job.state() != JobState::Ended)
+        dut.state == DutState::QuickCheck || dut.trial == Some(Trial::QuickCheck)
     }
-}
 
-/// A DUT that fails its quick check takes no more jobs until somebody has looked at it.
-async fn hold_back_unless_passed(farm: Weak<Farm>, dut: String, job: Arc<JobRecord>) {
-    let mut follower = job.log.follow(0);
-    while follower.next().await.is_some() {}
-    let verdict = job.verdict().filter(|verdict| verdict.cause != Cause::Cancelled && verdict.status != Status::Pass);
-    if let (Some(farm), Some(verdict)) = (farm.upgrade(), verdict) {
-        farm.hold_back(&dut, Some(format!("its quick check ended {verdict}"))).await;
+    /// What a job's end says about its DUT.
+    pub(super) async fn judge_by(&self, dut: &str, job: &str, verdict: &Verdict, purpose: Purpose) {
+        let before = self.records.change(dut, |record| {
+            let before = record.failures_in_a_row;
+            record.heard(job, verdict, purpose, jiff::Timestamp::now());
+            before
+        });
+        let verb = match opinion(verdict, purpose) {
+            Opinion::Failed => Verb::Failed { why: format!("job {job} ended with cause {}", verdict.cause) },
+            Opinion::Well if before > 0 => Verb::Judge { health: Health::Good },
+            Opinion::Well | Opinion::None => return,
+        };
+        let rows = self.snapshot().await;
+        let Some(row) = row_of(&rows, dut) else { return };
+        if let Err(error) = self.keeper.command(row.object(), verb, &format!("job {job}")).await {
+            tracing::error!(dut, %error, "what a job says of its DUT cannot be written down");
+        }
+    }
+
+    /// What a DUT has done so far.
+    pub fn record_of(&self, dut: &str) -> DutRecord {
+        self.records.of(dut)
+    }
+
+    /// How machines show that they are well.
+    pub fn training(&self) -> TrainingConfig {
+        self.config().training.clone()
     }
 }
 
 /// The row of a DUT, by its id.
-fn row_of<'a>(rows: &'a Snapshot, dut: &str) -> Option<&'a Resource> {
+pub(super) fn row_of<'a>(rows: &'a Snapshot, dut: &str) -> Option<&'a Resource> {
     rows.resources.iter().find(|row| is_a_dut(row) && row.name == dut).map(Arc::as_ref)
 }
 
@@ -162,27 +242,26 @@ fn rows_of_duts(rows: &Snapshot) -> HashMap<&str, &Resource> {
     rows.resources.iter().rev().filter(|row| is_a_dut(row)).map(|row| (row.name.as_str(), row.as_ref())).collect()
 }
 
-fn is_a_dut(row: &Resource) -> bool {
+pub(super) fn is_a_dut(row: &Resource) -> bool {
     row.kind == Kind::Dut && !matches!(row.state, ResourceState::Releasing | ResourceState::Destroyed)
 }
 
 impl DutView {
     fn of(says: &DutConfig, dut: Option<&Dut>, row: Option<&Resource>, holder: Option<&Lease>) -> DutView {
         let held_back = row.map_or_else(|| Some("it is being made ready".to_owned()), held_back);
-        let state = match (holder, &held_back) {
-            (Some(_), _) => DutState::Running,
-            (None, Some(_)) => DutState::Retired,
-            (None, None) => DutState::Idle,
-        };
         DutView {
             id: says.id.clone(),
             full_name: says.full_name.clone(),
             base_name: says.base_name.clone(),
-            state,
+            state: state_of(row, holder),
             tags: row.map_or_else(|| says.tags.clone(), |row| row.tags.clone()),
             mac_address: says.mac.clone(),
             ip_address: says.address.to_string(),
             comment: held_back.or_else(|| says.comment.clone()),
+            trial: row.and_then(trial_of),
+            health: row.map_or(Health::Unknown, |row| row.health),
+            is_retired: row.is_some_and(|row| matches!(row.admin, Admin::Retired { .. })),
+            ready_for_service: row.is_some_and(|row| row.serves(Purpose::Work)),
             job: holder.and_then(|lease| match &lease.request.owner {
                 Owner::Job(id) => Some(id.clone()),
                 Owner::Connection(_) | Owner::Term(_) | Owner::Heartbeat { .. } => None,
@@ -194,6 +273,39 @@ impl DutView {
                 }
             }),
             power: dut.and_then(Dut::power_seen),
+        }
+    }
+}
+
+fn trial_of(row: &Resource) -> Option<Trial> {
+    match row.admin {
+        Admin::OnTrial { trial } => Some(trial),
+        Admin::Enabled | Admin::Cordoned { .. } | Admin::Retired { .. } => None,
+    }
+}
+
+/// The table above.
+fn state_of(row: Option<&Resource>, holder: Option<&Lease>) -> DutState {
+    let Some(row) = row else { return DutState::WaitForConfig };
+    let tried = match trial_of(row) {
+        Some(Trial::Training) => DutState::Training,
+        Some(Trial::QuickCheck) | None => DutState::QuickCheck,
+    };
+    if let Some(lease) = holder {
+        return match (lease.request.want.purpose, lease.state) {
+            (Purpose::Health, _) => tried,
+            (Purpose::Work, LeaseState::Acquired) => DutState::Queued,
+            (Purpose::Work, _) => DutState::Running,
+        };
+    }
+    match (&row.admin, row.health, row.state) {
+        (Admin::Retired { .. } | Admin::Cordoned { .. }, ..) => DutState::Retired,
+        (_, Health::Quarantined, _) => DutState::Borked,
+        (Admin::OnTrial { .. }, ..) => tried,
+        (Admin::Enabled, _, ResourceState::Pending) => DutState::WaitForConfig,
+        (Admin::Enabled, _, ResourceState::Draining) => DutState::Retired,
+        (Admin::Enabled, _, ResourceState::Active | ResourceState::Releasing | ResourceState::Destroyed) => {
+            DutState::Idle
         }
     }
 }
@@ -211,7 +323,9 @@ fn holder_of<'a>(rows: &'a Snapshot, row: &Resource) -> Option<&'a Lease> {
 /// Why a DUT takes no jobs, if it takes none.
 fn held_back(row: &Resource) -> Option<String> {
     match (&row.admin, row.health, row.state) {
-        (Admin::Cordoned { reason }, ..) => Some(reason.clone()),
+        (Admin::Cordoned { reason } | Admin::Retired { reason }, ..) => Some(reason.clone()),
+        (Admin::OnTrial { trial: Trial::QuickCheck }, ..) => Some("it has to pass its quick check first".into()),
+        (Admin::OnTrial { trial: Trial::Training }, ..) => Some("it has to pass its training first".into()),
         (Admin::Enabled, Health::Quarantined, _) => Some("it failed too often; look at its events".into()),
         (Admin::Enabled, _, ResourceState::Pending) => Some("it is being made ready".into()),
         (Admin::Enabled, _, ResourceState::Draining) => Some("it is being taken out of service".into()),

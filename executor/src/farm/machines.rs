@@ -12,6 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -26,6 +27,7 @@ use super::hardware::Hardware;
 use super::hold::Listener;
 use super::hosts::Hosts;
 use super::network::{Drivers, Network};
+use super::record::Records;
 use super::start::StartError;
 use crate::blueprint::dut::console_name;
 use crate::blueprint::power::{PowerError, PowerState};
@@ -50,6 +52,8 @@ pub(super) struct Dut {
     /// Its console's ports, while somebody leases it.
     pub console_ports: Arc<Ports>,
     pub outlet: Switch,
+    /// How often it was switched on since that was last written down.
+    boots: Arc<AtomicU64>,
     gateway: Arc<Gateway>,
 }
 
@@ -64,6 +68,7 @@ pub(super) struct Machines {
     watched: Mutex<BTreeSet<String>>,
     gateway: Arc<Gateway>,
     listeners: Weak<Listeners>,
+    records: Arc<Records>,
     /// Where virtual machines keep their sockets.
     runtime: PathBuf,
     /// The keeper makes machines from a thread of its own, and their drivers have tasks.
@@ -80,6 +85,7 @@ impl Machines {
         consoles: Arc<Consoles>,
         gateway: Arc<Gateway>,
         listeners: &Arc<Listeners>,
+        records: Arc<Records>,
         runtime: PathBuf,
     ) -> Result<Machines, StartError> {
         let hardware = Mutex::new(Arc::new(Hardware::of(&config.get(), None)?));
@@ -87,8 +93,20 @@ impl Machines {
         let tasks = tokio::runtime::Handle::current();
         let hosts = Hosts::new(config.clone());
         let watched = Mutex::default();
-        let machines =
-            Machines { config, network, hardware, consoles, watched, gateway, listeners, runtime, tasks, duts, hosts };
+        let machines = Machines {
+            config,
+            network,
+            hardware,
+            consoles,
+            watched,
+            gateway,
+            listeners,
+            records,
+            runtime,
+            tasks,
+            duts,
+            hosts,
+        };
         for dut in &machines.config.get().duts {
             machines.set_up(dut)?;
         }
@@ -133,7 +151,8 @@ impl Machines {
         outlet.belongs_to(Some(self.user(config)));
         let (config, boot) = (config.clone(), Arc::default());
         let (listener, console_ports, gateway) = (Arc::default(), Arc::default(), Arc::clone(&self.gateway));
-        let dut = Dut { config, mac, console, boot, listener, console_ports, outlet, gateway };
+        let boots = Arc::default();
+        let dut = Dut { config, mac, console, boot, listener, console_ports, outlet, boots, gateway };
         self.lock().insert(dut.config.id.clone(), Arc::new(dut));
         Ok(())
     }
@@ -278,9 +297,12 @@ impl Effects for Machines {
             return self.hosts.clone().tear_down(host, lease.clone()).boxed();
         }
         let Some(dut) = self.of(lease) else { return ready(Ok(())).boxed() };
+        let records = Arc::clone(&self.records);
         match lease.request.want.kind {
             Kind::Dut => async move {
                 dut.console_ports.close();
+                let boots = dut.boots.swap(0, Ordering::Relaxed);
+                records.change(&dut.config.id, |record| record.boots += boots);
                 let off = dut.switch_off().await;
                 dut.listener.close().await;
                 off.map_err(|error| {
@@ -363,12 +385,15 @@ impl Dut {
     /// Its outlet, for the holder of a lease.
     pub(super) fn power(self: &Arc<Self>, pass: Pass) -> Power {
         let dut = Arc::clone(self);
-        let went_off = move || {
-            // What it had attached is closed before it can come up again: a boot takes longer than this.
-            let dut = Arc::clone(&dut);
-            tokio::spawn(async move { dut.gateway.drop_connections(dut.address()).await });
+        let went = move |state| match state {
+            PowerState::On => drop(dut.boots.fetch_add(1, Ordering::Relaxed)),
+            PowerState::Off => {
+                // What it had attached is closed before it can come up again: a boot takes longer than this.
+                let dut = Arc::clone(&dut);
+                tokio::spawn(async move { dut.gateway.drop_connections(dut.address()).await });
+            }
         };
-        Power::new(self.outlet.clone(), pass, Arc::new(went_off))
+        Power::new(self.outlet.clone(), pass, Arc::new(went))
     }
 
     /// Off, and it reads back so. Without a pass: for tear-downs and for the start.

@@ -19,7 +19,7 @@ use super::disks;
 use super::wants::{self, Asked, Candidate, Wants};
 use super::{Submission, SubmitError, texts, values};
 use crate::boot::{BootPlan, Dut, Place, Planned, Source, database, doors};
-use crate::config::{DutConfig, MachineConfig, SimulatedConfig};
+use crate::config::{BeforeService, DutConfig, MachineConfig, SimulatedConfig};
 use crate::lease::rows::Access;
 use crate::render;
 
@@ -110,6 +110,7 @@ impl Crew {
                 machine: MachineConfig::Simulated(SimulatedConfig::default()),
                 off_time: None,
                 boot: None,
+                before_service: BeforeService::Nothing,
             };
             (name, dut)
         };

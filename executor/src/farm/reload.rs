@@ -187,6 +187,7 @@ impl Farm {
         }
         self.machines.follow(&config);
         self.discovery.goes_by(file, &config, aside);
+        self.trials.look_again();
         let mut changes = changes(&before, &config);
         self.name_holders(&before, &mut changes).await;
         changes.iter().for_each(|change| tracing::info!(%change, "the farm file was read again"));
@@ -293,6 +294,8 @@ fn changes(before: &FarmConfig, after: &FarmConfig) -> Vec<Change> {
     let line = |one: &LineConfig, two: &LineConfig| keys([("its entry", one != two)]);
     differences("console", (&before.consoles, &after.consoles), |it| (&it.name, &it.name), line, &mut list);
     let of_farm = keys([
+        ("training", before.training != after.training),
+        ("health", before.patience != after.patience),
         ("variables", before.job_variables != after.job_variables),
         ("boots", before.boots != after.boots),
         ("listen.when_busy", before.submission.upgraded_when_busy != after.submission.upgraded_when_busy),
@@ -312,6 +315,7 @@ fn keys_of_dut(one: &DutConfig, two: &DutConfig) -> Vec<String> {
         ("access", one.access != two.access),
         ("needs", one.needs != two.needs),
         ("boot", one.boot != two.boot),
+        ("training", one.before_service != two.before_service),
         ("mac", one.mac != two.mac),
         ("address", one.address != two.address),
         ("machine", one.machine != two.machine),

@@ -13,8 +13,9 @@ use tokio::sync::watch;
 use super::discovery::{Discovery, Strangers};
 use super::machines::{Dut, Machines};
 use super::network::Network;
+use super::record::Records;
 use super::shelf::Shelf;
-use super::{Announcements, Current, Farm, Jobs, Listeners, Planner, ledger};
+use super::{Announcements, Current, Farm, Jobs, Listeners, Planner, ledger, training};
 use crate::blueprint::dut;
 use crate::boot::Place;
 use crate::config::FarmConfig;
@@ -108,14 +109,23 @@ impl Farm {
         let place = Place { address: network.address, http_port: addresses.http.map_or(80, |address| address.port()) };
         let runtime = qemu::RuntimeFolder::new()
             .map_err(|source| StartError::State { path: "a runtime folder".into(), source })?;
+        let records = Records::open(&config.state).map(Arc::new);
+        let records =
+            records.map_err(|source| StartError::State { path: config.state.display().to_string(), source })?;
         let name = config.name.clone();
         let rows = dut::rows(&config);
         let state = config.state.clone();
         let config = Current::from(config);
         let consoles = Consoles::new(state.join(CONSOLES), config.get().console_log);
-        let folder = runtime.path().to_owned();
-        let machines =
-            Machines::new(config.clone(), network, Arc::clone(&consoles), Arc::clone(&gateway), &listeners, folder)?;
+        let machines = Machines::new(
+            config.clone(),
+            network,
+            Arc::clone(&consoles),
+            Arc::clone(&gateway),
+            &listeners,
+            Arc::clone(&records),
+            runtime.path().to_owned(),
+        )?;
         let machines = Arc::new(machines);
         let effects: Arc<dyn Effects> = Arc::clone(&machines) as Arc<dyn Effects>;
         let (keeper, corruption) = Keeper::open(&state.join(LEASES), rows, effects)?;
@@ -137,7 +147,8 @@ impl Farm {
             listeners,
             stopping: watch::channel(false).0,
             carriers: Mutex::default(),
-            quick_checks: Mutex::default(),
+            records,
+            trials: Arc::default(),
             holds: super::hold::Holds::default(),
             shelf,
             discovery,
@@ -152,6 +163,7 @@ impl Farm {
         farm.restore(kept).await;
         farm.look_after_again(&leases).await;
         farm.keep_doors();
+        tokio::spawn(training::supervise(Arc::downgrade(&farm), Arc::clone(&farm.trials)));
         tokio::spawn(keep_the_cache_small(Arc::downgrade(&farm)));
         Ok(farm)
     }

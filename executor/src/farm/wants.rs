@@ -13,7 +13,7 @@ use super::{Submission, SubmitError, lease_of};
 use crate::blueprint::dut::ACTIVATE_MS;
 use crate::config::{DutConfig, FarmConfig};
 use crate::lease::RequestError;
-use crate::lease::rows::{Gang, Kind, LeaseRequest, Mode, Owner, Timeouts, Want};
+use crate::lease::rows::{Gang, Kind, LeaseRequest, Mode, Owner, Purpose, Timeouts, Want};
 
 /// DUTs that a refusal lists: more than a screen of them helps nobody.
 const LISTED_MAX: usize = 30;
@@ -54,11 +54,22 @@ impl Asked {
 impl Wants {
     fn request(&self, submission: &Submission, job: &str, gang: Option<Gang>) -> LeaseRequest {
         let left = self.deadline.map(|deadline| deadline.duration_since(jiff::Timestamp::now()).as_millis().max(0));
-        let gear =
-            |name: &String| Want { kind: Kind::Gear, name: Some(name.clone()), tags: Vec::new(), mode: Mode::Hold };
+        let gear = |name: &String| Want {
+            kind: Kind::Gear,
+            name: Some(name.clone()),
+            tags: Vec::new(),
+            mode: Mode::Hold,
+            purpose: Purpose::Work,
+        };
         LeaseRequest {
             id: lease_of(job, self.role.as_deref()),
-            want: Want { kind: Kind::Dut, name: self.id.clone(), tags: self.tags.clone(), mode: Mode::Hold },
+            want: Want {
+                kind: Kind::Dut,
+                name: self.id.clone(),
+                tags: self.tags.clone(),
+                mode: Mode::Hold,
+                purpose: submission.purpose,
+            },
             also: self.gear.iter().map(gear).collect(),
             gang,
             prefers: Vec::new(),

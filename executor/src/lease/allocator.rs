@@ -60,7 +60,7 @@ pub enum Decision {
 /// Plans everything that can be decided now. Only resources with a free seat are looked at, and of each line of the queue only as many
 /// requests as may get something.
 pub fn plan_with(tables: &Tables, now: Moment, look: Look) -> Plan {
-    let mut round = Round::new(tables, now, Purpose::Decide);
+    let mut round = Round::new(tables, now, Walk::Decide);
     round.look = look;
     round.walk_the_queue(None);
     round.keep_house();
@@ -75,14 +75,14 @@ pub fn plan(tables: &Tables, now: Moment) -> Plan {
 
 /// What everybody who waits is told: the same walk, to the end of the queue and over all candidates.
 pub fn outlooks(tables: &Tables, now: Moment) -> Outlooks {
-    let mut round = Round::new(tables, now, Purpose::Tell);
+    let mut round = Round::new(tables, now, Walk::Tell);
     round.walk_the_queue(None);
     round.outlooks
 }
 
 /// Whether a request would be granted at once if it were made now, or get something made for it; `Err` says per candidate why not.
 pub fn free_now(tables: &Tables, lease: &Lease, now: Moment) -> Result<(), Arc<[Reason]>> {
-    let mut round = Round::new(tables, now, Purpose::Tell);
+    let mut round = Round::new(tables, now, Walk::Tell);
     round.walk_the_queue(Some(lease));
     let granted = round.plan.decisions.iter().any(|decision| match decision {
         Decision::Grant(grants) => grants.iter().any(|(id, _)| id == lease.id()),
@@ -97,7 +97,7 @@ pub fn free_now(tables: &Tables, lease: &Lease, now: Moment) -> Result<(), Arc<[
 
 /// Whether a request could ever be served; `Err` says per candidate why not. Asked before a request becomes a row.
 pub fn can_ever(tables: &Tables, request: &LeaseRequest) -> Result<(), String> {
-    let round = Round::new(tables, Moment(0), Purpose::Decide);
+    let round = Round::new(tables, Moment(0), Walk::Decide);
     if let Some(want) = request.also.iter().find(|want| want.kind.rank() >= request.want.kind.rank()) {
         return Err(format!("a {} cannot be a part of a {}", want.kind, request.want.kind));
     }
@@ -109,7 +109,7 @@ pub fn can_ever(tables: &Tables, request: &LeaseRequest) -> Result<(), String> {
 
 /// The blueprints that could serve a request, and of which nobody has been asked yet whether they may.
 pub fn unasked(tables: &Tables, request: &LeaseRequest) -> Vec<String> {
-    let round = Round::new(tables, Moment(0), Purpose::Decide);
+    let round = Round::new(tables, Moment(0), Walk::Decide);
     let asks = |blueprint: &&Blueprint| {
         let is_new = tables.authorization(&request.authorizer, &blueprint.name).is_none();
         blueprint.access == Access::Authorized && is_new
@@ -134,7 +134,7 @@ pub enum Look {
 
 /// What a walk is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Purpose {
+enum Walk {
     /// To find what can be done.
     Decide,
     /// To say why nothing can.
@@ -145,7 +145,7 @@ enum Purpose {
 struct Round<'a> {
     tables: &'a Tables,
     now: Moment,
-    purpose: Purpose,
+    purpose: Walk,
     look: Look,
     plan: Plan,
     outlooks: Outlooks,
@@ -202,7 +202,7 @@ enum Goes {
 type Members<'a> = btree_set::Iter<'a, QueueKey>;
 
 impl<'a> Round<'a> {
-    fn new(tables: &'a Tables, now: Moment, purpose: Purpose) -> Round<'a> {
+    fn new(tables: &'a Tables, now: Moment, purpose: Walk) -> Round<'a> {
         let grows = |blueprint: &&Blueprint| {
             blueprint.service != Service::Retired
                 && (blueprint.pool.is_some() || tables.made_by(&blueprint.name) < blueprint.limit as usize)
@@ -248,7 +248,7 @@ impl<'a> Round<'a> {
                     Goes::NoFurther
                 }
             };
-            if goes == Goes::On || (self.purpose == Purpose::Tell && matches!(line, Line::Ask(_))) {
+            if goes == Goes::On || (self.purpose == Walk::Tell && matches!(line, Line::Ask(_))) {
                 heads.extend(members.next().map(|next| (next, (line, members))));
             }
         }
@@ -338,7 +338,7 @@ impl<'a> Round<'a> {
     }
 
     fn wait(&mut self, lease: &Lease, class: &mut Class, reasons: Arc<[Reason]>) {
-        if self.purpose == Purpose::Tell {
+        if self.purpose == Walk::Tell {
             self.waiting += 1;
             let estimate = class.estimate(class.waiting);
             class.waiting += 1;
@@ -372,10 +372,10 @@ impl<'a> Round<'a> {
                 tables.called(want.kind, name).for_each(|it| self.add_candidate(it, want, authorizer, &mut class));
             }
             // A reader needs no seat.
-            (Purpose::Decide, None) if want.mode == Mode::Hold => {
+            (Walk::Decide, None) if want.mode == Mode::Hold => {
                 tables.open(want.kind).for_each(|it| self.add_candidate(it, want, authorizer, &mut class));
             }
-            (Purpose::Decide | Purpose::Tell, None) => {
+            (Walk::Decide | Walk::Tell, None) => {
                 tables.live(want.kind).for_each(|it| self.add_candidate(it, want, authorizer, &mut class));
             }
         }
@@ -391,22 +391,22 @@ impl<'a> Round<'a> {
         match self.could_serve(resource, want, authorizer) {
             Err(_) => {}
             Ok(Some(awaits)) => class.reasons.push(awaits),
-            Ok(None) => self.sort_candidate(resource, class),
+            Ok(None) => self.sort_candidate(resource, want.purpose, class),
         }
     }
 
-    fn sort_candidate(&self, resource: &'a Resource, class: &mut Class<'a>) {
-        let name = || resource.full_name.clone();
-        match (resource.state, &resource.admin, resource.health) {
-            (_, Admin::Cordoned { reason }, _) => {
-                class.reasons.push(Reason::Cordoned { resource: name(), why: reason.clone() });
+    fn sort_candidate(&self, resource: &'a Resource, purpose: Purpose, class: &mut Class<'a>) {
+        match (resource.serves(purpose), resource.state) {
+            (false, _) => class.reasons.push(Reason::of_held_back(resource)),
+            (true, ResourceState::Draining) => {
+                class.reasons.push(Reason::Draining { resource: resource.full_name.clone() });
             }
-            (_, _, Health::Quarantined) => class.reasons.push(Reason::Quarantined { resource: name() }),
-            (ResourceState::Draining, ..) => class.reasons.push(Reason::Draining { resource: name() }),
-            (ResourceState::Pending, ..) => class.reasons.push(Reason::Starting { resource: name() }),
-            _ => class.candidates.push_back(resource),
+            (true, ResourceState::Pending) => {
+                class.reasons.push(Reason::Starting { resource: resource.full_name.clone() });
+            }
+            (true, _) => class.candidates.push_back(resource),
         }
-        if self.purpose == Purpose::Tell {
+        if self.purpose == Walk::Tell {
             self.add_ends(resource, class);
         }
     }
@@ -464,11 +464,17 @@ impl<'a> Round<'a> {
         }
         let blueprint = self.tables.blueprints.get(&resource.blueprint);
         let blueprint = blueprint.filter(|it| it.service != Service::Retired).ok_or(misfit(Why::NoBlueprint))?;
-        self.may(blueprint, authorizer)
+        self.may(blueprint, want.purpose, authorizer)
     }
 
-    fn may<'b>(&self, blueprint: &'b Blueprint, subject: &'b str) -> Result<Option<Reason>, Misfit<'b>> {
-        if blueprint.access == Access::Everyone {
+    /// A health job is the farm's own, so that nobody has to be asked.
+    fn may<'b>(
+        &self,
+        blueprint: &'b Blueprint,
+        purpose: Purpose,
+        subject: &'b str,
+    ) -> Result<Option<Reason>, Misfit<'b>> {
+        if blueprint.access == Access::Everyone || purpose == Purpose::Health {
             return Ok(None);
         }
         match self.tables.authorization(subject, &blueprint.name).map(|it| it.state) {
@@ -621,18 +627,23 @@ impl<'a> Round<'a> {
 
     fn is_usable(&self, resource: &Resource) -> bool {
         resource.state == ResourceState::Active
-            && resource.admin == Admin::Enabled
-            && resource.health != Health::Quarantined
+            && resource.serves(Purpose::Work)
             && !self.reclaimed.contains(&resource.id)
             && !self.is_asked_to_end(resource)
     }
 
-    /// A release, a loss or a drain that it has not read yet: nobody gets on board now.
+    /// A release, a loss, a drain or a doubt that it has not read yet: nobody gets on board now.
     fn is_asked_to_end(&self, resource: &Resource) -> bool {
         self.tables.unread(&resource.object()).any(|command| {
             matches!(
                 command.verb,
-                Verb::Release { .. } | Verb::ResourceLost { .. } | Verb::Drain | Verb::Reclaim | Verb::Cordon { .. }
+                Verb::Release { .. }
+                    | Verb::ResourceLost { .. }
+                    | Verb::Drain
+                    | Verb::Reclaim
+                    | Verb::Cordon { .. }
+                    | Verb::Try { .. }
+                    | Verb::Retire { .. }
             )
         })
     }

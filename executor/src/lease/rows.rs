@@ -191,6 +191,27 @@ pub struct Want {
     pub tags: Vec<String>,
     /// How it is held.
     pub mode: Mode,
+    /// What for.
+    #[serde(default, skip_serializing_if = "Purpose::is_work")]
+    pub purpose: Purpose,
+}
+
+/// What a lease is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Purpose {
+    /// Whatever its owner wants.
+    #[default]
+    Work,
+    /// To find out whether the resource is well: it may be one that is held back.
+    Health,
+}
+
+impl Purpose {
+    /// Whether it is anything but a look at the resource's health.
+    pub fn is_work(&self) -> bool {
+        *self == Purpose::Work
+    }
 }
 
 /// A request as somebody makes it.
@@ -387,6 +408,26 @@ pub enum Admin {
         /// Who and why.
         reason: String,
     },
+    /// Not before it has shown that it is well.
+    OnTrial {
+        /// How.
+        trial: Trial,
+    },
+    /// It is out of service, and nobody looks whether it is well either.
+    Retired {
+        /// Who and why.
+        reason: String,
+    },
+}
+
+/// How a resource shows that it is well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Trial {
+    /// By one health job.
+    QuickCheck,
+    /// By as many as its training takes.
+    Training,
 }
 
 /// What the farm thinks of a resource.
@@ -491,6 +532,16 @@ impl Resource {
         Object::Resource(self.id.clone())
     }
 
+    /// Whether it may be leased for this, as far as people and the farm think.
+    pub fn serves(&self, purpose: Purpose) -> bool {
+        match (&self.admin, purpose) {
+            (Admin::Enabled, Purpose::Work) => self.health != Health::Quarantined,
+            (Admin::Cordoned { .. } | Admin::OnTrial { .. }, Purpose::Work) => false,
+            (Admin::Enabled | Admin::Cordoned { .. } | Admin::OnTrial { .. }, Purpose::Health) => true,
+            (Admin::Retired { .. }, _) => false,
+        }
+    }
+
     /// Whether somebody could know it by this name.
     pub fn is_called(&self, name: &str) -> bool {
         self.name == name || self.full_name == name
@@ -542,8 +593,28 @@ pub struct Blueprint {
     pub mean_hold_ms: Option<u64>,
     /// Whether it still makes resources.
     pub service: Service,
+    /// How many failures in a row are too many.
+    pub patience: Patience,
+    /// Whether what it makes has to show first that it is well.
+    pub trial: Option<Trial>,
     /// What was thought of the one of the inventory before it was made anew: the next one is the same machine.
     pub before: Option<Standing>,
+}
+
+/// How many failures in a row that were the farm's a resource may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// So many make it suspect: it is taken last.
+    pub suspect_after: u32,
+    /// So many quarantine it: it is not leased.
+    pub quarantined_after: u32,
+}
+
+impl Default for Patience {
+    /// One failure is an accident, two are a pattern; four are no bad luck any more.
+    fn default() -> Patience {
+        Patience { suspect_after: 2, quarantined_after: 4 }
+    }
 }
 
 /// What people and the farm think of a resource.
@@ -685,6 +756,16 @@ pub enum Verb {
     },
     /// To a resource: to take leases again.
     Uncordon,
+    /// To a resource: to show that it is well before it takes leases.
+    Try {
+        /// How.
+        trial: Trial,
+    },
+    /// To a resource: to take no leases at all.
+    Retire {
+        /// Why.
+        reason: String,
+    },
     /// To a resource: what the farm thinks of it now.
     Judge {
         /// The new opinion.

@@ -39,6 +39,8 @@ pub fn blueprint(kind: Kind, name: &str, tags: &[&str]) -> Blueprint {
         activate_ms: 60_000,
         mean_hold_ms: None,
         service: Service::Open,
+        patience: Patience::default(),
+        trial: None,
         before: None,
     }
 }
@@ -52,6 +54,7 @@ pub fn request(id: &str, tags: &[&str]) -> LeaseRequest {
             name: None,
             tags: tags.iter().map(|tag| tag.to_string()).collect(),
             mode: Mode::Hold,
+            purpose: Purpose::Work,
         },
         also: Vec::new(),
         gang: None,

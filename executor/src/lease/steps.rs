@@ -32,7 +32,7 @@
 //! | R10 | Releasing | (leases remain: nothing may happen) | Releasing | – |
 //! | R11 | Releasing (no leases) | `TornDown`, `TearDownFailed`, abandon, `ReleaseChildren` | Releasing | back-off; release to children |
 //! | R12 | Releasing, TornDown | `Finish` (no children) | Destroyed | **keys freed** |
-//! | R13 | Pending, Active, Draining | cordon, uncordon, judge, failed, expires, renew | the same | – |
+//! | R13 | Pending, Active, Draining | cordon, uncordon, try, retire, judge, failed, describe, expires, renew | the same | – |
 //!
 //! Beside the tables: a command is posted, an effect is about to be done, and [`credit`] moves deadlines when the farm was away.
 
@@ -57,10 +57,6 @@ pub const TEAR_DOWNS_BEFORE_OPERATOR: u32 = 6;
 pub const PAUSE_MS: u64 = 1_000;
 /// The longest pause after a failed effect: an operator who has mended something does not wait longer.
 pub const PAUSE_MS_MAX: u64 = 30_000;
-/// Failures in a row that make a resource suspect.
-pub const SUSPECT_AFTER: u32 = 2;
-/// Failures in a row that quarantine it.
-pub const QUARANTINED_AFTER: u32 = 4;
 
 /// What may happen to a lease.
 #[derive(Clone, Debug, PartialEq)]

@@ -224,7 +224,9 @@ fn a_quick_check_boots_the_machine_that_it_names() {
     let ended = bench.follow(check["id"].as_str().unwrap(), "").wait();
     ended.expect("PASS", "test");
     assert_eq!(ended.dut().as_deref(), Some("simulated-sim-2"));
-    assert_eq!(bench.get("/api/v1/dut/simulated-sim-2/quick_check").text().trim(), "false");
+    let is_over = || bench.get("/api/v1/dut/simulated-sim-2/quick_check").text().trim() == "false";
+    until(Duration::from_secs(30), || is_over().then_some(())).expect("the check is over soon after its job");
+    assert_eq!(bench.dut("simulated-sim-2")["state"], "IDLE");
 }
 
 #[test]

@@ -18,7 +18,7 @@ use crate::farms::{QEMU, WHARF, linux_job};
 use crate::picked_up::{GATEWAY, LINK, Place};
 
 /// Longer than a machine takes to be in service on a loaded host.
-const SOON: Duration = Duration::from_secs(120);
+const SOON: Duration = Duration::from_secs(300);
 
 fn discover(bench: &Bench, arguments: &[&str]) -> Output {
     Command::new(WHARF).args(["dut", "discover", "--server", &bench.url()]).args(arguments).output().unwrap()

@@ -44,6 +44,7 @@
 //! | `tftp_clients` | curl, tftp-hpa, atftp and busybox read every kind of file over TFTP, over a bad link too |
 //! | `tidy` | the house rules that a machine can see |
 //! | `tls` | files and disks over TLS, and at ports of a job's own, for its DUT alone |
+//! | `training` | machines train before they take jobs, are checked, retired, and quarantined when they fail |
 //!
 //! `farms` has the farms that they share, `loopback` the gateway in this process.
 
@@ -94,3 +95,4 @@ mod stalls;
 mod tftp_clients;
 mod tidy;
 mod tls;
+mod training;

@@ -10,7 +10,7 @@ use crate::console::Protocol;
 use crate::farm::PowerAction;
 use crate::lease::rows::{
     Admin, Authorization, AuthorizationState, Event, Health, Lease, LeaseState, Moment, Object, Owner, Resource,
-    ResourceState,
+    ResourceState, Trial,
 };
 use crate::lease::{LeaseView, Snapshot};
 
@@ -459,7 +459,9 @@ impl ResourceWire {
             cause: resource.cause.to_string(),
             cordoned: match &resource.admin {
                 Admin::Enabled => None,
-                Admin::Cordoned { reason } => Some(reason.clone()),
+                Admin::Cordoned { reason } | Admin::Retired { reason } => Some(reason.clone()),
+                Admin::OnTrial { trial: Trial::QuickCheck } => Some("it has to pass its quick check first".into()),
+                Admin::OnTrial { trial: Trial::Training } => Some("it has to pass its training first".into()),
             },
             health: match resource.health {
                 Health::Good => "good",

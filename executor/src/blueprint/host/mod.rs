@@ -59,7 +59,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::lease::rows::{LeaseRequest, LeaseState, Mode, Object, Want};
+    use crate::lease::rows::{LeaseRequest, LeaseState, Mode, Object, Purpose, Want};
     use crate::lease::samples::{SmallFarm, request};
 
     const FINGERPRINT: &str = "SHA256:UCUiLr7Pjs9wFFJMDByLgc3NrtdU344OgUM45wZPcIQ";
@@ -78,7 +78,10 @@ mod tests {
 
     fn host(id: &str, tags: &[&str]) -> LeaseRequest {
         let tags = tags.iter().map(|tag| tag.to_string()).collect();
-        LeaseRequest { want: Want { kind: Kind::Host, name: None, tags, mode: Mode::Hold }, ..request(id, &[]) }
+        LeaseRequest {
+            want: Want { kind: Kind::Host, name: None, tags, mode: Mode::Hold, purpose: Purpose::Work },
+            ..request(id, &[])
+        }
     }
 
     #[test]

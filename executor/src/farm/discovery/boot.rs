@@ -14,7 +14,7 @@ use gateway::dhcp::BootOffer;
 
 use super::lock;
 use super::strangers::{Boot, Entry};
-use crate::config::{DutConfig, MachineConfig, SimulatedConfig, Unknown};
+use crate::config::{BeforeService, DutConfig, MachineConfig, SimulatedConfig, Unknown};
 use crate::farm::{Farm, Submission};
 use crate::job_log::JobLog;
 use crate::lease::rows::Access;
@@ -116,5 +116,6 @@ fn nobody() -> DutConfig {
         machine: MachineConfig::Simulated(SimulatedConfig::default()),
         off_time: None,
         boot: None,
+        before_service: BeforeService::Nothing,
     }
 }

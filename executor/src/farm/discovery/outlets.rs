@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::record::DiscoverError;
 use crate::blueprint::console::Console;
 use crate::blueprint::power::{Outlet, PowerError, PowerState};
-use crate::config::{DutConfig, FarmConfig, MachineConfig, SPARES};
+use crate::config::{BeforeService, DutConfig, FarmConfig, MachineConfig, SPARES};
 use crate::farm::Farm;
 use crate::farm::network::Drivers;
 use crate::inventory::{OutletName, outlet_of};
@@ -139,5 +139,6 @@ fn spare_as_dut(name: &str, mac: &str, machine: MachineConfig) -> DutConfig {
         machine,
         off_time: None,
         boot: None,
+        before_service: BeforeService::Nothing,
     }
 }

@@ -3,6 +3,7 @@
 use crate::blueprint::power::PowerState;
 use crate::farm::{DutState, DutView, Farm};
 use crate::inventory::{Entry, OutletName, SetAside};
+use crate::lease::rows::Health;
 
 /// How a DUT was found, and where its power comes from.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -39,6 +40,10 @@ fn waiting(farm: &str, SetAside { id, entry, why }: SetAside) -> DutView {
         mac_address: entry.mac_address,
         ip_address: entry.ip_address.to_string(),
         comment: Some(why),
+        trial: None,
+        health: Health::Unknown,
+        is_retired: false,
+        ready_for_service: false,
         job: None,
         holder: None,
         power: None::<PowerState>,

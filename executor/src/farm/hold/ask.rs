@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::LeaseError;
 use crate::blueprint::dut::ACTIVATE_MS;
-use crate::lease::rows::{Kind, LeaseRequest, Mode, Owner, Timeouts, Want};
+use crate::lease::rows::{Kind, LeaseRequest, Mode, Owner, Purpose, Timeouts, Want};
 
 /// The longest id of a lease: it names a folder, and has to fit into a line.
 const ID_LENGTH_MAX: usize = 64;
@@ -77,10 +77,22 @@ pub(super) fn request_of(ask: &LeaseAsk) -> Result<LeaseRequest, LeaseError> {
     if ask.keeps == Keeps::Term && ask.hold_time.is_none() && ask.hold_time_max.is_none() {
         return Err(LeaseError::Wrong { field: "for", what: "a lease that only its time ends needs a time".into() });
     }
-    let gear = |name: &String| Want { kind: Kind::Gear, name: Some(name.clone()), tags: Vec::new(), mode: Mode::Hold };
+    let gear = |name: &String| Want {
+        kind: Kind::Gear,
+        name: Some(name.clone()),
+        tags: Vec::new(),
+        mode: Mode::Hold,
+        purpose: Purpose::Work,
+    };
     Ok(LeaseRequest {
         id: id.into(),
-        want: Want { kind: ask.asks.kind(), name: ask.resource.clone(), tags: ask.tags.clone(), mode: Mode::Hold },
+        want: Want {
+            kind: ask.asks.kind(),
+            name: ask.resource.clone(),
+            tags: ask.tags.clone(),
+            mode: Mode::Hold,
+            purpose: Purpose::Work,
+        },
         also: ask.gear.iter().map(gear).collect(),
         gang: None,
         prefers: ask.prefers.clone(),

@@ -38,7 +38,7 @@ impl<'a> Round<'a> {
         if !has_tags(&blueprint.tags, want) {
             return Err(misfit(Why::Tags(&blueprint.tags, want)));
         }
-        self.may(blueprint, authorizer)
+        self.may(blueprint, want.purpose, authorizer)
     }
 
     /// For a request that found nothing free.
@@ -153,7 +153,7 @@ impl<'a> Round<'a> {
         }
         let request = &lease.request;
         self.tables.starting(request.want.kind).find(|resource| {
-            resource.admin == Admin::Enabled
+            resource.serves(request.want.purpose)
                 && !self.spoken_for.contains(&resource.id)
                 && !self.is_asked_to_end(resource)
                 && matches!(self.could_serve(resource, &request.want, &request.authorizer), Ok(None))
@@ -286,7 +286,11 @@ fn new_resource(
 ) -> Resource {
     let name = numbered(&blueprint.name, blueprint, number);
     let gang = parts_of(blueprint, &name);
-    let Standing { admin, health, failures } = blueprint.before.clone().unwrap_or_default();
+    let new = || Standing {
+        admin: blueprint.trial.map_or(Admin::Enabled, |trial| Admin::OnTrial { trial }),
+        ..Standing::default()
+    };
+    let Standing { admin, health, failures } = blueprint.before.clone().unwrap_or_else(new);
     Resource {
         id: "".into(),
         serial: 0,

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::lease::rows::{LeaseId, Moment};
+use crate::lease::rows::{Admin, LeaseId, Moment, Resource, Trial};
 
 /// What everybody who waits is told.
 pub type Outlooks = HashMap<LeaseId, Outlook>;
@@ -38,6 +38,13 @@ pub enum Reason {
         resource: String,
         /// Why.
         why: String,
+    },
+    /// It has to show first that it is well.
+    OnTrial {
+        /// The candidate.
+        resource: String,
+        /// How.
+        trial: Trial,
     },
     /// The farm holds it back.
     Quarantined {
@@ -99,11 +106,30 @@ pub enum Reason {
     },
 }
 
+impl Reason {
+    /// Why one that is held back is.
+    pub fn of_held_back(row: &Resource) -> Reason {
+        let resource = row.full_name.clone();
+        match &row.admin {
+            Admin::Enabled => Reason::Quarantined { resource },
+            Admin::Cordoned { reason } => Reason::Cordoned { resource, why: reason.clone() },
+            Admin::Retired { reason } => Reason::Cordoned { resource, why: format!("retired: {reason}") },
+            Admin::OnTrial { trial } => Reason::OnTrial { resource, trial: *trial },
+        }
+    }
+}
+
 impl fmt::Display for Reason {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Reason::Busy { resource, owner, .. } => write!(formatter, "{resource} is busy with {owner}"),
             Reason::Cordoned { resource, why } => write!(formatter, "{resource} is held back: {why}"),
+            Reason::OnTrial { resource, trial: Trial::QuickCheck } => {
+                write!(formatter, "{resource} has to pass its quick check first")
+            }
+            Reason::OnTrial { resource, trial: Trial::Training } => {
+                write!(formatter, "{resource} has to pass its training first")
+            }
             Reason::Quarantined { resource } => {
                 write!(formatter, "{resource} is held back: it failed too often; look at its events")
             }

@@ -12,7 +12,7 @@ fn gang(id: &str, name: &str, tags: &[&str]) -> LeaseRequest {
 }
 
 fn gear(name: &str) -> Want {
-    Want { kind: Kind::Gear, name: Some(name.into()), tags: Vec::new(), mode: Mode::Hold }
+    Want { kind: Kind::Gear, name: Some(name.into()), tags: Vec::new(), mode: Mode::Hold, purpose: Purpose::Work }
 }
 
 #[test]
@@ -69,6 +69,30 @@ fn a_held_back_dut_is_not_given_away_and_says_why() {
 }
 
 #[test]
+fn a_dut_on_trial_is_for_health_jobs_alone_and_a_retired_one_for_nobody() {
+    let health = |id: &str| {
+        let request = request(id, &[]);
+        LeaseRequest { want: Want { purpose: Purpose::Health, ..request.want }, ..request }
+    };
+    let mut farm = farm(&[("a", &[])]);
+    let dut = farm.tables.resources().find(|resource| resource.name == "a").unwrap().object();
+    farm.ask(dut.clone(), Verb::Try { trial: Trial::Training });
+    farm.request(request("1", &[]));
+    farm.request(health("2"));
+    farm.settle();
+    assert_eq!(farm.outlook("1"), (1, vec!["farm-a has to pass its training first".into()]));
+    assert_eq!(farm.holds("2").as_deref(), Some("a"), "the earlier one cannot have it");
+    farm.ask(dut.clone(), Verb::Retire { reason: "sold".into() });
+    farm.release("2");
+    farm.request(health("3"));
+    farm.settle();
+    assert_eq!(farm.outlook("3"), (2, vec!["farm-a is held back: retired: sold (somebody)".into()]));
+    farm.ask(dut, Verb::Uncordon);
+    farm.settle();
+    assert_eq!(farm.holds("1").as_deref(), Some("a"), "the older one comes first");
+}
+
+#[test]
 fn what_nothing_could_ever_serve_ends_at_once_and_says_what_is_missing() {
     let mut farm = farm(&[("a", &[])]);
     assert_eq!(can_ever(&farm.tables, &request("1", &["gpu"])), Err("farm-a lacks the tags `gpu`".into()));
@@ -108,13 +132,25 @@ fn a_dut_is_claimed_with_its_parts_in_the_order_of_their_ranks() {
 #[test]
 fn a_dut_whose_outlet_somebody_holds_is_not_claimed_by_halves() {
     let mut farm = farm(&[("a", &[])]);
-    let outlet = Want { kind: Kind::Power, name: Some("a-outlet".into()), tags: Vec::new(), mode: Mode::Hold };
+    let outlet = Want {
+        kind: Kind::Power,
+        name: Some("a-outlet".into()),
+        tags: Vec::new(),
+        mode: Mode::Hold,
+        purpose: Purpose::Work,
+    };
     farm.request(LeaseRequest { want: outlet, ..request("person", &[]) });
     farm.settle();
     farm.request(request("1", &[]));
     farm.settle();
     assert_eq!(farm.outlook("1"), (1, vec!["farm-a needs the power a-outlet, which is not free".into()]));
-    let console = Want { kind: Kind::Console, name: Some("a-tty".into()), tags: Vec::new(), mode: Mode::Hold };
+    let console = Want {
+        kind: Kind::Console,
+        name: Some("a-tty".into()),
+        tags: Vec::new(),
+        mode: Mode::Hold,
+        purpose: Purpose::Work,
+    };
     farm.request(LeaseRequest { want: console, ..request("late", &[]) });
     farm.settle();
     assert_eq!(farm.outlook("late").1, ["farm-a-tty goes to job 1, which came earlier"]);

@@ -8,7 +8,7 @@ impl World {
         if holds { Ok(()) } else { Err(Broken { promise, what: what() }) }
     }
 
-    /// I6: fences grow. I7: a command is read once, and by whom it asks.
+    /// I6: fences grow. I7: a command is read once, and by whom it asks. I15: what is held back is only given to whom it serves.
     pub(super) fn check_transition(&mut self, transition: &Transition) -> Result {
         for resource in &transition.resources {
             let before = self.tables.resource(&resource.id).map_or(0, |before| before.fence);
@@ -24,6 +24,13 @@ impl World {
             };
             self.check("I6", grows, || {
                 format!("the fence of {} goes from {before} to {}", resource.id, resource.fence)
+            })?;
+        }
+        for lease in transition.leases.iter().filter(|it| transition.label == Label::L2 && it.parent.is_none()) {
+            let resource = lease.resource.as_ref().and_then(|id| self.tables.resource(id));
+            let purpose = lease.request.want.purpose;
+            self.check("I15", resource.is_some_and(|it| it.serves(purpose)), || {
+                format!("{} gets {resource:?}", lease.id())
             })?;
         }
         for id in &transition.consumed {
@@ -149,7 +156,8 @@ impl World {
     fn could_have(&self, lease: &Lease, id: &ResourceId) -> bool {
         let Some(resource) = self.tables.resource(id) else { return false };
         let want = &lease.request.want;
-        want.kind == resource.kind
+        resource.serves(want.purpose)
+            && want.kind == resource.kind
             && want.name.as_ref().is_none_or(|name| resource.is_called(name))
             && want.tags.iter().all(|tag| resource.tags.contains(tag))
     }

@@ -22,6 +22,9 @@ impl LeaseStep<'_> {
         if !parts.chain([&grant.resource]).all(is_active) && self.context.rules.hold(Rule::RecheckOnAcquire) {
             return Err(self.illegal(&"Placed", "the resource or a part of it is not active"));
         }
+        if !resource.serves(self.lease.request.want.purpose) {
+            return Err(self.illegal(&"Placed", "the resource is held back"));
+        }
         let mut keys = grant.slots.iter().chain(grant.parts.iter().flat_map(|part| &part.slots));
         if keys.any(|key| self.context.tables.owner(key).is_some()) {
             return Err(self.illegal(&"Placed", "a key of it has another owner"));
@@ -196,6 +199,8 @@ impl LeaseStep<'_> {
                 | Verb::Reclaim
                 | Verb::Cordon { .. }
                 | Verb::Uncordon
+                | Verb::Try { .. }
+                | Verb::Retire { .. }
                 | Verb::Judge { .. }
                 | Verb::Failed { .. }
                 | Verb::Describe { .. },
@@ -397,8 +402,9 @@ impl LeaseStep<'_> {
         if tables.holders(&resource.id).all(|holder| holder.id() == self.lease.id()) {
             next.idle_since = Some(self.context.now);
         }
-        if matches!(self.lease.cause, Cause::Released { .. } | Cause::Expired) && next.health != Health::Quarantined {
-            next.failures = 0;
+        // What failed on it before is not forgotten: only a job that came to its own end says that it is well again.
+        let is_new = next.health == Health::Unknown && next.failures == 0;
+        if is_new && matches!(self.lease.cause, Cause::Released { .. } | Cause::Expired) {
             next.health = Health::Good;
         }
         transition.resources.push(next);
@@ -460,8 +466,9 @@ fn made_part(kind: Kind, name: String, identity: String, serial: u64, lease: &Le
 /// The lease on a part: acquired together with its whole, and bounded by it.
 fn child_lease(parent: &Lease, on: &Resource, slots: Vec<String>, mode: Mode, seq: u64, now: Moment) -> Lease {
     let request = LeaseRequest {
-        id: format!("{}/{}:{}.{}", parent.id(), on.kind, on.name, on.serial.max(on.fence)).into(),
-        want: Want { kind: on.kind, name: Some(on.name.clone()), tags: Vec::new(), mode },
+        // Never given twice: a lease that waits again and gets the same resource has other children.
+        id: format!("{}/{}:{}.{}", parent.id(), on.kind, on.name, seq).into(),
+        want: Want { kind: on.kind, name: Some(on.name.clone()), tags: Vec::new(), mode, purpose: Purpose::Work },
         also: Vec::new(),
         gang: None,
         prefers: Vec::new(),

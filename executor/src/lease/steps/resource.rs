@@ -73,6 +73,8 @@ impl ResourceStep<'_> {
                 Pending | Active | Draining,
                 verb @ (Verb::Cordon { .. }
                 | Verb::Uncordon
+                | Verb::Try { .. }
+                | Verb::Retire { .. }
                 | Verb::Judge { .. }
                 | Verb::Failed { .. }
                 | Verb::Describe { .. }),
@@ -89,6 +91,8 @@ impl ResourceStep<'_> {
                 | Verb::Reclaim
                 | Verb::Cordon { .. }
                 | Verb::Uncordon
+                | Verb::Try { .. }
+                | Verb::Retire { .. }
                 | Verb::Judge { .. }
                 | Verb::Failed { .. }
                 | Verb::Describe { .. }
@@ -124,6 +128,8 @@ impl ResourceStep<'_> {
 
     /// R13: an opinion or a date changes, and nothing moves.
     fn note(&self, verb: &Verb, by: String) -> Transition {
+        let blueprint = self.context.tables.blueprints.get(&self.resource.blueprint);
+        let patience = blueprint.map_or_else(Patience::default, |blueprint| blueprint.patience);
         let cause = match verb {
             Verb::Failed { why } => Cause::Judged { why: why.clone() },
             Verb::Renew { .. } | Verb::Expires { .. } => Cause::Renewed { by: by.clone() },
@@ -135,6 +141,8 @@ impl ResourceStep<'_> {
                 resource.admin = Admin::Cordoned { reason: format!("{reason} ({by})") };
             }
             Verb::Uncordon => resource.admin = Admin::Enabled,
+            Verb::Try { trial } => resource.admin = Admin::OnTrial { trial: *trial },
+            Verb::Retire { reason } => resource.admin = Admin::Retired { reason: format!("{reason} ({by})") },
             Verb::Judge { health } => {
                 resource.health = *health;
                 resource.failures = 0;
@@ -142,8 +150,8 @@ impl ResourceStep<'_> {
             Verb::Failed { .. } => {
                 resource.failures += 1;
                 resource.health = match resource.failures {
-                    failures if failures >= QUARANTINED_AFTER => Health::Quarantined,
-                    failures if failures >= SUSPECT_AFTER => resource.health.max(Health::Suspect),
+                    failures if failures >= patience.quarantined_after => Health::Quarantined,
+                    failures if failures >= patience.suspect_after => resource.health.max(Health::Suspect),
                     _ => resource.health,
                 };
             }

@@ -30,6 +30,8 @@ fn verbs() -> Vec<Verb> {
         Verb::Reclaim,
         Verb::Cordon { reason: why() },
         Verb::Uncordon,
+        Verb::Try { trial: Trial::Training },
+        Verb::Retire { reason: why() },
         Verb::Judge { health: Health::Good },
         Verb::Failed { why: why() },
         Verb::Describe { full_name: "farm-b".into(), tags: vec!["gpu".into()], gang: None, seats: None },
@@ -157,6 +159,8 @@ Undrain: L15 L15 L15 L15 L15
 Reclaim: L15 L15 L15 L15 L15
 Cordon: L15 L15 L15 L15 L15
 Uncordon: L15 L15 L15 L15 L15
+Try: L15 L15 L15 L15 L15
+Retire: L15 L15 L15 L15 L15
 Judge: L15 L15 L15 L15 L15
 Failed: L15 L15 L15 L15 L15
 Describe: L15 L15 L15 L15 L15
@@ -209,6 +213,8 @@ Undrain: R8 R8 R6>Active R8 R8
 Reclaim: R8 R8>Releasing R8 R8 R8
 Cordon: R13 R13 R13 R8 R8
 Uncordon: R13 R13 R13 R8 R8
+Try: R13 R13 R13 R8 R8
+Retire: R13 R13 R13 R8 R8
 Judge: R13 R13 R13 R8 R8
 Failed: R13 R13 R13 R8 R8
 Describe: R13 R13 R13 R8 R8
