@@ -59,6 +59,7 @@ mod reload;
 mod served_power;
 mod shelf;
 mod start;
+mod steps;
 mod texts;
 mod training;
 mod values;
@@ -74,7 +75,7 @@ pub use hold::{Asks, Keeps, LeaseAsk, LeaseError, Link, PowerAction, Until};
 pub use host_use::{CommandAsk, CommandNews};
 pub use hosts::HostView;
 use ledger::{Kept, Reached};
-use machines::{Dut, Machines};
+use machines::Machines;
 pub use pdus::{OutletChange, OutletError, PduView};
 pub use prepare::{Planner, Preview};
 pub use record::DutRecord;
@@ -396,7 +397,7 @@ impl Farm {
                     (seated, inbox)
                 }
             };
-            crew.seats.push(carry::Seat { role: wants.role.clone(), record: seated, inbox, lease });
+            crew.seats.push(carry::Seat { role: wants.role.clone(), asks: wants.asks, record: seated, inbox, lease });
         }
         Ok(crew)
     }
@@ -738,12 +739,12 @@ impl JobRecord {
         self.log.append(JobEvent::Note { text: text.into(), severity });
     }
 
-    fn leased(&self, dut: &Dut) {
+    fn leased(&self, dut: DutName) {
         let mut status = self.lock();
         status.state = JobState::Running;
-        status.dut = Some(DutName { id: dut.config.id.clone(), full_name: dut.config.full_name.clone() });
+        status.dut = Some(dut.clone());
         drop(status);
-        self.log.append(JobEvent::Leased { dut: dut.config.full_name.clone() });
+        self.log.append(JobEvent::Leased { dut: dut.full_name });
     }
 
     /// As an earlier run left it.

@@ -23,6 +23,7 @@ use crate::job::{
 use crate::merge::{Collection, Named, OneOrList};
 use crate::pattern::Pattern;
 use crate::roles::{COUNT_AT_MOST, DUTS_AT_MOST};
+use crate::steps::{STEPS_AT_MOST, StepKeys};
 
 /// A job for a machine under test.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
@@ -114,6 +115,9 @@ pub(crate) struct RoleKeys {
     pub(crate) count: Option<u32>,
     #[serde(flatten)]
     pub(crate) target: TargetKeys,
+    /// What is done on a host: a role with steps is played by a host, which `id` and `tags` then mean, and boots nothing.
+    #[schemars(extend("maxItems" = STEPS_AT_MOST, "x-never-null" = true))]
+    pub(crate) steps: Vec<StepKeys>,
     /// How long each part may take, for this role.
     pub(crate) timeouts: Option<TimeoutsKeys>,
     /// What is looked for in the console's lines of this role.
@@ -128,13 +132,13 @@ pub(crate) struct RoleKeys {
 const HERE_OR_IN_EACH_ROLE: [&str; 2] = ["console_patterns", "deployment"];
 
 fn here_or_in_each_role() -> Json {
-    json!({"list": "target", "keys": HERE_OR_IN_EACH_ROLE})
+    json!({"list": "target", "keys": HERE_OR_IN_EACH_ROLE, "unless": "steps"})
 }
 
 /// The same in the words of JSON Schema.
 fn here_or_in_each_role_for_editors() -> Json {
     let either = |key: &str| {
-        let in_each = json!({"type": "array", "items": {"required": [key]}});
+        let in_each = json!({"type": "array", "items": {"anyOf": [{"required": [key]}, {"required": ["steps"]}]}});
         json!({"anyOf": [{"required": [key]}, {"properties": {"target": in_each}, "additionalProperties": true}]})
     };
     HERE_OR_IN_EACH_ROLE.map(either).into()

@@ -24,6 +24,7 @@ mod scalar;
 #[cfg(test)]
 mod seeded;
 mod shape;
+pub mod steps;
 pub mod template;
 
 pub use guard::{DEPTH_AT_MOST, DOCUMENT_BYTES_AT_MOST, NODES_AT_MOST, decode};
@@ -33,4 +34,5 @@ pub use pattern::{MatchError, Pattern};
 pub use problem::{Location, Problem, Problems};
 pub use roles::{Role, Roles, StartBarrier};
 pub use shape::{Findings, field_of, load, load_checked, schema_of};
+pub use steps::{Step, StepContent, StepKind};
 pub use template::{Limits, Rendered, Variables, render, render_inline, variables_used};

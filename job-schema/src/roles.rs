@@ -22,6 +22,7 @@ use crate::ids::RoleName;
 use crate::job::{Defaults, Job, Target, images_of, json_schema, parse_deadline};
 use crate::problem::{Problem, Problems, alternatives, quoted};
 use crate::shape::{self, Loaded, field_of};
+use crate::steps::{Step, StepKeys};
 use crate::template::Rendered;
 
 /// The most DUTs of one job: none of them begins before the last one is free, so that a larger job would mostly keep a farm waiting.
@@ -55,8 +56,10 @@ pub struct Role {
     pub name: Option<String>,
     /// The role it plays, such as `server`: the name without its number.
     pub role: Option<RoleName>,
-    /// Its job, complete.
+    /// Its job, complete; of a host only its target and its deadline mean something.
     pub job: Job,
+    /// What is done on a host; a DUT has none.
+    pub steps: Vec<Step>,
 }
 
 impl Roles {
@@ -67,7 +70,8 @@ impl Roles {
         let Some(TargetForm::Roles(roles)) = description.map(|description| description.target) else {
             return Vec::new();
         };
-        roles.iter().flat_map(names_of).take(DUTS_AT_MOST as usize).collect()
+        let duts = roles.iter().filter(|role| role.steps.is_empty());
+        duts.flat_map(names_of).take(DUTS_AT_MOST as usize).collect()
     }
 
     /// The names of its DUTs.
@@ -150,7 +154,9 @@ fn roles_of(mut description: JobDescription) -> Roles {
         Some(true) | None => StartBarrier::Together,
     };
     let list = match std::mem::take(&mut description.target) {
-        TargetForm::One(target) => vec![Role { name: None, role: None, job: description.job(target, Own::default()) }],
+        TargetForm::One(target) => {
+            vec![Role { name: None, role: None, job: description.job(target, Own::default()), steps: Vec::new() }]
+        }
         TargetForm::Roles(roles) => roles.into_iter().flat_map(|keys| role_of(&description, keys)).collect(),
     };
     Roles { start, list }
@@ -159,9 +165,11 @@ fn roles_of(mut description: JobDescription) -> Roles {
 /// A role, once per DUT that plays it.
 fn role_of(description: &JobDescription, keys: RoleKeys) -> Vec<Role> {
     let names = names_of(&keys);
-    let RoleKeys { role, target, timeouts, console_patterns, deployment, .. } = keys;
+    let RoleKeys { role, target, timeouts, console_patterns, deployment, steps, .. } = keys;
     let job = description.job(target, Own { timeouts, console_patterns, deployment });
-    names.into_iter().map(|name| Role { name: Some(name), role: role.clone(), job: job.clone() }).collect()
+    let steps: Vec<_> = steps.into_iter().filter_map(StepKeys::step).collect();
+    let of = |name| Role { name: Some(name), role: role.clone(), job: job.clone(), steps: steps.clone() };
+    names.into_iter().map(of).collect()
 }
 
 /// What a role says itself, each in the place of what the job says.
@@ -249,6 +257,7 @@ impl Checks<'_> {
             let at = ["target".to_owned(), index.to_string()];
             self.of_names(&at, keys, &mut names);
             self.of_target(&at, &keys.target);
+            self.of_steps(&at, keys);
             keys.timeouts.iter().for_each(|timeouts| self.of_timeouts(&at, timeouts));
             keys.deployment.iter().for_each(|deployment| self.of_deployment(&at, deployment));
         }
@@ -296,6 +305,27 @@ impl Checks<'_> {
         if target.id.as_deref() == Some("") && target.tags.is_none() {
             let what = "the id `` names no machine".to_owned();
             self.tell(at, &["id"], what, "name a machine, or write `tags: []` for any");
+        }
+    }
+
+    /// A role is played by a DUT or by a host.
+    fn of_steps(&mut self, at: &[String], keys: &RoleKeys) {
+        if keys.steps.is_empty() {
+            return;
+        }
+        let of_duts = [
+            ("deployment", keys.deployment.is_some()),
+            ("console_patterns", keys.console_patterns.is_some()),
+            ("timeouts", keys.timeouts.is_some()),
+        ];
+        for (key, _) in of_duts.into_iter().filter(|(_, is_given)| *is_given) {
+            let what = "a role with steps is played by a host, which boots nothing and has no console".to_owned();
+            self.tell(at, &[key], what, "leave it out; each step has a `timeout` of its own");
+        }
+        for (index, step) in keys.steps.iter().enumerate() {
+            for (key, what, hint) in step.mistakes() {
+                self.tell(at, &["steps", &index.to_string(), key], what.to_owned(), hint);
+            }
         }
     }
 

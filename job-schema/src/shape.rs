@@ -19,10 +19,11 @@
 //! | `x-exactly-one`, `x-at-most-one` | keys that exclude each other |
 //! | `x-at-least-one` | keys of which one is needed |
 //! | `x-groups-of`, `x-groups-in` | a key with a regular expression, and one that may refer to its groups |
-//! | `x-here-or-in-each` | `{list, keys}`: keys needed here, unless each mapping of that list has its own |
+//! | `x-here-or-in-each` | `{list, keys, unless}`: keys needed here, unless each mapping of that list has its own, or the key `unless` |
 //! | `x-never-null` | a key that may be left out, but not left empty |
 //! | `x-lenient` | a mapping kept for further checks although a required key is missing |
 
+mod in_each;
 mod references;
 
 use std::collections::HashSet;
@@ -301,29 +302,6 @@ impl<'s> Walk<'s> {
             Some(example) => problem.hint(format!("add `{example}`")),
             None => problem.hint(format!("add `{key}:`")),
         });
-    }
-
-    /// Tells keys that stand neither here nor in an item of the list that may have its own.
-    fn here_or_in_each(&mut self, schema: &'s Json, node: &Node, field: &str) {
-        let word = &schema["x-here-or-in-each"];
-        let Some(list) = word["list"].as_str() else { return };
-        let keys = word["keys"].as_array().into_iter().flatten().filter_map(Json::as_str);
-        let (form, _) = self.resolve(&schema["properties"][list]);
-        let (item, _) = self.resolve(&form["x-item"]);
-        let items = node.child(list).map_or(&[][..], Node::items);
-        for key in keys.filter(|key| node.entry(key).is_none() && !misspelt(schema, node, key)) {
-            if items.is_empty() {
-                self.missing(schema, key, node, field);
-            }
-            let lacks = |node: &Node| {
-                matches!(node.kind, Kind::Mapping(_)) && node.entry(key).is_none() && !misspelt(item, node, key)
-            };
-            for (index, node) in items.iter().enumerate().filter(|(_, node)| lacks(node)) {
-                let what = format!("the key `{key}` is missing, here and at the top level");
-                let problem = Problem::new(what).at(node.place).about(join(field, &format!("{list}[{index}].{key}")));
-                self.tell(problem.hint(format!("add `{key}:` here, or at the top level for all that lack it")));
-            }
-        }
     }
 
     fn exclusions(&mut self, schema: &Json, node: &Node, field: &str) {

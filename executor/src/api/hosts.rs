@@ -3,6 +3,7 @@
 //! ```text
 //!  POST leases/ID/command ─► a line of JSON per piece of output, one with the end; a client that hangs up ends the command
 //!  PUT  leases/ID/file?path=… ─► bytes, as many as there are ─► compared at both ends ─► its length and SHA-256
+//!  GET  jobs/ID/files/NAME ─► a file that a step of a job has got
 //!  GET  leases/ID/file?path=… ─► the SHA-256 in the head, then bytes; broken off where they are not those that the host has
 //! ```
 
@@ -131,4 +132,22 @@ pub(super) async fn get(
         (SHA256_HEADER, coming.announced.sha256),
     ];
     Ok((headers, Body::from_stream(bytes)).into_response())
+}
+
+/// GET `/api/v1/jobs/{id}/files/{name}`
+#[utoipa::path(
+    get, tag = "hosts", path = "/api/v1/jobs/{id}/files/{name}",
+    params(("id" = String, Path, description = "A role of a job: `7-builder`"), ("name" = String, Path, description = "The file's name")),
+    responses((status = 200, description = "A file that a step of it has got", content_type = "application/octet-stream", body = Vec<u8>), (status = 404, body = ErrorWire))
+)]
+pub(super) async fn kept(
+    State(api): State<Api>,
+    Path((id, name)): Path<(String, String)>,
+) -> Result<Response, ApiError> {
+    let job = api.job(&id)?;
+    let none = || ApiError::NotFound(format!("job {id} keeps no file `{name}`; its evidence names what it has got"));
+    let path = job.kept_file(&name).ok_or_else(none)?;
+    let file = tokio::fs::File::open(path).await.map_err(|error| ApiError::Internal(error.to_string()))?;
+    let headers = [(header::CONTENT_TYPE, "application/octet-stream")];
+    Ok((headers, Body::from_stream(tokio_util::io::ReaderStream::new(file))).into_response())
 }

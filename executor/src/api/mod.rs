@@ -101,6 +101,7 @@ pub fn router(farm: Arc<Farm>) -> Router {
         .route("/api/v1/leases/{id}/file", get(hosts::get).put(hosts::put))
         .route("/api/v1/leases/{id}/console/serve", post(console_port::serve))
         .route("/api/v1/hosts", get(hosts::hosts))
+        .route("/api/v1/jobs/{id}/files/{name}", get(hosts::kept))
         .route("/api/v1/resources", get(leases::resources))
         .route("/api/v1/resources/{name}", get(leases::resource))
         .route("/api/v1/resources/{name}/{verb}", post(leases::tell_resource))

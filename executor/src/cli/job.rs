@@ -43,6 +43,13 @@ enum Verb {
         #[arg(long, default_value_t = 0, requires = "raw")]
         since: u64,
     },
+    /// A file that a step on a host has got, to standard output
+    File {
+        /// The job's id with its role, such as `7-builder`
+        id: String,
+        /// The file's name
+        name: String,
+    },
     /// End it: its DUT is switched off and given back
     Cancel {
         /// The job's id
@@ -59,7 +66,10 @@ pub async fn run(arguments: Arguments, server: Option<String>) -> anyhow::Result
             let text = if json { serde_json::to_string_pretty(&job)? } else { described(&job) };
             print(&text)?;
         }
-        Verb::Log { id, raw: true, since } => raw_log(&server, &id, since).await?,
+        Verb::File { id, name } => raw(&server, &format!("{}/files/{}", path(&id), in_query(&name))).await?,
+        Verb::Log { id, raw: true, since } => {
+            raw(&server, &format!("{}/log?since={since}&follow=1", path(&id))).await?;
+        }
         Verb::Log { id, raw: false, .. } => {
             let mut events = server.events(&format!("{}/events", path(&id))).await?;
             show(&mut events, &mut View::new()).await?;
@@ -76,8 +86,8 @@ fn path(id: &str) -> String {
     format!("/api/v1/jobs/{}", in_query(id))
 }
 
-async fn raw_log(server: &Server, id: &str, since: u64) -> anyhow::Result<()> {
-    let mut body = server.stream(&format!("{}/log?since={since}&follow=1", path(id))).await?;
+async fn raw(server: &Server, path: &str) -> anyhow::Result<()> {
+    let mut body = server.stream(path).await?;
     let mut output = std::io::stdout().lock();
     while let Some(frame) = body.frame().await {
         if let Ok(bytes) = frame.context("the connection to the server broke")?.into_data() {

@@ -24,8 +24,10 @@ use super::listening::Listening;
 use super::machines::Dut;
 use super::pick_up::{Beginning, Begun};
 use super::prepare::{self, MESSAGES, Prepared};
-use super::{CancelledBy, Farm, JobRecord, Submission};
+use super::steps::OnHost;
+use super::{Asks, CancelledBy, DutName, Farm, JobRecord, Submission};
 use crate::blueprint::power::ReadBack;
+use crate::config::DutConfig;
 use crate::job_log::{JobEvent, Severity};
 use crate::lease::rows::{self, LeaseId, LeaseState, Object, Verb};
 use crate::lease::{Keeper, LeaseView, Pass, RequestError};
@@ -53,6 +55,8 @@ pub(super) struct Crew {
 pub(super) struct Seat {
     /// What it is called in the job; `None` when it is the only one.
     pub role: Option<String>,
+    /// Whether a DUT or a host plays it.
+    pub asks: Asks,
     /// The job's record, or its role's.
     pub record: Arc<JobRecord>,
     pub inbox: Inbox,
@@ -69,8 +73,25 @@ pub(super) struct Inbox {
 /// Who cancels a job, once somebody does.
 pub(super) type Cancelled = watch::Receiver<Option<CancelledBy>>;
 
-/// A seat, the DUT that it got, and the news of its lease.
-type Held = ((Seat, (Arc<Dut>, Pass)), Views);
+/// A seat, what it got, and the news of its lease.
+type Held = ((Seat, (Got, Pass)), Views);
+
+/// What a lease of a job holds.
+#[derive(Clone)]
+pub(super) enum Got {
+    Dut(Arc<Dut>),
+    /// By its name.
+    Host(String),
+}
+
+impl Got {
+    fn name(&self) -> DutName {
+        match self {
+            Got::Dut(dut) => DutName { id: dut.config.id.clone(), full_name: dut.config.full_name.clone() },
+            Got::Host(name) => DutName { id: name.clone(), full_name: name.clone() },
+        }
+    }
+}
 
 /// A lease's news.
 pub(super) type Views = watch::Receiver<LeaseView>;
@@ -103,7 +124,7 @@ pub(super) async fn carry(farm: Arc<Farm>, carried: Carried) {
         biased;
         // It stays in the queue, for the next start of the farm.
         _ = stopping.wait_for(|stopping| *stopping) => return,
-        waited = wait_for_all(&farm, &record, views.clone()) => waited,
+        waited = wait_for_all(&farm, &record, &seats, views.clone()) => waited,
         by = cancellation(&mut by) => Err(in_words(&by)),
     };
     let verdict = match waited {
@@ -130,11 +151,12 @@ async fn watch_all(farm: &Farm, seats: &[Seat]) -> Option<Vec<Views>> {
 async fn wait_for_all(
     farm: &Farm,
     record: &JobRecord,
+    seats: &[Seat],
     views: Vec<Views>,
-) -> Result<Vec<(Arc<Dut>, Pass)>, (Cause, String)> {
-    let waits = views.into_iter().enumerate().map(|(index, mut views)| async move {
+) -> Result<Vec<(Got, Pass)>, (Cause, String)> {
+    let waits = views.into_iter().zip(seats).enumerate().map(|(index, (mut views, seat))| async move {
         let told_to = (index == 0).then_some(record);
-        wait_for_dut(farm, told_to, &mut views).await
+        wait_until_active(farm, told_to, seat.asks, &mut views).await
     });
     futures_util::future::try_join_all(waits).await
 }
@@ -148,30 +170,37 @@ async fn run_all(
     submission: Submission,
 ) -> Verdict {
     let duts: BTreeMap<_, _> =
-        crew.iter().filter_map(|((seat, (dut, _)), _)| Some((seat.role.clone()?, dut.config.clone()))).collect();
-    for ((_, (dut, _)), _) in &crew {
-        record.leased(dut);
+        crew.iter().filter_map(|((seat, (got, _)), _)| Some((seat.role.clone()?, config_of(got)?))).collect();
+    // The hosts first: a job is known by its last DUT.
+    let is_host = |got: &Got| matches!(got, Got::Host(_));
+    for of_hosts in [true, false] {
+        let named = crew.iter().filter(|((_, (got, _)), _)| is_host(got) == of_hosts);
+        named.for_each(|((_, (got, _)), _)| record.leased(got.name()));
     }
     let together_all = &together;
-    let runs = crew.into_iter().map(|((seat, (dut, pass)), mut views)| {
+    let runs = crew.into_iter().map(|((seat, (got, pass)), mut views)| {
         let (submission, together) = (submission.clone(), Arc::clone(together_all));
         let crew = seat.role.clone().map(|role| prepare::Crew { role, duts: duts.clone() });
         async move {
-            let Seat { role, record: seated, inbox, lease } = seat;
+            let Seat { role, record: seated, inbox, lease, .. } = seat;
             if role.is_some() {
-                seated.leased(&dut);
+                seated.leased(got.name());
             }
-            let listening = Listening::new(&dut.console, &pass, &seated.log);
-            let run = Run {
-                farm: Arc::clone(farm),
-                record: Arc::clone(&seated),
-                dut,
-                pass,
-                listening,
-                crew,
-                together: Arc::clone(&together),
+            let (farm_too, record, together_too) = (Arc::clone(farm), Arc::clone(&seated), Arc::clone(&together));
+            let (verdict, limit) = match got {
+                Got::Dut(dut) => {
+                    let listening = Listening::new(&dut.console, &pass, &seated.log);
+                    let run = Run { farm: farm_too, record, dut, pass, listening, crew, together: together_too };
+                    run.supervised(Beginning::New, None, inbox, submission, views.clone()).await
+                }
+                Got::Host(host) => {
+                    let ended = ended_from_outside(inbox.cancelled, views.clone(), Arc::clone(&together));
+                    let (lease, crew, together) = (lease.clone(), crew.unwrap_or_default(), together_too);
+                    let on_host = OnHost { farm: farm_too, record, lease, host, pass, crew, together, submission };
+                    let verdict = tokio::spawn(on_host.run(ended)).await;
+                    (verdict.unwrap_or_else(|error| verdict_of_panic(&error)), TEAR_DOWN_DEFAULT)
+                }
             };
-            let (verdict, limit) = run.supervised(Beginning::New, None, inbox, submission, views.clone()).await;
             if let Some(role) = &role {
                 together.has_ended(role, &verdict);
             }
@@ -188,6 +217,13 @@ async fn run_all(
     }
     together.is_over();
     crew::verdict_of(verdicts)
+}
+
+fn config_of(got: &Got) -> Option<DutConfig> {
+    match got {
+        Got::Dut(dut) => Some(dut.config.clone()),
+        Got::Host(_) => None,
+    }
 }
 
 /// A job whose DUTs ran when the farm was killed: it ends with this verdict once its leases have been torn down.
@@ -213,18 +249,22 @@ pub(super) fn release(why: &str) -> Verb {
 }
 
 /// Until the lease is active; `Err`: it never will be.
-async fn wait_for_dut(
+async fn wait_until_active(
     farm: &Farm,
     told_to: Option<&JobRecord>,
+    asks: Asks,
     views: &mut Views,
-) -> Result<(Arc<Dut>, Pass), (Cause, String)> {
+) -> Result<(Got, Pass), (Cause, String)> {
     let mut told: Option<(usize, Instant)> = None;
     loop {
         let view = views.borrow_and_update().clone();
         match (view.state, view.pass.clone(), view.resource.as_ref()) {
             (LeaseState::Active, Some(pass), Some(name)) => {
-                let dut = farm.machines.get(name);
-                return dut.map(|dut| (dut, pass)).ok_or_else(|| (Cause::Farm, format!("the DUT {name} is gone")));
+                let got = match asks {
+                    Asks::Host => Some(Got::Host(name.clone())),
+                    Asks::Dut => farm.machines.get(name).map(Got::Dut),
+                };
+                return got.map(|got| (got, pass)).ok_or_else(|| (Cause::Farm, format!("the DUT {name} is gone")));
             }
             (LeaseState::Destroyed, ..) => return Err(never(&view.cause)),
             (LeaseState::Pending, ..) => {

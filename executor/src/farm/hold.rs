@@ -146,12 +146,8 @@ impl Farm {
         let request = request_of(&ask)?;
         let id = request.id.clone();
         if let Err(error) = self.keeper.request(request).await {
-            let wants = Wants { id: ask.resource, tags: ask.tags, ..Wants::default() };
-            let refusal = match ask.asks {
-                Asks::Dut => wants::refusal(&self.config(), &wants, error),
-                Asks::Host => wants::no_host(&self.config(), &wants, error),
-            };
-            return Err(match refusal {
+            let wants = Wants { asks: ask.asks, id: ask.resource, tags: ask.tags, ..Wants::default() };
+            return Err(match wants::refusal(&self.config(), &wants, error) {
                 SubmitError::Farm(why) => LeaseError::Failed(why),
                 never => LeaseError::Never(never),
             });

@@ -19,11 +19,11 @@ use crate::blueprint::host::working_copy::TERM_GRACE_S;
 use crate::job_log::{JobEvent, JobLog, Severity};
 use crate::lease::{InFlight, Pass};
 use crate::ssh::command::{self, Exit, Heard, quoted};
-use crate::ssh::files::Compared;
+use crate::ssh::files::{Compared, Getting};
 use crate::ssh::{Session, SshError};
 
 /// Pieces of output that wait for who listens: the SSH window behind it holds more; without room the command waits.
-const PIECES_MAX: usize = 16;
+pub(super) const PIECES_MAX: usize = 16;
 /// Pieces of a file that wait.
 const CHUNKS_MAX: usize = 4;
 /// Connecting, and ending what runs: what heeds no SIGTERM is given its time.
@@ -103,11 +103,10 @@ impl Farm {
     ) -> Result<Compared, LeaseError> {
         let errand = self.errand(id).await?;
         let name = named(path)?;
-        let put = async {
-            let session = errand.place.login.open().await?;
-            session.put(&errand.absolute(&session, name).await?, content, expected).await
-        };
-        let done = errand.unless_stopped(put).await?.map_err(|error| LeaseError::Failed(error.to_string()))?;
+        let done = errand
+            .unless_stopped(errand.put(name, content, expected))
+            .await?
+            .map_err(|error| LeaseError::Failed(error.to_string()))?;
         errand.note(Severity::Info, format!("Put `{name}`: {} bytes, SHA-256 {}", done.bytes, done.sha256));
         Ok(done)
     }
@@ -115,13 +114,7 @@ impl Farm {
     /// Reads a file of the working copy of a person's lease.
     pub async fn get_from_lease(&self, id: &str, path: &str) -> Result<FileComing, LeaseError> {
         let errand = self.errand(id).await?;
-        let name = named(path)?;
-        let opened = async {
-            let session = errand.place.login.open().await?;
-            let path = errand.absolute(&session, name).await?;
-            session.get(&path).await
-        };
-        let opened = errand.unless_stopped(opened).await?;
+        let opened = errand.unless_stopped(errand.get(named(path)?)).await?;
         let mut getting = opened.map_err(|error| LeaseError::Failed(error.to_string()))?;
         let announced = getting.expected.clone();
         let (sender, bytes) = mpsc::channel(CHUNKS_MAX);
@@ -195,6 +188,24 @@ impl Errand {
             self.end().await;
         }
         end
+    }
+
+    /// Writes a file.
+    pub(super) async fn put<E: std::fmt::Display>(
+        &self,
+        name: &str,
+        content: impl Stream<Item = Result<Bytes, E>> + Unpin,
+        expected: Option<&str>,
+    ) -> Result<Compared, SshError> {
+        let session = self.place.login.open().await?;
+        session.put(&self.absolute(&session, name).await?, content, expected).await
+    }
+
+    /// Begins to read a file.
+    pub(super) async fn get(&self, name: &str) -> Result<Getting, SshError> {
+        let session = self.place.login.open().await?;
+        let path = self.absolute(&session, name).await?;
+        session.get(&path).await
     }
 
     /// Ends what a command started. When that fails, the lease's tear-down does it.

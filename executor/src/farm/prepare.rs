@@ -6,10 +6,10 @@ use std::sync::Arc;
 use gateway::dhcp::Mac;
 use gateway::door::Transport;
 use gateway::namespace::{Exposure, Name};
-use job_schema::Roles;
 use job_schema::job::{Artifact, ArtifactSource, Deployment, Job, NbdExport};
 use job_schema::problem::{Problem, Problems};
 use job_schema::template::{Rendered, Variables};
+use job_schema::{Roles, Step};
 use serde::Serialize;
 use serde_json::json;
 
@@ -17,7 +17,7 @@ use super::Current;
 use super::contents::Attachments;
 use super::disks;
 use super::wants::{self, Asked, Candidate, Wants};
-use super::{Submission, SubmitError, texts, values};
+use super::{Asks, Submission, SubmitError, texts, values};
 use crate::boot::{BootPlan, Dut, Place, Planned, Source, database, doors};
 use crate::config::{BeforeService, DutConfig, MachineConfig, SimulatedConfig};
 use crate::lease::rows::Access;
@@ -84,7 +84,7 @@ pub struct Planner {
 }
 
 /// Who plays what in a job over several DUTs, as its templates see it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Crew {
     /// What the DUT that is rendered for is called.
     pub role: String,
@@ -124,6 +124,7 @@ impl Planner {
         let roles = self.roles(submission).await.map_err(SubmitError::Invalid)?;
         let of = |role: job_schema::Role| Wants {
             role: role.name,
+            asks: if role.steps.is_empty() { Asks::Dut } else { Asks::Host },
             id: role.job.target.id,
             tags: role.job.target.tags,
             gear: role.job.target.gear,
@@ -189,6 +190,14 @@ impl Planner {
         Ok(Prepared { job: Arc::new(job), start, continue_, attachments, subject, variables, source_name })
     }
 
+    /// What the host of a role does, with the DUTs that the job has got.
+    pub(super) async fn steps(&self, submission: &Submission, crew: &Crew) -> Result<Vec<Step>, Problems> {
+        let rendered = self.render(submission, None, Some(crew)).await?;
+        let roles = Job::parse_all(&rendered)?;
+        let role = roles.list.into_iter().find(|role| role.name.as_deref() == Some(crew.role.as_str()));
+        Ok(role.map(|role| role.steps).unwrap_or_default())
+    }
+
     /// In a child: whatever a template does, it does not do it to us. A job with disks is rendered twice, because its templates may
     /// tell where they are.
     async fn render(
@@ -221,10 +230,10 @@ impl Planner {
         }
         let cast = wants::cast(&config, &candidates, &chosen)?;
         let members: Vec<DutConfig> = cast.iter().filter_map(|place| config.member(candidates[*place].id())).collect();
-        let names = asked.duts.iter().filter_map(|wants| wants.role.clone());
+        let names = asked.of_duts().filter_map(|wants| wants.role.clone());
         let duts: BTreeMap<_, _> = names.zip(members.iter().cloned()).collect();
         let mut previews = Vec::new();
-        for (wants, member) in asked.duts.iter().zip(&members) {
+        for (wants, member) in asked.of_duts().zip(&members) {
             let crew = wants.role.clone().map(|role| Crew { role, duts: duts.clone() });
             let prepared = self.prepare(submission, member, crew.as_ref()).await.map_err(SubmitError::Invalid)?;
             let fitting = candidates.iter().filter(|dut| dut.fits(wants));

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use job_schema::StartBarrier;
 
-use super::{Submission, SubmitError, lease_of};
+use super::{Asks, Submission, SubmitError, lease_of};
 use crate::blueprint::dut::ACTIVATE_MS;
 use crate::config::{DutConfig, FarmConfig};
 use crate::lease::RequestError;
@@ -32,6 +32,8 @@ pub struct Asked {
 pub struct Wants {
     /// What the DUT is called in the job; `None` when it is the only one.
     pub role: Option<String>,
+    /// Whether it is a DUT or a host.
+    pub asks: Asks,
     /// A DUT's id or full name; `None`: any.
     pub id: Option<String>,
     /// Tags that the DUT must all have.
@@ -43,6 +45,11 @@ pub struct Wants {
 }
 
 impl Asked {
+    /// Those that are DUTs, and no hosts.
+    pub(super) fn of_duts(&self) -> impl Iterator<Item = &Wants> {
+        self.duts.iter().filter(|wants| wants.asks == Asks::Dut)
+    }
+
     /// The requests of a job, in the order of its DUTs.
     pub(super) fn requests(&self, submission: &Submission, job: &str) -> Vec<LeaseRequest> {
         let members = self.duts.len() as u32;
@@ -64,7 +71,7 @@ impl Wants {
         LeaseRequest {
             id: lease_of(job, self.role.as_deref()),
             want: Want {
-                kind: Kind::Dut,
+                kind: self.asks.kind(),
                 name: self.id.clone(),
                 tags: self.tags.clone(),
                 mode: Mode::Hold,
@@ -143,18 +150,17 @@ pub(super) fn cast(
     candidates: &[Candidate<'_>],
     asked: &Asked,
 ) -> Result<Vec<usize>, SubmitError> {
-    let fitting: Vec<Vec<usize>> = asked.duts.iter().map(|wants| places_that_fit(candidates, wants)).collect();
-    if let Some(wants) =
-        asked.duts.iter().zip(&fitting).find_map(|(wants, fitting)| fitting.is_empty().then_some(wants))
-    {
+    let duts: Vec<&Wants> = asked.of_duts().collect();
+    let fitting: Vec<Vec<usize>> = duts.iter().map(|wants| places_that_fit(candidates, wants)).collect();
+    if let Some(wants) = duts.iter().zip(&fitting).find_map(|(wants, fitting)| fitting.is_empty().then_some(wants)) {
         return Err(misfit(candidates, wants));
     }
     enough_gear(config, asked)?;
     let mut taken_by: BTreeMap<usize, usize> = BTreeMap::new();
-    for dut in 0..asked.duts.len() {
+    for dut in 0..duts.len() {
         if !find_place(dut, &fitting, &mut taken_by, &mut Vec::new()) {
-            let role = asked.duts[dut].role.clone().unwrap_or_default();
-            let why = format!("its {} DUTs need different machines, and none is left for `{role}`", asked.duts.len());
+            let role = duts[dut].role.clone().unwrap_or_default();
+            let why = format!("its {} DUTs need different machines, and none is left for `{role}`", duts.len());
             return Err(SubmitError::Never(why));
         }
     }
@@ -238,6 +244,9 @@ fn shortened(mut list: Vec<String>) -> Vec<String> {
 
 /// Why the keeper did not take a request, in the submitter's terms.
 pub(super) fn refusal(config: &FarmConfig, wants: &Wants, error: RequestError) -> SubmitError {
+    if wants.asks == Asks::Host {
+        return no_host(config, wants, error);
+    }
     let candidates = Candidate::all_of(config);
     match error {
         RequestError::NeverFeasible(why) if candidates.iter().any(|dut| dut.fits(wants)) => SubmitError::Never(why),
@@ -249,7 +258,7 @@ pub(super) fn refusal(config: &FarmConfig, wants: &Wants, error: RequestError) -
 }
 
 /// The same, of a request for a host.
-pub(super) fn no_host(config: &FarmConfig, wants: &Wants, error: RequestError) -> SubmitError {
+fn no_host(config: &FarmConfig, wants: &Wants, error: RequestError) -> SubmitError {
     let known = || config.hosts.iter().flat_map(|host| host.members()).collect::<Vec<_>>();
     match (error, &wants.id) {
         (RequestError::NeverFeasible(_), _) if config.hosts.is_empty() => {

@@ -107,7 +107,7 @@ fn the_top_level_may_be_silent_where_every_role_speaks() {
 #[test]
 fn a_single_target_is_a_list_of_one_without_a_name() {
     let roles = parse(&listed("{tags: [a], gear: [meter, switch-2]}"));
-    let [Role { name: None, role: None, job }] = &roles.list[..] else { panic!("{roles:?}") };
+    let [Role { name: None, role: None, job, .. }] = &roles.list[..] else { panic!("{roles:?}") };
     assert_eq!(job.target.gear, ["meter", "switch-2"]);
     assert_eq!(Roles::names_in(&rendered(&listed("{tags: []}"))), Vec::<String>::new());
     assert_eq!(Roles::names_in(&rendered(": : :")), Vec::<String>::new());

@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use tests::bench::{Bench, Surroundings, may_mount, need_programs, until};
 use tests::lab::{Lab, Running};
 
-use crate::farms::WHARF;
+use crate::farms::{WHARF, linux_job};
 
 /// What a loaded machine needs for some logins.
 const SOON: Duration = Duration::from_secs(30);
@@ -96,7 +96,8 @@ impl Site {
             )
         };
         format!(
-            "name: lab\nnetwork: {{loopback: {{}}}}\nduts: []\nhosts:\n\
+            "name: lab\nnetwork: {{loopback: {{}}}}\nduts:\n\
+             - {{id: sim, mac: '52:54:00:00:00:01', address: 127.0.0.11, tags: [sim], machine: {{simulated: {{}}}}}}\nhosts:\n\
              - {{name: builder, address: 127.0.0.1, {}, os: debian, arch: x86_64, seats: 4}}\n{}",
             ssh(&self.public_key("host")),
             more.replace("OTHER", &ssh(&self.public_key("other")))
@@ -344,4 +345,56 @@ fn what_ran_when_the_server_was_killed_is_ended_and_wiped_by_the_next_one() {
     site.says(&["host", "run", "--lease", &lease, "--", "echo", "again"]).expect(0, "again\n");
     site.says(&["lease", "release", &lease]).expect(0, "");
     assert_eq!((site.copies().len(), site.processes_with(&mark)), (0, 0));
+}
+
+/// A DUT and a host: what the host does, and how long the job may take.
+fn job_with(steps: &str) -> String {
+    let roles =
+        format!("\n  - {{role: dut, tags: [sim]}}\n  - role: builder\n    tags: ['os:debian']\n    steps:\n{steps}");
+    linux_job("sim", "", "overall: {minutes: 2}", "").replace(" {tags: [sim]}", &roles)
+}
+
+#[test]
+fn a_host_plays_a_role_of_a_job_beside_a_dut_and_its_steps_are_in_the_verdict() {
+    let site = Site::new("");
+    let repository = site.path("repository");
+    let script = "git init -q -b main \"$0\" && cd \"$0\" && echo one > file && git add file && \
+                  git -c user.name=a -c user.email=a@b commit -qm one";
+    assert!(Command::new("sh").args(["-c", script]).arg(&repository).status().unwrap().success());
+    let steps = format!(
+        "      - {{checkout: 'file://{}'}}\n      - {{put: in.txt, data: 'dut at {{{{ roles.dut.ip_address }}}}'}}\n      \
+         - {{run: 'cat file in.txt > out.txt; echo heard $(cat in.txt)', timeout: 1 minute}}\n      - {{get: out.txt}}\n",
+        repository.display()
+    );
+    let ended = site.farm().run(&job_with(&steps));
+    ended.expect("PASS", "test");
+    assert!(ended.console.contains("[builder] heard dut at 127.0.0.11\n"), "{ended}");
+    let expected = [
+        "builder: step 1, checkout",
+        "builder: step 2, put `in.txt`: 17 bytes",
+        "builder: step 3, run",
+        "builder: step 4, get `out.txt`: 21 bytes",
+    ];
+    ended.expect_evidence(&expected);
+    let role = format!("{}-builder", ended.id);
+    site.says(&["job", "file", &role, "out.txt"]).expect(0, "one\ndut at 127.0.0.11");
+    let none = site.says(&["job", "file", &role, "passwd"]);
+    assert!(none.errors.contains("keeps no file `passwd`"), "{none:?}");
+    assert_eq!(site.copies(), [""; 0]);
+}
+
+#[test]
+fn a_step_that_says_no_is_a_failure_and_one_that_takes_too_long_ends_the_job() {
+    let site = Site::new("");
+    let failed = site.farm().run(&job_with("      - {run: 'exit 3'}\n      - {run: 'echo never'}\n"));
+    failed.expect("FAIL", "test").expect_summary("builder: FAIL (cause: test): step 1, run `exit 3`: exit status 3");
+    assert!(!failed.console.contains("never"), "{failed}");
+    let late = site.farm().run(&job_with("      - {run: 'sleep 1000', timeout: 1 s}\n"));
+    late.expect("INCOMPLETE", "timeout");
+    let missing = site.farm().run(&job_with("      - {get: nothing}\n"));
+    missing.expect("INCOMPLETE", "artifact");
+    assert_eq!(site.copies(), [""; 0]);
+    let wrong = site.farm().refused(&job_with("      - {run: a, put: b}\n      - {put: c}\n"), "");
+    let text = wrong.text();
+    assert!(text.contains("a file of nothing") && text.contains("target[1].steps[0]"), "{text}");
 }

@@ -111,7 +111,8 @@ pub(super) fn request_of(ask: &LeaseAsk) -> Result<LeaseRequest, LeaseError> {
 }
 
 impl Asks {
-    fn kind(self) -> Kind {
+    /// What kind of resource that is.
+    pub(in crate::farm) fn kind(self) -> Kind {
         match self {
             Asks::Dut => Kind::Dut,
             Asks::Host => Kind::Host,
