@@ -36,7 +36,7 @@ mod store;
 mod tail;
 
 pub use desk::{Discovery, Heard, Owner};
-pub use hub::{Hub, TypeError, Writer};
+pub use hub::Hub;
 pub use log::{Extent, Since, State};
 pub use reader::{Piece, Reader};
 pub use salad::Word;

@@ -10,6 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use super::hub::TypeError;
 use super::*;
 use crate::blueprint::console::ConsoleStream;
 use crate::lease::Pass;
