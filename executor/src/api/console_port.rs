@@ -5,7 +5,7 @@ use axum::extract::{Path, Request, State};
 
 use super::Api;
 use super::error::ApiError;
-use super::leases::read_fields;
+use super::fields::read_fields;
 use super::wire::ErrorWire;
 use super::wire::leases::{ConsolePortWire, ConsolePortWishWire};
 use crate::console::Protocol;

@@ -18,8 +18,9 @@ use tokio::sync::mpsc;
 
 use super::Api;
 use super::error::ApiError;
+use super::fields::read_fields;
 use super::inspect::HEARTBEAT;
-use super::leases::{line_of, lines, read_fields, time_of};
+use super::leases::{line_of, lines, time_of};
 use super::wire::ErrorWire;
 use super::wire::hosts::{CommandNewsWire, CommandWire, FileWire, HostsWire, SHA256_HEADER};
 use crate::farm::{CommandAsk, CommandNews};

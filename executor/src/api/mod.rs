@@ -27,6 +27,7 @@ mod consoles;
 mod discovery;
 mod disks;
 mod error;
+mod fields;
 mod found_pdus;
 mod hosts;
 mod images;

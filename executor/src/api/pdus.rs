@@ -63,7 +63,7 @@ pub(super) async fn change_port(
     Path((name, id)): Path<(String, String)>,
     request: axum::extract::Request,
 ) -> Result<Json<PortWire>, ApiError> {
-    let wish: PortWishWire = super::leases::read_fields(request.into_body()).await?;
+    let wish: PortWishWire = super::fields::read_fields(request.into_body()).await?;
     let change = change_of(wish)?;
     Ok(Json(PortWire::of(&api.farm.change_outlet(&name, &id, change).await?)))
 }

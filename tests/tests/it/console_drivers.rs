@@ -16,7 +16,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -183,6 +183,7 @@ struct Place {
     _lines: Vec<Line>,
     _servers: Vec<Running>,
     _folder: TempDir,
+    _until_dropped: mpsc::Sender<()>,
 }
 
 /// Shared by the tests, ended by the last one.
@@ -190,14 +191,21 @@ fn place() -> Arc<Place> {
     static PLACE: Mutex<Weak<Place>> = Mutex::new(Weak::new());
     let mut shared = lock(&PLACE);
     shared.upgrade().unwrap_or_else(|| {
-        let place = Arc::new(Place::new());
+        // The servers end with the thread that starts them: it must outlive the test that was first.
+        let (made, place) = mpsc::channel();
+        std::thread::spawn(move || {
+            let (until_dropped, dropped) = mpsc::channel();
+            made.send(Arc::new(Place::new(until_dropped))).expect("a test waits for it");
+            dropped.recv()
+        });
+        let place = place.recv().expect("everything that it needs is there");
         *shared = Arc::downgrade(&place);
         place
     })
 }
 
 impl Place {
-    fn new() -> Place {
+    fn new(until_dropped: mpsc::Sender<()>) -> Place {
         need_programs(&[
             ("ser2net", "ser2net"),
             ("socat", "socat"),
@@ -252,7 +260,7 @@ impl Place {
         let lab = Arc::new(lab);
         let surroundings = Surroundings { lab: Some(Arc::clone(&lab)), ..Surroundings::default() };
         let bench = Bench::start_with(WHARF, &farm, surroundings);
-        Place { bench, lab, tty, _lines: lines, _servers: servers, _folder: folder }
+        Place { bench, lab, tty, _lines: lines, _servers: servers, _folder: folder, _until_dropped: until_dropped }
     }
 
     /// Holds a line's DUT under its name.

@@ -10,7 +10,8 @@
 //!   No ── we ask ─► Asked ─┬─ they agree ──► Yes          they ask ─► Yes and an answer, or a refusal
 //!                          └─ they refuse ─► No           they end ─► No and an answer
 //! ```
-//! Only a change is answered, so that two of these never answer each other for ever (RFC 854, page 3).
+//! Only a change is answered, so that two of these never answer each other for ever (RFC 854, page 3). Two that were told otherwise by somebody
+//! else in between could go on changing all the same: so each option is agreed to a few times, and refused from then on.
 
 /// "Interpret as command" (RFC 854, page 14), and what follows it.
 const IAC: u8 = 255;
@@ -33,6 +34,8 @@ const LF: u8 = b'\n';
 
 /// The longest subnegotiation that is kept. COM-PORT's have five bytes, but for the signature, which is a line of text; longer ones are nobody's.
 const SUBNEGOTIATION_BYTES_MAX: usize = 256;
+/// So often an option is agreed to, in each direction: once is what honest ends need.
+const AGREEMENTS_MAX: u8 = 4;
 /// What a server's command is above a client's (RFC 2217, section 3).
 const SERVER: u8 = 100;
 
@@ -166,6 +169,8 @@ struct Options {
     echo: Agreement,
     suppress_go_ahead: Agreement,
     com_port: Agreement,
+    /// How often each was agreed to, in this order.
+    agreements: [u8; 4],
 }
 
 /// Where in the stream the next byte stands.
@@ -182,12 +187,14 @@ enum Place {
 }
 
 impl Options {
-    fn get(&mut self, option: u8) -> Option<&mut Agreement> {
+    /// The state of an option, and how often it was agreed to.
+    fn get(&mut self, option: u8) -> Option<(&mut Agreement, &mut u8)> {
+        let [binary, echo, suppress_go_ahead, com_port] = &mut self.agreements;
         match option {
-            BINARY => Some(&mut self.binary),
-            ECHO => Some(&mut self.echo),
-            SUPPRESS_GO_AHEAD => Some(&mut self.suppress_go_ahead),
-            COM_PORT => Some(&mut self.com_port),
+            BINARY => Some((&mut self.binary, binary)),
+            ECHO => Some((&mut self.echo, echo)),
+            SUPPRESS_GO_AHEAD => Some((&mut self.suppress_go_ahead, suppress_go_ahead)),
+            COM_PORT => Some((&mut self.com_port, com_port)),
             _ => None,
         }
     }
@@ -345,7 +352,7 @@ impl Terminal {
 
     fn ask(&mut self, verb: u8, option: u8) {
         let options = if verb == WILL { &mut self.ours } else { &mut self.theirs };
-        if let Some(state) = options.get(option) {
+        if let Some((state, _)) = options.get(option) {
             *state = Agreement::Asked;
             self.outgoing.extend([IAC, verb, option]);
         }
@@ -357,10 +364,13 @@ impl Terminal {
         let is_allowed = if is_theirs { self.may_be_theirs(option) } else { self.may_be_ours(option) };
         let (agree, refuse) = if is_theirs { (DO, DONT) } else { (WILL, WONT) };
         let options = if is_theirs { &mut self.theirs } else { &mut self.ours };
-        let mut unknown = Agreement::No;
-        let state = options.get(option).unwrap_or(&mut unknown);
+        let (mut unknown, mut never) = (Agreement::No, 0);
+        let (state, agreements) = options.get(option).unwrap_or((&mut unknown, &mut never));
         let (next, answer) = match (*state, is_wanted) {
-            (Agreement::No, true) if is_allowed => (Agreement::Yes, Some(agree)),
+            (Agreement::No, true) if is_allowed && *agreements < AGREEMENTS_MAX => {
+                *agreements += 1;
+                (Agreement::Yes, Some(agree))
+            }
             (Agreement::No, true) => (Agreement::No, Some(refuse)),
             (Agreement::Asked | Agreement::Yes, true) => (Agreement::Yes, None),
             (Agreement::Yes, false) => (Agreement::No, Some(refuse)),
@@ -464,6 +474,21 @@ mod tests {
         assert!(taken(&mut server).is_empty());
         receive(&mut server, &[IAC, DONT, BINARY, IAC, DONT, BINARY]);
         assert_eq!(taken(&mut server), [IAC, WONT, BINARY]);
+    }
+
+    #[test]
+    fn two_ends_that_somebody_else_confused_stop_all_the_same() {
+        let (mut client, mut server) = agreed(Carries::Line);
+        receive(&mut client, &[IAC, DONT, BINARY, IAC, DO, BINARY]);
+        for _ in 0..20 {
+            let there = taken(&mut client);
+            if there.is_empty() {
+                return;
+            }
+            receive(&mut server, &there);
+            receive(&mut client, &taken(&mut server));
+        }
+        panic!("they answer each other for ever");
     }
 
     #[test]

@@ -10,10 +10,11 @@
 mod nvt;
 
 use self::nvt::{Agreement, Carries, ComPort, Side, Terminal};
+use crate::corpus;
 use crate::script::{Script, piece};
 
-/// Two ends that were told anything have this many options to agree on, each at most once more in each direction.
-const ROUNDS_MAX: usize = 16;
+/// Each of four options is agreed to at most four times in each direction, with a refusal between two.
+const ROUNDS_MAX: usize = 40;
 
 pub(super) fn run(bytes: &[u8]) {
     let mut script = Script(bytes);
@@ -92,5 +93,7 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
     ];
     let ends = [[0, 0], [0, 1], [1, 0], [1, 1]];
     let with_stream = |stream: &&[u8]| ends.map(|end| [&end[..], &piece(b"\r\xff\r\n"), stream].concat());
-    streams.iter().flat_map(with_stream).collect()
+    let mut seeds: Vec<_> = streams.iter().flat_map(with_stream).collect();
+    seeds.extend(corpus(include_str!("../../corpus/telnet.hex")));
+    seeds
 }
