@@ -157,7 +157,7 @@ mod tests {
         store.change(&seven, |kept| kept.wish = Some(Wish::Cycle)).unwrap();
         let again = Store::open(folder.path(), "rack/1");
         assert_eq!(again.get(&seven), Kept { wish: Some(Wish::Cycle), ..Kept::default() });
-        assert_eq!(again.known(), [seven.clone()]);
+        assert_eq!(again.known(), std::slice::from_ref(&seven));
         assert_eq!(Store::open(folder.path(), "rack.1").get(&seven), Kept::default());
         let names: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(names, ["rack%2F1.json"]);

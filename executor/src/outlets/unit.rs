@@ -262,7 +262,7 @@ impl Worked {
         health.asked = Asked::Before;
         // What a person said is nowhere else.
         let remembers = health.driver.read_back() == ReadBack::Remembered;
-        if health.failures > 0 && health.failures % FAILURES_MAX == 0 && !remembers {
+        if health.failures > 0 && health.failures.is_multiple_of(FAILURES_MAX) && !remembers {
             match (self.make)() {
                 Ok(driver) => health.driver = driver,
                 Err(error) => tracing::error!(error, "the driver of a power unit cannot be made anew"),
