@@ -83,7 +83,7 @@ pub(super) async fn done(
     Path((name, id)): Path<(String, String)>,
     request: axum::extract::Request,
 ) -> Result<Json<SwitchedWire>, ApiError> {
-    let said: SwitchedWire = super::leases::read_fields(request.into_body()).await?;
+    let said: SwitchedWire = super::fields::read_fields(request.into_body()).await?;
     let state = api.farm.outlet_was_switched(&name, &id, said.state)?;
     Ok(Json(SwitchedWire { state: Some(state) }))
 }

@@ -56,7 +56,7 @@ pub enum HostFrom {
         address: String,
     },
     /// It is made.
-    Provider(MadeConfig),
+    Provider(Box<MadeConfig>),
 }
 
 /// Hosts that are made.

@@ -125,7 +125,7 @@ impl Reader {
     pub(super) fn try_next(&mut self) -> Next {
         self.grown.borrow_and_update();
         loop {
-            if let Some(piece) = self.from_the_file() {
+            if let Some(piece) = self.read_the_file() {
                 return Next::Piece(piece);
             }
             let piece = match self.log.find(self.position, self.number) {
@@ -153,7 +153,7 @@ impl Reader {
         }
     }
 
-    fn from_the_file(&mut self) -> Option<Piece> {
+    fn read_the_file(&mut self) -> Option<Piece> {
         let replay = self.replay.as_mut()?;
         match replay.next(self.position, &mut self.number) {
             Ok(Some(piece)) => {

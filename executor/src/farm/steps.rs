@@ -221,7 +221,7 @@ fn late(time: Duration) -> Ended {
 
 fn name_of(what: &StepKind) -> String {
     match what {
-        StepKind::Run(line) => format!("run `{}`", told(&[line.clone()]).trim_matches('\'')),
+        StepKind::Run(line) => format!("run `{}`", told(std::slice::from_ref(line)).trim_matches('\'')),
         StepKind::Put { path, .. } => format!("put `{path}`"),
         StepKind::Get(path) => format!("get `{path}`"),
         StepKind::Checkout { url, reference } => format!("checkout `{url}` at `{reference}`"),

@@ -81,6 +81,9 @@ struct TtyConsole {
     port: Arc<Mutex<Option<TTYPort>>>,
 }
 
+/// What an open device keeps with it until it is closed.
+type Kept = (Open, Option<Lock>, Claim);
+
 impl TtyConsole {
     fn new(which: Which, settings: Settings, locks: PathBuf) -> Self {
         TtyConsole { which, settings, locks, claims: Claims::default(), port: Arc::default() }
@@ -94,7 +97,7 @@ impl TtyConsole {
         }
     }
 
-    fn open_now(&self) -> io::Result<Held<Device, (Open, Option<Lock>, Claim)>> {
+    fn open_now(&self) -> io::Result<Held<Device, Kept>> {
         let claim = self.claims.take(&self.name())?;
         let device = match &self.which {
             Which::Path(path) => PathBuf::from(path),

@@ -8,6 +8,7 @@
 //! machine goes on over a restart of the server, and the next server reads it as it is.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -126,14 +127,14 @@ impl Chip {
     fn with<T>(&self, line: Offset, act: impl FnOnce(&Request) -> gpiocdev::Result<T>) -> Result<T, String> {
         let failed = |error: gpiocdev::Error| format!("line {line} of {}: {error}", self.path.display());
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        if !held.contains_key(&line) {
+        if let Entry::Vacant(free) = held.entry(line) {
             let mut asked = Request::builder();
             asked.on_chip(&self.path).with_consumer("wharf").with_line(line).as_is();
             match self.active {
                 Active::High => asked.as_active_high(),
                 Active::Low => asked.as_active_low(),
             };
-            held.insert(line, asked.request().map_err(failed)?);
+            free.insert(asked.request().map_err(failed)?);
         }
         act(&held[&line]).map_err(failed)
     }

@@ -136,7 +136,7 @@ impl Inventory<'_> {
                 only_with_a_provider(index, keys, findings);
                 HostFrom::Inventory { address: address.clone() }
             }
-            (None, Some(provider)) => HostFrom::Provider(self.made(index, keys, provider, file, findings)?),
+            (None, Some(provider)) => HostFrom::Provider(Box::new(self.made(index, keys, provider, file, findings)?)),
             // Told already, by the schema.
             (Some(_), Some(_)) | (None, None) => return None,
         };
