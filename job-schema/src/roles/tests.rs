@@ -182,12 +182,13 @@ fn a_job_has_at_least_one_and_at_most_32_duts() {
 }
 
 #[test]
-fn the_schema_for_editors_wants_a_deployment_here_or_in_each_role() {
+fn the_schema_for_editors_wants_a_deployment_here_or_in_each_role_without_steps() {
     let schema = json_schema();
     let either = |key: &str| {
         serde_json::json!({"anyOf": [
             {"required": [key]},
-            {"properties": {"target": {"type": "array", "items": {"required": [key]}}}, "additionalProperties": true},
+            {"properties": {"target": {"type": "array", "items": {"anyOf": [{"required": [key]}, {"required": ["steps"]}]}}},
+                "additionalProperties": true},
         ]})
     };
     assert_eq!(schema["allOf"], serde_json::json!([either("console_patterns"), either("deployment")]));
