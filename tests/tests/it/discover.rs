@@ -89,10 +89,7 @@ fn spares(scripts: &[(&str, &str)]) -> (tempfile::TempDir, String) {
 fn a_qemu_machine_that_nobody_declared_is_powered_boots_registers_trains_and_runs_a_job_with_one_command() {
     need_virtual_machines(WHARF);
     let _passage = QEMU.pass();
-    // Two boots here; five, as the farm file has it for people, take a minute of a loaded machine.
-    let boots = std::env::var("WHARF_TRAINING_BOOTS").ok().and_then(|boots| boots.parse().ok()).unwrap_or(2);
-    let farm = trained(include_str!("../../../fixtures/farms/spares.yml"), boots);
-    let bench = Bench::start(WHARF, &farm);
+    let bench = Bench::start(WHARF, include_str!("../../../fixtures/farms/spares.yml"));
     assert_eq!(bench.duts(), Vec::<Value>::new());
     let said = found(&bench, &["--pdu", "spares", "--outlet", "spare-1"]);
     expect_in_order(
