@@ -13,15 +13,15 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use tests::bench::{Bench, Surroundings};
 use tests::lab::Lab;
-use tests::measure::{Samples, Table, machine};
+use tests::measure::{Samples, ServerProcess, Table, machine};
 
 /// Lines, unless the command line has a number.
 const CONSOLES: usize = 100;
@@ -87,7 +87,7 @@ fn main() -> anyhow::Result<()> {
     let timers: Vec<_> = (0..consoles.min(TIMED))
         .map(|id| time_events(&socket, id, &jobs[id].id, Arc::clone(&sent)))
         .collect::<anyhow::Result<_>>()?;
-    let server = Server::of(&bench)?;
+    let server = ServerProcess::of(&bench)?;
     let (before, began) = (server.processor_s()?, Instant::now());
     feed(lines, &talks, &sent)?;
     let used = (server.processor_s()? - before) / began.elapsed().as_secs_f64() * 100.0;
@@ -228,25 +228,4 @@ fn time_events(socket: &Path, console: usize, job: &str, sent: Sent) -> anyhow::
         }
         took
     }))
-}
-
-/// The server's own process, in /proc.
-struct Server(PathBuf);
-
-impl Server {
-    fn of(bench: &Bench) -> anyhow::Result<Self> {
-        let folders = bench.processes().into_iter().map(|id| PathBuf::from(format!("/proc/{id}")));
-        let is_server = |folder: &PathBuf| fs::read(folder.join("comm")).is_ok_and(|name| name == b"wharf\n");
-        Ok(Server(folders.into_iter().find(is_server).context("the server has no process")?))
-    }
-
-    /// Processor time so far, of all threads.
-    fn processor_s(&self) -> anyhow::Result<f64> {
-        let stat = fs::read_to_string(self.0.join("stat"))?;
-        // proc(5): fields 14 and 15 in ticks of 10 ms, counted from behind the name in brackets, which is field 2.
-        let after_name = stat.rsplit_once(')').context("no name in brackets")?.1;
-        let fields: Vec<_> = after_name.split_whitespace().collect();
-        let ticks = |field: usize| fields.get(field - 3).and_then(|text| text.parse::<f64>().ok());
-        Ok((ticks(14).context("no user time")? + ticks(15).context("no system time")?) / 100.0)
-    }
 }

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use tests::bench::Bench;
 use tests::crowd::{Crowd, Delays, Heard};
-use tests::measure::{Samples, Table, machine};
+use tests::measure::{Samples, ServerProcess, Table, machine};
 use tests::workspace::root;
 
 /// DUTs, and jobs for them, unless the command line has numbers.
@@ -74,11 +74,11 @@ fn run(name: &str, crowd: &Crowd) -> anyhow::Result<Run> {
     let started = Instant::now();
     let bench = Bench::start(env!("CARGO_BIN_EXE_wharf"), &crowd.farm());
     let start_s = started.elapsed().as_secs_f64();
-    let server = Server::of(&bench)?;
+    let server = ServerProcess::of(&bench)?;
     let before_mib = server.memory_mib()?;
     let heard = Heard::follow(&bench)?;
     let (before_s, started) = (server.processor_s()?, Instant::now());
-    let (peak_mib, (submitted, listed)) = server.watch_while(|| {
+    let (peak_mib, (submitted, listed)) = watch_while(&server, || {
         let submitted = crowd.submit(&bench);
         let listed = list(&bench)?;
         wait_for_all(&heard, crowd)?;
@@ -165,49 +165,23 @@ fn report(runs: &[Run]) {
     println!();
 }
 
-/// The server's own process, in /proc. Its children are counted with it: they render its templates.
-struct Server(PathBuf);
-
-impl Server {
-    fn of(bench: &Bench) -> anyhow::Result<Self> {
-        let folders = bench.processes().into_iter().map(|id| PathBuf::from(format!("/proc/{id}")));
-        let is_server = |folder: &PathBuf| fs::read(folder.join("comm")).is_ok_and(|name| name == b"wharf\n");
-        Ok(Server(folders.into_iter().find(is_server).context("the server has no process")?))
-    }
-
-    /// Processor time so far, of all threads and of the children that have ended.
-    fn processor_s(&self) -> anyhow::Result<f64> {
-        let stat = fs::read_to_string(self.0.join("stat"))?;
-        // proc(5): fields 14 to 17 in ticks of 10 ms, counted from behind the name in brackets, which is field 2.
-        let after_name = stat.rsplit_once(')').context("no name in brackets")?.1;
-        let ticks = after_name.split_whitespace().skip(14 - 3).take(4).map(str::parse::<f64>);
-        Ok(ticks.sum::<Result<f64, _>>()? / 100.0)
-    }
-
-    fn memory_mib(&self) -> anyhow::Result<f64> {
-        let status = fs::read_to_string(self.0.join("status"))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-        Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0)
-    }
-
-    /// The most memory that it held meanwhile.
-    fn watch_while<T>(&self, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<(f64, T)> {
-        let over = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            let watcher = scope.spawn(|| {
-                let mut peak: f64 = 0.0;
-                while !over.load(Ordering::Relaxed) {
-                    peak = peak.max(self.memory_mib().unwrap_or_default());
-                    std::thread::sleep(LOOK);
-                }
-                peak
-            });
-            let done = work();
-            over.store(true, Ordering::Relaxed);
-            let peak = watcher.join().map_err(|_| anyhow::anyhow!("the watcher panicked"))?;
-            Ok((peak, done?))
-        })
-    }
+/// The most memory that it held meanwhile.
+fn watch_while<T>(server: &ServerProcess, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<(f64, T)> {
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let watcher = scope.spawn(|| {
+            let mut peak: f64 = 0.0;
+            while !over.load(Ordering::Relaxed) {
+                peak = peak.max(server.memory_mib().unwrap_or_default());
+                std::thread::sleep(LOOK);
+            }
+            peak
+        });
+        let done = work();
+        over.store(true, Ordering::Relaxed);
+        let peak = watcher.join().map_err(|_| anyhow::anyhow!("the watcher panicked"))?;
+        Ok((peak, done?))
+    })
 }
 
 /// The same numbers of places and reservations in labgrid's coordinator; driven by its own package's wire, in Python.

@@ -5,6 +5,11 @@
 
 use std::fmt::Write;
 use std::fs;
+use std::path::PathBuf;
+
+use anyhow::Context;
+
+use crate::bench::Bench;
 
 /// Figures of one thing, one per round.
 #[derive(Clone, Debug, Default)]
@@ -109,6 +114,42 @@ pub fn machine() -> String {
     let load = load.split(' ').next().unwrap_or_default();
     let model = model.unwrap_or("unknown processor");
     format!("{model}, {cores} cores, Linux {}, load {load} at the start", kernel.trim())
+}
+
+/// A farm's server as the kernel sees it: its processor time, its memory, its threads.
+pub struct ServerProcess {
+    /// Its folder in /proc.
+    folder: PathBuf,
+}
+
+impl ServerProcess {
+    /// The server of this farm.
+    pub fn of(bench: &Bench) -> anyhow::Result<Self> {
+        let mut folders = bench.processes().into_iter().map(|id| PathBuf::from(format!("/proc/{id}")));
+        let is_server = |folder: &PathBuf| fs::read(folder.join("comm")).is_ok_and(|name| name == b"wharf\n");
+        Ok(ServerProcess { folder: folders.find(is_server).context("the server has no process")? })
+    }
+
+    /// Processor time so far, in seconds: of all threads, and of the children that have ended, which render its templates.
+    pub fn processor_s(&self) -> anyhow::Result<f64> {
+        let stat = fs::read_to_string(self.folder.join("stat"))?;
+        // proc(5): fields 14 to 17 in ticks of 10 ms, counted from behind the name in brackets, which is field 2.
+        let after_name = stat.rsplit_once(')').context("no name in brackets")?.1;
+        let ticks = after_name.split_whitespace().skip(14 - 3).take(4).map(str::parse::<f64>);
+        Ok(ticks.sum::<Result<f64, _>>()? / 100.0)
+    }
+
+    /// Memory that it holds now, in MiB.
+    pub fn memory_mib(&self) -> anyhow::Result<f64> {
+        let status = fs::read_to_string(self.folder.join("status"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+        Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0)
+    }
+
+    /// How many threads it has.
+    pub fn threads(&self) -> anyhow::Result<usize> {
+        Ok(fs::read_dir(self.folder.join("task"))?.count())
+    }
 }
 
 #[cfg(test)]

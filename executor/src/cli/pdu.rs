@@ -21,13 +21,7 @@ pub struct Arguments {
 #[derive(clap::Subcommand)]
 enum Verb {
     /// Show its outlets
-    Show {
-        /// The unit, as `wharf pdus` calls it
-        pdu: String,
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
+    Show(Shown),
     /// Keep everybody from switching an outlet
     Reserve(Of),
     /// Let it be switched again
@@ -47,6 +41,15 @@ enum Verb {
 }
 
 #[derive(clap::Args)]
+struct Shown {
+    /// The unit, as `wharf pdus` calls it
+    pdu: String,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(clap::Args)]
 struct Of {
     /// The unit, as `wharf pdus` calls it
     pdu: String,
@@ -58,7 +61,7 @@ struct Of {
 pub async fn run(arguments: Arguments, server: Option<String>) -> anyhow::Result<ExitCode> {
     let server = Server::find(server)?;
     let (of, wish) = match arguments.verb {
-        Verb::Show { pdu, json } => return show(&server, &pdu, json).await,
+        Verb::Show(shown) => return show(&server, &shown).await,
         Verb::Done { of, state } => return done(&server, &of, state.as_deref()).await,
         Verb::Reserve(of) => (of, PortWishWire { reserved: Some(true), ..PortWishWire::default() }),
         Verb::Unreserve(of) => (of, PortWishWire { reserved: Some(false), ..PortWishWire::default() }),
@@ -85,9 +88,10 @@ async fn done(server: &Server, of: &Of, state: Option<&str>) -> anyhow::Result<E
     Ok(ExitCode::SUCCESS)
 }
 
-async fn show(server: &Server, name: &str, json: bool) -> anyhow::Result<ExitCode> {
+async fn show(server: &Server, shown: &Shown) -> anyhow::Result<ExitCode> {
+    let name = shown.pdu.as_str();
     let pdu: PowerUnitWire = server.get(&format!("/api/v1/pdu/{}", in_query(name))).await?;
-    if json {
+    if shown.json {
         print(&serde_json::to_string_pretty(&pdu)?)?;
     } else {
         print(&drawn(iter::once((name, &pdu))))?;

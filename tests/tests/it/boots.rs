@@ -41,7 +41,7 @@ fn a_bios_machine_boots_by_the_ipxe_of_its_network_card() {
         "boot 1: job_success matched `good`",
         "boot 1: session_end matched `TINY: power off`",
     ]);
-    ended.expect_evidence(&["HTTP /_/boot/boot.ipxe: ", "HTTP /_/job/kernel: 960 bytes, complete"]);
+    ended.expect_in_order(&["HTTP /_/boot/boot.ipxe: ", "HTTP /_/job/kernel: 960 bytes, complete"]);
     ended.expect_said(&["iPXE", "TINY: cmdline=", "one print=good\r\n", "good\r\n", "TINY: power off\r\n"]);
     let kinds: Vec<_> = ended.events.iter().filter_map(|event| event["event"].as_str()).collect();
     let place =
@@ -66,8 +66,8 @@ fn a_uefi_machine_boots_linux_by_the_ipxe_of_its_network_card_with_every_special
     // `${x}` is iPXE's to replace; Linux takes 2 kB.
     let words = odd_words().replace("${x} ", "");
     let ended = bench.submit(&linux_job_that_shows("x", &words), "?dut=virtual-uefi-1").wait();
-    ended.expect("PASS", "test").expect_evidence(&["first DHCP request", "HTTP /_/boot/boot.ipxe"]);
-    ended.expect_evidence(&["HTTP /_/job/kernel", "HTTP /_/job/initramfs", "HTTP /show"]);
+    ended.expect("PASS", "test").expect_in_order(&["first DHCP request", "HTTP /_/boot/boot.ipxe"]);
+    ended.expect_in_order(&["HTTP /_/job/kernel", "HTTP /_/job/initramfs", "HTTP /show"]);
     ended.expect_said(&["wharf: network 10.77.0.13/24", &words[..1500], "wharf: command exit 0"]);
 }
 
@@ -78,7 +78,7 @@ fn a_uefi_machine_without_ipxe_loads_it_over_our_tftp_and_boots_linux() {
     let ended = bench.submit(HELLO, "?dut=virtual-uefi-pxe-1").wait();
     let size = std::fs::metadata("/usr/lib/ipxe/snponly.efi").unwrap().len();
     let chainload = format!("TFTP /snponly.efi: {size} bytes, complete");
-    ended.expect("PASS", "test").expect_evidence(&[
+    ended.expect("PASS", "test").expect_in_order(&[
         &chainload,
         "HTTP /_/boot/boot.ipxe",
         "HTTP /_/job/kernel",
@@ -296,7 +296,7 @@ fn u_boot_boots_an_arm64_machine_by_tftp_with_the_device_tree_that_we_served() {
     let dtb = serve_file(tree.clone());
     let ended = bench.submit(&arm64_job(&words, &dtb), "").wait();
     let fetched = format!("TFTP /_/job/dtb: {} bytes, complete", tree.len());
-    ended.expect("PASS", "test").expect_evidence(&[
+    ended.expect("PASS", "test").expect_in_order(&[
         "first DHCP request",
         "TFTP /boot.scr.uimg: ",
         "TFTP /_/job/kernel: 1120 bytes, complete",
@@ -325,7 +325,7 @@ fn ovmf_boots_by_http_what_a_boots_database_says_and_then_ipxe_boots_linux() {
     let ended = bench.submit(HELLO, "?dut=board").wait();
     let size = std::fs::metadata("/usr/lib/ipxe/snponly.efi").unwrap().len();
     let chainload = format!("HTTP /_/boot/snponly.efi: {size} bytes, complete");
-    ended.expect("PASS", "test").expect_evidence(&[
+    ended.expect("PASS", "test").expect_in_order(&[
         &chainload,
         "HTTP /_/boot/boot.ipxe",
         "HTTP /_/job/kernel",
@@ -355,7 +355,7 @@ fn grub_boots_linux_by_tftp_with_a_configuration_by_mac() {
     let ended = bench.submit(HELLO, "?dut=board").wait();
     let size = std::fs::metadata(&loader).unwrap().len();
     let chainload = format!("TFTP /grubnet.efi: {size} bytes, complete");
-    ended.expect("PASS", "test").expect_evidence(&[
+    ended.expect("PASS", "test").expect_in_order(&[
         &chainload,
         "TFTP /grub/grub.cfg-01-52-54-00-77-00-05: ",
         "TFTP /_/job/kernel",
@@ -376,7 +376,7 @@ fn uefi_loads_by_pxe_the_program_that_the_job_gives_it() {
         "    storage: {{tftp: [{{path: /firmware/grub.efi, url: '{loader}'}}, {{path: '/grub/grub\\.cfg.*', data: \"{configuration}\"}}]}}\n"
     );
     let ended = bench.run(&linux_job("pxe", "not this one", "overall: {minutes: 4}", &storage));
-    ended.expect("PASS", "test").expect_evidence(&[
+    ended.expect("PASS", "test").expect_in_order(&[
         "TFTP /firmware/grub.efi: ",
         "TFTP /grub/grub.cfg-01-52-54-00-77-00-05: ",
         "TFTP /_/job/kernel: ",

@@ -110,7 +110,7 @@ fn a_jobs_evidence_says_where_in_its_consoles_log_it_is() {
     job.wait_for_kind("powered_on");
     line.write_all(b"all is good\nthe end\n").unwrap();
     let ended = job.wait();
-    ended.expect("PASS", "test").expect_evidence(&["console 52:54:00:88:00:01.console: bytes 15 to 35 of its log"]);
+    ended.expect("PASS", "test").expect_in_order(&["console 52:54:00:88:00:01.console: bytes 15 to 35 of its log"]);
     assert_eq!(ended.console, "all is good\nthe end\n", "nothing of what was said before");
     line.write_all(b"and after\n").unwrap();
     wait_for_end(&bench, 45);

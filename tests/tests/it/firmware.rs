@@ -77,7 +77,7 @@ fn grub_boots_an_arm64_machine_by_tftp_with_the_words_and_the_device_tree_that_w
     let job = |dtb: &str| arm64_job(&odd_words(), dtb).replace("'^TINY: model", "'TINY: model");
     let dtb = serve_file_at(lab.inside(|| TcpListener::bind("127.0.0.1:0")).unwrap(), own_device_tree());
     let ended = bench.submit(&job(&dtb), "").wait();
-    ended.expect("PASS", "test").expect_evidence(&[
+    ended.expect("PASS", "test").expect_in_order(&[
         &format!("TFTP /grubnetaa64.efi: {} bytes, complete", std::fs::metadata(&loader).unwrap().len()),
         "TFTP /grub/grub.cfg: ",
         "TFTP /_/job/kernel: 1120 bytes, complete",
@@ -128,7 +128,7 @@ fn a_bios_machine_boots_what_we_say_with_the_address_that_the_network_s_own_dhcp
     let board = Board::new(&lab, LINK, MAC, Rom::Ipxe, "qemu-system-x86_64", &machine);
     let bench = farm(&lab, &board, "tags: ['firmware:bios']", BESIDE_ANOTHER);
     let ended = bench.run(&tiny("print=good", "", "", ""));
-    ended.expect("PASS", "test").expect_evidence(&[
+    ended.expect("PASS", "test").expect_in_order(&[
         "first DHCP request",
         "HTTP /_/boot/boot.ipxe: ",
         "HTTP /_/job/kernel: ",
@@ -154,7 +154,7 @@ console_patterns:
 deployment: {start: {kernel: {url: '{{ images_url }}/tiny-arm64'}}}
 ";
     let ended = bench.run(job);
-    ended.expect("PASS", "test").expect_evidence(&["first DHCP request", "TFTP /kernel.efi: 1120 bytes, complete"]);
+    ended.expect("PASS", "test").expect_in_order(&["first DHCP request", "TFTP /kernel.efi: 1120 bytes, complete"]);
     let said = said_by_dnsmasq(folder.path());
     assert!(said.contains(&format!("DHCPACK(cable0) 10.88.0.15 {MAC}")), "{said}");
 }
@@ -174,7 +174,7 @@ fn a_machine_that_the_other_dhcp_server_gives_another_address_reads_nothing_and_
     job.wait_for_console("No such file or directory");
     job.cancel();
     let ended = job.wait();
-    ended.expect("INCOMPLETE", "cancelled").expect_evidence(&[
+    ended.expect("INCOMPLETE", "cancelled").expect_in_order(&[
         "DHCP: it takes the address 10.88.0.77 from the other DHCP server, and 10.88.0.15 is reserved here; make the other one give it \
          10.88.0.15",
     ]);
@@ -259,7 +259,7 @@ fn a_raspberry_pi_reads_in_its_own_folder_what_its_boot_rom_asks_for_and_is_told
     let ended = job.wait();
     ended
         .expect("PASS", "test")
-        .expect_evidence(&["TFTP /2073ff53/kernel8.img: 10 bytes, complete", "/bootsig.bin: refused"]);
+        .expect_in_order(&["TFTP /2073ff53/kernel8.img: 10 bytes, complete", "/bootsig.bin: refused"]);
 }
 
 #[test]
@@ -312,7 +312,7 @@ fn a_board_unknown_to_the_code_boots_by_the_database_alone_and_its_job_replaces_
     let job = arm64_job(words, &serve_file(own_device_tree()));
     let job = job.replace("cmdline: ", "cmdline: {50-policy: [policy=lax], 90-job: ").replace("\"}\n", "\"}}\n");
     let ended = bench.submit(&job, "").wait();
-    ended.expect("PASS", "test").expect_evidence(&[
+    ended.expect("PASS", "test").expect_in_order(&[
         "TFTP /boot.scr.uimg: ",
         "TFTP /pxelinux.cfg/01-52-54-00-77-00-05: ",
         "TFTP /_/job/kernel: 1120 bytes, complete",
@@ -414,7 +414,7 @@ fn a_resident_linux_asks_for_its_job_by_http_and_starts_its_kernel_by_kexec() {
     let bench = farm(&lab, &board, "tags: [resident], boot: {method: kexec}", "");
     let words = &odd_words()[..1500];
     let ended = bench.run(&linux_job_that_shows("resident", words));
-    ended.expect("PASS", "test").expect_evidence(&[
+    ended.expect("PASS", "test").expect_in_order(&[
         "HTTP /_/boot/kexec.sh: ",
         "HTTP /_/job/kernel: ",
         "HTTP /_/job/initramfs/0: ",

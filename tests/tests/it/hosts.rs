@@ -375,7 +375,7 @@ fn a_host_plays_a_role_of_a_job_beside_a_dut_and_its_steps_are_in_the_verdict() 
         "builder: step 3, run",
         "builder: step 4, get `out.txt`: 21 bytes",
     ];
-    ended.expect_evidence(&expected);
+    ended.expect_in_order(&expected);
     let role = format!("{}-builder", ended.id);
     site.says(&["job", "file", &role, "out.txt"]).expect(0, "one\ndut at 127.0.0.11");
     let none = site.says(&["job", "file", &role, "passwd"]);

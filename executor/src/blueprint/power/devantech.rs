@@ -177,8 +177,7 @@ impl Pdu for Devantech {
     fn outlets(&self) -> BoxFuture<'_, Result<Option<Vec<OutletInfo>>, PowerError>> {
         async {
             let relays = self.call(&Outlet("all".to_owned()), async |board| Ok(board.relays)).await?;
-            let info = |number: u8| OutletInfo { outlet: Outlet(number.to_string()), label: None };
-            Ok(Some((1..=relays).map(info).collect()))
+            Ok(Some((1..=relays).map(OutletInfo::named).collect()))
         }
         .boxed()
     }

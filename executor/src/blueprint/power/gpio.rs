@@ -110,8 +110,7 @@ impl<L: Lines + 'static> Pdu for Gpio<L> {
     }
 
     fn outlets(&self) -> BoxFuture<'_, Result<Option<Vec<OutletInfo>>, PowerError>> {
-        let info = |name: &String| OutletInfo { outlet: Outlet(name.clone()), label: None };
-        let outlets = self.outlets.keys().map(info).collect();
+        let outlets = self.outlets.keys().map(OutletInfo::named).collect();
         async { Ok(Some(outlets)) }.boxed()
     }
 }

@@ -202,7 +202,7 @@ impl Pdu for Ipmi {
     }
 
     fn outlets(&self) -> BoxFuture<'_, Result<Option<Vec<OutletInfo>>, PowerError>> {
-        let outlet = OutletInfo { outlet: Outlet(OUTLET.to_owned()), label: None };
+        let outlet = OutletInfo::named(OUTLET);
         std::future::ready(Ok(Some(vec![outlet]))).boxed()
     }
 

@@ -173,8 +173,7 @@ impl Pdu for KernelChip {
     fn outlets(&self) -> BoxFuture<'_, Result<Option<Vec<OutletInfo>>, PowerError>> {
         async {
             let relays = self.call(&Outlet("all".to_owned()), async |unit| Ok(unit.relays.len())).await?;
-            let info = |number: usize| OutletInfo { outlet: Outlet(number.to_string()), label: None };
-            Ok(Some((1..=relays).map(info).collect()))
+            Ok(Some((1..=relays).map(OutletInfo::named).collect()))
         }
         .boxed()
     }

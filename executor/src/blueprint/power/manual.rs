@@ -151,8 +151,7 @@ impl Pdu for Manual {
     }
 
     fn outlets(&self) -> BoxFuture<'_, Result<Option<Vec<OutletInfo>>, PowerError>> {
-        let info = |name: &String| OutletInfo { outlet: Outlet(name.clone()), label: None };
-        ready(Ok(Some(self.outlets.iter().map(info).collect()))).boxed()
+        ready(Ok(Some(self.outlets.iter().map(OutletInfo::named).collect()))).boxed()
     }
 
     fn read_back(&self) -> ReadBack {

@@ -88,6 +88,13 @@ pub struct OutletInfo {
     pub label: Option<String>,
 }
 
+impl OutletInfo {
+    /// An outlet that nobody has called anything.
+    pub fn named(name: impl fmt::Display) -> Self {
+        OutletInfo { outlet: Outlet(name.to_string()), label: None }
+    }
+}
+
 /// What an outlet's meter reads.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Reading {

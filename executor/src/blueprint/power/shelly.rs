@@ -215,7 +215,7 @@ impl Pdu for Shelly {
     fn outlets(&self) -> BoxFuture<'_, Result<Option<Vec<OutletInfo>>, PowerError>> {
         async {
             let (_, relays) = self.relays().await.map_err(|reason| PowerError { outlet: "all".to_owned(), reason })?;
-            Ok(Some(relays.into_iter().map(|relay| OutletInfo { outlet: Outlet(relay.number), label: None }).collect()))
+            Ok(Some(relays.into_iter().map(|relay| OutletInfo::named(relay.number)).collect()))
         }
         .boxed()
     }

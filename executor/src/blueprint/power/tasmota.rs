@@ -156,7 +156,7 @@ impl Pdu for Tasmota {
     fn outlets(&self) -> BoxFuture<'_, Result<Option<Vec<OutletInfo>>, PowerError>> {
         async {
             let relays = self.relays().await.map_err(|reason| PowerError { outlet: "all".to_owned(), reason })?;
-            Ok(Some(relays.into_iter().map(|relay| OutletInfo { outlet: Outlet(relay.number), label: None }).collect()))
+            Ok(Some(relays.into_iter().map(|relay| OutletInfo::named(relay.number)).collect()))
         }
         .boxed()
     }

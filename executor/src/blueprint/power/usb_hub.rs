@@ -326,7 +326,7 @@ impl Pdu for UsbHub {
     fn outlets(&self) -> BoxFuture<'_, Result<Option<Vec<OutletInfo>>, PowerError>> {
         async {
             let halves = self.halves().map_err(|reason| PowerError { outlet: "all".to_owned(), reason })?;
-            Ok(Some(names(&halves).into_iter().map(|name| OutletInfo { outlet: Outlet(name), label: None }).collect()))
+            Ok(Some(names(&halves).into_iter().map(OutletInfo::named).collect()))
         }
         .boxed()
     }

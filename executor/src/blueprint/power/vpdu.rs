@@ -123,7 +123,7 @@ impl Pdu for VirtualPdu {
     fn outlets(&self) -> BoxFuture<'_, Result<Option<Vec<OutletInfo>>, PowerError>> {
         async move {
             let names = self.names().await.map_err(|what| PowerError::of(&Outlet("all".into()), what))?;
-            Ok(Some(names.into_iter().map(|name| OutletInfo { outlet: Outlet(name), label: None }).collect()))
+            Ok(Some(names.into_iter().map(OutletInfo::named).collect()))
         }
         .boxed()
     }
