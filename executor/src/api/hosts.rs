@@ -7,12 +7,14 @@
 //!  GET  leases/ID/file?path=… ─► the SHA-256 in the head, then bytes; broken off where they are not those that the host has
 //! ```
 
+use std::time::Duration;
+
 use axum::Json;
-use axum::body::Body;
+use axum::body::{Body, BodyDataStream};
 use axum::extract::{Path, Query, Request, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
 use serde::Deserialize;
 use tokio::sync::mpsc;
 
@@ -24,6 +26,9 @@ use super::leases::{line_of, lines, time_of};
 use super::wire::ErrorWire;
 use super::wire::hosts::{CommandNewsWire, CommandWire, FileWire, HostsWire, SHA256_HEADER};
 use crate::farm::{CommandAsk, CommandNews};
+
+/// What is refused is read on for this long: a gigabyte over a fast line, and nobody waits for ever for one that was no use.
+const HEAR_OUT_TIME: Duration = Duration::from_secs(10);
 
 /// GET `/api/v1/hosts`
 #[utoipa::path(get, tag = "hosts", path = "/api/v1/hosts", responses((status = 200, body = HostsWire)))]
@@ -101,9 +106,18 @@ pub(super) async fn put(
 ) -> Result<Json<FileWire>, ApiError> {
     let expected = request.headers().get(SHA256_HEADER).and_then(|value| value.to_str().ok());
     let expected = expected.map(str::to_ascii_lowercase);
-    let content = request.into_body().into_data_stream();
-    let put = api.farm.put_in_lease(&id, &query.path, content, expected.as_deref()).await?;
-    Ok(Json(put.into()))
+    let mut content = request.into_body().into_data_stream();
+    let put = api.farm.put_in_lease(&id, &query.path, &mut content, expected.as_deref()).await;
+    if put.is_err() {
+        read_out(content).await;
+    }
+    Ok(Json(put?.into()))
+}
+
+/// A connection that is closed with bytes unread takes the answer along, for who still sends (RFC 9112 §9.6): he is heard out first.
+async fn read_out(mut content: BodyDataStream) {
+    let all = async { while let Some(Ok(_)) = content.next().await {} };
+    let _ = tokio::time::timeout(HEAR_OUT_TIME, all).await;
 }
 
 /// GET `/api/v1/leases/{id}/file`
