@@ -386,7 +386,21 @@ pub fn schema() -> serde_json::Value {
 
 /// Reads a farm file. `directory` is where it lies: console scripts are named relative to it.
 pub fn parse(source_name: &str, text: &str, directory: &Path) -> Result<FarmConfig, Problems> {
-    load_checked::<FarmFile, FarmConfig>(source_name, text, |file, findings| check(file, findings, directory))
+    parse_and(source_name, text, directory, |_, _| {})
+}
+
+/// The same. `more`: what whoever reads it knows better than the file, and finds wrong with it beside its own mistakes.
+pub fn parse_and(
+    source_name: &str,
+    text: &str,
+    directory: &Path,
+    more: impl FnOnce(&mut FarmConfig, &mut Findings),
+) -> Result<FarmConfig, Problems> {
+    load_checked::<FarmFile, FarmConfig>(source_name, text, |file, findings| {
+        let mut config = check(file, findings, directory);
+        more(&mut config, findings);
+        config
+    })
 }
 
 fn check(file: FarmFile, findings: &mut Findings, directory: &Path) -> FarmConfig {

@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use job_schema::problem::{Problem, Problems};
+use job_schema::{Findings, Problems};
 use serde::{Deserialize, Serialize};
 
 use super::Farm;
@@ -43,14 +43,26 @@ pub struct Source {
 impl Source {
     /// The farm file as it is now, checked.
     pub fn read(&self) -> Result<FarmConfig, ReloadError> {
+        self.read_for(None)
+    }
+
+    /// The same, for a farm that runs: what it cannot take is a mistake like others, at its place.
+    fn read_for(&self, running: Option<&FarmConfig>) -> Result<FarmConfig, ReloadError> {
         let name = self.path.display().to_string();
         let text = std::fs::read_to_string(&self.path)
             .map_err(|error| ReloadError::Unreadable(format!("cannot read `{name}`: {error}")))?;
         let directory = self.path.parent().map(PathBuf::from).unwrap_or_default();
-        let mut config = crate::config::parse(&name, &text, &directory).map_err(ReloadError::Wrong)?;
-        config.api = self.api.unwrap_or(config.api);
-        config.state = self.state.clone().unwrap_or(config.state);
-        Ok(config)
+        let of_the_command_line = |config: &mut FarmConfig| {
+            config.api = self.api.unwrap_or(config.api);
+            config.state = self.state.clone().unwrap_or_else(|| config.state.clone());
+        };
+        let more = |config: &mut FarmConfig, findings: &mut Findings| {
+            of_the_command_line(config);
+            if let Some(running) = running {
+                fixed(running, config, findings);
+            }
+        };
+        crate::config::parse_and(&name, &text, &directory, more).map_err(ReloadError::Wrong)
     }
 }
 
@@ -141,13 +153,8 @@ impl Farm {
         let Some(source) = self.source.get() else {
             return Err(ReloadError::Unreadable("this farm was not started from a farm file".into()));
         };
-        let config = source.read()?;
-        self.apply(config).await
-    }
-
-    /// Goes on by this configuration and the inventory. Machines that somebody holds are left to him: what changed of them follows
-    /// afterwards.
-    pub async fn apply(self: &Arc<Self>, config: FarmConfig) -> Result<Changes, ReloadError> {
+        let config = source.read_for(Some(&self.config()))?;
+        // Machines that somebody holds are left to him: what changed of them follows afterwards.
         let changes = self.go_by(Some(config)).await?;
         self.keep_doors();
         Ok(changes)
@@ -165,7 +172,6 @@ impl Farm {
         let mut file = file.unwrap_or_else(|| self.discovery.file());
         images::add_variables(&mut file.job_variables, self.api);
         let (config, aside) = self.inventory().merged(file.clone());
-        fixed(&before, &config, self.source.get()).map_err(ReloadError::Wrong)?;
         let needs = needs_of(&config);
         if !needs.is_empty() {
             let installed = install::ensure(&needs, &|line| tracing::info!("{line}")).await;
@@ -216,28 +222,23 @@ impl Farm {
 const DRIVERS: [&str; 3] = ["mac", "address", "machine"];
 
 /// What only a restart can bring about: all of it at once.
-fn fixed(before: &FarmConfig, after: &FarmConfig, source: Option<&Source>) -> Result<(), Problems> {
-    let table = [
-        ("name", before.name != after.name),
-        ("network", before.network != after.network),
-        ("dhcp", before.dhcp != after.dhcp),
-        ("tftp.engine", before.tftp_engine != after.tftp_engine),
-        ("listen.api", before.api != after.api),
-        ("listen.power", before.power_listener != after.power_listener),
-        ("state", before.state != after.state),
-        ("console_log", before.console_log != after.console_log),
+fn fixed(before: &FarmConfig, after: &FarmConfig, findings: &mut Findings) {
+    let table: [(&[&str], bool); 8] = [
+        (&["name"], before.name != after.name),
+        (&["network"], before.network != after.network),
+        (&["dhcp"], before.dhcp != after.dhcp),
+        (&["tftp", "engine"], before.tftp_engine != after.tftp_engine),
+        (&["listen", "api"], before.api != after.api),
+        (&["listen", "power"], before.power_listener != after.power_listener),
+        (&["state"], before.state != after.state),
+        (&["console_log"], before.console_log != after.console_log),
     ];
-    let told = |(key, _): (&str, bool)| {
-        let what = format!("`{key}` cannot be changed while the farm runs");
-        Problem::new(what).about(key).hint(format!("restart `wharf serve` to change `{key}`; nothing was changed now"))
-    };
-    let problems: Vec<_> = table.into_iter().filter(|(_, differs)| *differs).map(told).collect();
-    if problems.is_empty() {
-        return Ok(());
+    for (path, _) in table.into_iter().filter(|(_, differs)| *differs) {
+        let key = path.join(".");
+        let path: Vec<_> = path.iter().map(|step| (*step).to_owned()).collect();
+        let hint = format!("restart `wharf serve` to change `{key}`; nothing was changed now");
+        findings.tell(&path, format!("`{key}` cannot be changed while the farm runs"), &hint);
     }
-    let name = source.map_or_else(|| "the farm's configuration".to_owned(), |source| source.path.display().to_string());
-    let text = source.and_then(|source| std::fs::read_to_string(&source.path).ok()).unwrap_or_default();
-    Err(Problems::new(name, text, problems))
 }
 
 /// The blueprints whose machines need other drivers than they have.

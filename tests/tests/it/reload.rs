@@ -151,8 +151,9 @@ fn a_wrong_file_changes_nothing_and_tells_all_its_mistakes_and_a_hang_up_reads_i
     }
     bench.write_farm(&right.replace("10.79.1.1/24", "10.79.1.2/24").replace("name: lab", "name: other"));
     let told = String::from_utf8(reload(&bench).stderr).unwrap();
-    for key in ["name", "network"] {
+    for (key, place) in [("name", "farm.yml:1:7"), ("network", "farm.yml:2:1")] {
         assert!(told.contains(&format!("restart `wharf serve` to change `{key}`")), "{told}");
+        assert!(told.contains(place), "{told}");
     }
     std::fs::remove_file(bench.farm_file()).unwrap();
     let told = String::from_utf8(reload(&bench).stderr).unwrap();
