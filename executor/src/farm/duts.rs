@@ -43,8 +43,6 @@ pub enum DutState {
     Running,
     /// Held back by a person.
     Retired,
-    /// Nobody knows.
-    Unknown,
     /// It has to boot once, before it takes jobs.
     QuickCheck,
     /// Held back by the farm: it failed too often.

@@ -157,7 +157,8 @@ fn a_machine_is_retired_activated_by_a_check_and_cordoned_when_that_fails() {
 fn ci_trons_own_health_jobs_run_as_they_are() {
     let Some(templates) = corpus() else { return };
     let (folder, farm) = farm("machines: all, boots: 2", "console: 'says.yml'");
-    let says_it = "- say: 'MaRS: Registration complete'\n- say: 'Execution is over, pipeline status: 0'\n\
+    // Its container opens the serial port itself: no terminal puts a `\r` before the line's end, and the template's pattern has none.
+    let says_it = "- raw: \"MaRS: Registration complete\\n\"\n- say: 'Execution is over, pipeline status: 0'\n\
                    - say: \"It's now safe to turn off your computer\"\n- hang\n";
     std::fs::write(folder.path().join("says.yml"), says_it).unwrap();
     let boots = "boots:\n- defaults: {kernel: {data: 'a kernel'}, initramfs: {data: 'an initramfs'}}\n";
@@ -170,7 +171,7 @@ fn ci_trons_own_health_jobs_run_as_they_are() {
     assert_eq!(dut["training"]["statuses"], json!({"PASS": 2}), "{dut:#}");
     let register = std::fs::read_to_string(templates.join("register.yml.j2")).unwrap();
     let ended = bench.submit(&register, "?dut=a").wait();
-    assert!(ended.cause == "test" && ended.console.contains("MaRS: Registration complete"), "{ended}");
+    ended.expect("PASS", "test");
 }
 
 fn corpus() -> Option<PathBuf> {

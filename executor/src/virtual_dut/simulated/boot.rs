@@ -308,6 +308,7 @@ impl Power<'_> {
         loop {
             match player.next() {
                 Act::Say(text) => self.say(&format!("{text}\n")).await,
+                Act::Raw(text) => self.write(&text).await,
                 Act::Kernel(text) => self.say(&format!("{} {text}\n", kernel_time(started.elapsed()))).await,
                 Act::Wait(time) => sleep(time).await,
                 Act::Expect(awaited, within) => self.await_line(&awaited, within).await,
@@ -366,10 +367,15 @@ impl Power<'_> {
 
     /// Writes on the console. Without power nobody says a word any more.
     async fn say(&self, text: &str) {
+        self.write(&text.replace('\n', "\r\n")).await;
+    }
+
+    /// The same without the carriage returns that a terminal adds.
+    async fn write(&self, text: &str) {
         if !self.dut.powered.load(Ordering::SeqCst) {
             return pending().await;
         }
-        self.dut.line.write(text.replace('\n', "\r\n").as_bytes()).await;
+        self.dut.line.write(text.as_bytes()).await;
     }
 
     fn has(&self, wanted: Misbehaviour) -> bool {

@@ -30,6 +30,7 @@ pub struct ScriptError(String);
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 enum Step {
     Say(String),
+    Raw(String),
     Kernel(String),
     Cmdline,
     Wait(Length),
@@ -175,6 +176,8 @@ fn check(steps: &[Step], depth: usize) -> Result<(), ScriptError> {
 pub enum Act {
     /// Writes this line.
     Say(String),
+    /// Writes these bytes as they are.
+    Raw(String),
     /// Writes this line behind a kernel time stamp.
     Kernel(String),
     /// Waits.
@@ -303,6 +306,7 @@ impl Player {
     fn start(&mut self, step: Step) -> Option<Act> {
         match step {
             Step::Say(text) => Some(Act::Say(self.filled(&text))),
+            Step::Raw(text) => Some(Act::Raw(self.filled(&text))),
             Step::Kernel(text) => Some(Act::Kernel(self.filled(&text))),
             Step::Cmdline => Some(Act::Say(self.facts.command_line.clone())),
             Step::Wait(Length(time)) => Some(Act::Wait(time)),
@@ -471,7 +475,7 @@ mod tests {
         let mut acts = Vec::new();
         while acts.len() < 50 {
             acts.push(match player.next() {
-                Act::Say(text) => text,
+                Act::Say(text) | Act::Raw(text) => text,
                 Act::Kernel(text) => format!("[t] {text}"),
                 Act::Wait(time) => format!("wait {time:?}"),
                 Act::Expect(Awaited::Text(text), within) => format!("expect {text} {within:?}"),
