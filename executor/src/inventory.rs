@@ -356,12 +356,12 @@ fn shown(outlet: &OutletName) -> String {
 
 /// Its power and its console; `Err`: what is missing.
 fn machine_of(config: &FarmConfig, entry: &Entry) -> Result<MachineConfig, String> {
-    let name = &entry.full_name;
+    let mac = &entry.mac_address;
     let Some(power) = &entry.power else {
-        return Err(format!("its outlet is not known; say it with `wharf dut set {name} --pdu PDU --outlet OUTLET`"));
+        return Err(format!("its outlet is not known; say it with `wharf dut add {mac} --pdu PDU --outlet OUTLET`"));
     };
     let Some(console) = &entry.console else {
-        return Err(format!("its console is not known; say it with `wharf dut set {name} --console LINE`"));
+        return Err(format!("its console is not known; say it with `wharf dut add {mac} --console LINE`"));
     };
     if power.pdu == SPARES {
         return spare_of(config, entry, &power.outlet);

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use gateway::content::Content;
-use gateway::dhcp::{Architecture, Mac};
+use gateway::dhcp::{Architecture, Mac, Role};
 use gateway::namespace::Publication;
 use serde_json::{Value, json};
 use tokio::sync::broadcast::error::RecvError;
@@ -34,6 +34,7 @@ use crate::inventory::{Entry, Inventory, InventoryError, OutletName, SetAside, o
 
 mod add;
 mod boot;
+mod left;
 mod outlets;
 mod record;
 mod registrar;
@@ -145,8 +146,10 @@ impl Farm {
     /// Begins a discovery; follow its record.
     pub async fn discover(self: &Arc<Self>, ask: DiscoverAsk) -> Result<Arc<DiscoveryRecord>, DiscoverError> {
         let config = self.config();
-        if !matches!(config.dhcp, gateway::dhcp::Role::Server { range: Some(_) }) {
-            return Err(DiscoverError::NoRange);
+        match config.dhcp {
+            Role::Server { range: Some(_) } => {}
+            Role::Server { range: None } => return Err(DiscoverError::NoRange),
+            Role::Proxy => return Err(DiscoverError::Proxy),
         }
         let socket = match &ask.outlet {
             Some(outlet) => Some(self.socket(outlet).await?),

@@ -163,6 +163,7 @@ impl Farm {
         farm.restore(kept).await;
         farm.look_after_again(&leases).await;
         farm.keep_doors();
+        farm.end_discovery_of_before();
         tokio::spawn(training::supervise(Arc::downgrade(&farm), Arc::clone(&farm.trials)));
         tokio::spawn(keep_the_cache_small(Arc::downgrade(&farm)));
         Ok(farm)

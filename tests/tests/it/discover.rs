@@ -7,9 +7,12 @@
 //! | simulated | spares | says what honest machines do not, or nothing |
 
 use std::fs;
-use std::process::{Command, Output};
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tests::bench::{Bench, Surroundings, need_virtual_machines, until};
 use tests::board::{Board, Rom};
@@ -277,6 +280,64 @@ fn what_no_discovery_can_do_is_told_with_the_next_step_and_the_outlet_is_off_aga
 }
 
 #[test]
+fn a_machine_that_boots_and_never_registers_is_told_with_what_it_read_and_an_interrupted_discovery_keeps_nothing() {
+    let (_folder, farm) = spares(&[("hangs", "- hang\n")]);
+    let bench = Bench::start(WHARF, &format!("{farm}discovery: {{register_time: 3 s}}\n"));
+    let mut command = Command::new(WHARF);
+    command.args(["dut", "discover", "--server", &bench.url(), "--pdu", "spares", "--outlet", "hangs"]);
+    let mut interrupted = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut said = String::new();
+    BufReader::new(interrupted.stdout.as_mut().unwrap()).read_line(&mut said).unwrap();
+    assert_eq!(said, "outlet hangs of spares is on\n");
+    kill(Pid::from_raw(i32::try_from(interrupted.id()).unwrap()), Signal::SIGINT).unwrap();
+    let output = interrupted.wait_with_output().unwrap();
+    assert!(text(&output.stderr).contains("cancelled by you"), "{output:?}");
+    let over = || (bench.get("/api/v1/dut/discover").json() == json!({})).then_some(());
+    until(SOON, over).expect("it ends");
+    let news = bench.get("/api/v1/dut/discover/1").json();
+    assert!(news["lines"].as_array().unwrap().contains(&json!("outlet hangs of spares is off")), "{news:#}");
+    assert_eq!(bench.duts().len(), 1, "nothing is kept");
+    let said = found(&bench, &["--pdu", "spares", "--outlet", "hangs"]);
+    expect_in_order(
+        &said,
+        &[
+            "52:54:00:81:00:00 asks for something to boot: iPXE, ",
+            "52:54:00:81:00:00 did not register within 3s: it read ",
+            "outlet hangs of spares is off\n",
+            "lab-dut-2 (52:54:00:81:00:00) is in the farm",
+        ],
+    );
+    assert_eq!(bench.dut("lab-dut-2")["mac_address"], "52:54:00:81:00:00");
+}
+
+#[test]
+fn the_outlet_of_a_discovery_is_off_again_after_the_server_was_killed_in_it_and_nothing_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let outlet = folder.path().join("outlet-7");
+    fs::write(&outlet, "off").unwrap();
+    let there = folder.path().display();
+    let told = |what: &str| format!("[sh, -c, \"echo {what} > '{there}/outlet-$0'\", '{{outlet}}']");
+    let farm = format!(
+        "name: lab\nnetwork: {{private: {{address: 10.81.2.1/24}}}}\ndhcp: {{range: [10.81.2.100, 10.81.2.199]}}\n\
+         pdus:\n- {{name: rack, exec: {{on: {}, off: {}, state: [cat, '{there}/outlet-{{outlet}}']}}}}\nduts: []\n",
+        told("on"),
+        told("off")
+    );
+    let reads = |wanted: &str| {
+        let is = || fs::read_to_string(&outlet).is_ok_and(|now| now.trim() == wanted).then_some(());
+        until(SOON, is).unwrap_or_else(|| panic!("the outlet is not {wanted}: {:?}", fs::read_to_string(&outlet)));
+    };
+    let bench = Bench::start(WHARF, &farm);
+    bench.post("/api/v1/dut/discover", "application/json", br#"{"pdu": "rack", "port_id": "7"}"#).json();
+    reads("on");
+    let bench = bench.killed_and_started_again(WHARF);
+    reads("off");
+    assert_eq!(bench.get("/api/v1/dut/discover").json(), json!({}));
+    assert_eq!(bench.duts(), Vec::<Value>::new());
+    until(SOON, || (!bench.state().join("discovery.json").exists()).then_some(())).expect("it is done with it");
+}
+
+#[test]
 fn what_is_not_known_of_a_machine_is_waited_for_and_the_farm_file_wins() {
     let (_folder, farm) = spares(&[("sim", "")]);
     let bench = Bench::start(WHARF, &farm);
@@ -288,7 +349,12 @@ fn what_is_not_known_of_a_machine_is_waited_for_and_the_farm_file_wins() {
     assert!(answer.text().contains("is lab-dut-1; change it in the farm file"), "{answer:?}");
     let dut = add(json!({"mac_address": "52:54:00:81:00:00", "ip_address": "10.81.0.50", "base_name": "nuc"})).json();
     assert_eq!((&dut["state"], &dut["full_name"]), (&json!("WAIT_FOR_CONFIG"), &json!("lab-nuc-1")));
-    assert!(dut["comment"].as_str().unwrap().starts_with("its outlet is not known; say it with"), "{dut}");
+    assert!(
+        dut["comment"].as_str().unwrap().starts_with(
+            "its outlet is not known; say it with `wharf dut add 52:54:00:81:00:00 --pdu PDU --outlet OUTLET`"
+        ),
+        "{dut}"
+    );
     let add_by_hand = |arguments: &[&str]| {
         let mut command = Command::new(WHARF);
         command.args(["dut", "add", "52:54:00:81:00:00", "--server", &bench.url()]).args(arguments);

@@ -15,6 +15,9 @@ pub(super) struct DiscoveryKeys {
     kernel: Option<String>,
     /// The folder with that kernel's modules, such as `/lib/modules/6.1.0-42-amd64`.
     modules: Option<String>,
+    /// How long a machine may take from its first request to its registration; 5 minutes when absent.
+    #[schemars(with = "Option<LengthForm>")]
+    register_time: Option<f64>,
 }
 
 /// When a machine may register.
@@ -74,6 +77,9 @@ pub(super) fn discovery(
             if !modules.is_dir() {
                 let hint = "name the folder of this kernel's modules";
                 findings.tell(&at("modules"), format!("no folder `{}`", modules.display()), hint);
+            } else if let Some(module) = compressed(&modules, FOLDERS_DEEP_MAX) {
+                let hint = "copy the folder, and decompress what is in it: `xz -d`, `zstd -d --rm` or `gunzip`";
+                findings.tell(&at("modules"), format!("`{}` is compressed", module.display()), hint);
             }
             Some((kernel, modules))
         }
@@ -87,7 +93,31 @@ pub(super) fn discovery(
             None
         }
     };
-    DiscoveryConfig { unknown, job, kernel }
+    let usual = DiscoveryConfig::default();
+    let register_time = keys.register_time.map_or(usual.register_time, Duration::from_secs_f64);
+    DiscoveryConfig { unknown, job, kernel, register_time }
+}
+
+/// Folders within folders: `kernel/drivers/net/ethernet/intel/e1000e` is six.
+const FOLDERS_DEEP_MAX: u32 = 10;
+
+/// A module that the registration boot's small programs cannot load. Distributions compress all of theirs or none.
+fn compressed(folder: &Path, deep: u32) -> Option<PathBuf> {
+    let entries = std::fs::read_dir(folder).ok()?.filter_map(Result::ok);
+    let is_compressed = |name: &str| [".ko.xz", ".ko.zst", ".ko.gz"].iter().any(|end| name.ends_with(end));
+    let mut folders = Vec::new();
+    for entry in entries {
+        // Not through links: `build` and `source` lead out of it.
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() => folders.push(entry.path()),
+            Ok(kind) if kind.is_file() && is_compressed(&entry.file_name().to_string_lossy()) => {
+                return Some(entry.path());
+            }
+            Ok(_) | Err(_) => {}
+        }
+    }
+    let within = deep.checked_sub(1)?;
+    folders.iter().find_map(|folder| compressed(folder, within))
 }
 
 impl Inventory<'_> {
@@ -139,6 +169,12 @@ mod tests {
 
     #[test]
     fn what_cannot_be_is_told_with_the_next_step() {
+        let folder = tempfile::tempdir().unwrap();
+        let (kernel, modules) = (folder.path().join("vmlinuz"), folder.path().display().to_string());
+        std::fs::create_dir_all(folder.path().join("kernel/net")).unwrap();
+        std::fs::write(folder.path().join("kernel/net/e1000e.ko.xz"), "").unwrap();
+        std::fs::write(&kernel, "").unwrap();
+        let with_modules = format!("discovery: {{kernel: '{}', modules: '{modules}'}}\n", kernel.display());
         for (rest, what) in [
             (
                 "spares: [{name: a, mac: 52:54:00:77:01:0a, machine: {simulated: {}}}, {name: b, mac: 52:54:00:77:01:0a, machine: {simulated: {}}}]\n",
@@ -148,9 +184,11 @@ mod tests {
             ("discovery: {unknown: never}\n", "`never`"),
             ("discovery: {job: none.yml}\n", "cannot read `none.yml`"),
             ("discovery: {kernel: vmlinuz}\n", "a kernel without its modules"),
+            (&with_modules, "`MODULES/kernel/net/e1000e.ko.xz` is compressed"),
         ] {
             let problems = parsed(rest).map(drop).unwrap_err();
-            assert!(problems.contains(what), "{rest}: {problems}");
+            let what = what.replace("MODULES", &modules);
+            assert!(problems.contains(&what), "{rest}: {problems}");
         }
     }
 }

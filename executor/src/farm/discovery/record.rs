@@ -37,6 +37,12 @@ pub enum DiscoverError {
         "machines that the farm file does not name get no address here; add `dhcp: {{range: [FIRST, LAST]}}` to it and restart the server"
     )]
     NoRange,
+    /// Another server gives the addresses.
+    #[error(
+        "this farm's DHCP gives no addresses (`dhcp: {{mode: proxy}}`), and a machine without a name is known by the address that it gave it; \
+         name the machine in the farm file, with the address that the other server gives it"
+    )]
+    Proxy,
     /// One at a time.
     #[error("{0} runs already; wait for it, or cancel it with `wharf dut discover --cancel`")]
     Running(String),

@@ -16,14 +16,12 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use super::outlets::Socket;
 use super::record::{Bind, DiscoveryOutcome, DiscoveryRecord};
 use super::said::Said;
-use super::{Farm, Sighting};
+use super::{Farm, Sighting, left};
 use crate::blueprint::console::Console;
 use crate::blueprint::power::PowerState;
+use crate::config::SPARES;
 use crate::inventory::OutletName;
 
-/// How long a machine may take from its first request to its registration: two minutes of a server's second self test, a kernel over a
-/// slow link, and the pings of its serial ports.
-const REGISTER_TIME: Duration = Duration::from_secs(300);
 /// An outlet that is on is off for this long first: a board lives on its capacitors for a second.
 const OFF_TIME: Duration = Duration::from_secs(2);
 /// What a machine says after it was answered still comes to its console.
@@ -55,7 +53,10 @@ pub(super) async fn run(farm: Arc<Farm>, record: Arc<DiscoveryRecord>, socket: O
     farm.close_doors();
     if let Some(socket) = &socket {
         match socket.set(PowerState::Off).await {
-            Ok(()) => record.tell(format!("{} is off", outlet_in_words(&record))),
+            Ok(()) => {
+                left::forget(&farm.config().state);
+                record.tell(format!("{} is off", outlet_in_words(&record)));
+            }
             Err(error) => record.tell(format!("it cannot be switched off, look at it: {error}")),
         }
     }
@@ -107,6 +108,11 @@ async fn look(
         }
         // Who asked before this is on another outlet.
         while sightings.try_recv().is_ok() {}
+        // A spare goes with its server.
+        if let Some(outlet) = record.outlet.as_ref().filter(|outlet| outlet.pdu != SPARES) {
+            left::note(&farm.config().state, outlet)
+                .map_err(|error| failed(format!("cannot note the outlet: {error}")))?;
+        }
         record.is_powered();
         socket.set(PowerState::On).await.map_err(|error| failed(error.to_string()))?;
         record.tell(format!("{} is on", outlet_in_words(record)));
@@ -123,7 +129,7 @@ async fn look(
         tokio::select! {
             Some(sighting) = sightings.recv() => {
                 if see(record, sighting) {
-                    until = Instant::now() + REGISTER_TIME;
+                    until = Instant::now() + farm.config().discovery.register_time;
                 }
             }
             Ok(()) = changed.changed() => {}
@@ -168,9 +174,13 @@ async fn too_late(farm: &Arc<Farm>, record: &DiscoveryRecord) -> Result<Mac, Dis
         return Err(DiscoveryOutcome::Nothing { why });
     };
     let fetched = farm.discovery.strangers.fetched(sighting.mac);
-    let came =
+    let mut came =
         if fetched.is_empty() { "it read nothing".to_owned() } else { format!("it read {}", fetched.join(", ")) };
-    record.tell(format!("{} did not register within {REGISTER_TIME:?}: {came}", sighting.mac));
+    if let Some(server) = farm.discovery.strangers.other_server(sighting.mac) {
+        came += &format!("; it went with the DHCP server {server}, which is not the farm's");
+    }
+    let time = farm.config().discovery.register_time;
+    record.tell(format!("{} did not register within {time:?}: {came}", sighting.mac));
     let said = Said { base_name: "dut".into(), ..Said::default() };
     let entry = farm.entry_of(sighting.mac, sighting.address, said, Some(record)).await;
     match farm.keep(&sighting.mac.to_string(), entry).await {

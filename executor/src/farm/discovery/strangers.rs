@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
 use gateway::content::Content;
-use gateway::dhcp::{Architecture, ClientKind, DhcpEvent, Mac, Machine, MachineUuid, Outcome};
+use gateway::dhcp::{Architecture, ClientKind, DhcpEvent, Mac, Machine, MachineUuid, Outcome, Silence};
 use gateway::namespace::{AccessEvent, Exposure, Name, Namespaces, Origin, Protocol, Publication};
 use tokio::sync::mpsc;
 
@@ -46,6 +46,8 @@ struct Stranger {
     /// The boot that is in its namespace.
     boot: Option<Arc<Boot>>,
     fetched: Fetched,
+    /// Another DHCP server, whose address it took.
+    other_server: Option<Ipv4Addr>,
     heard: Instant,
 }
 
@@ -137,12 +139,29 @@ impl Strangers {
         inner.known.get(&mac).map(|stranger| lock(&stranger.fetched).clone()).unwrap_or_default()
     }
 
+    /// The other DHCP server that a stranger went with.
+    pub(in crate::farm) fn other_server(&self, mac: Mac) -> Option<Ipv4Addr> {
+        self.lock().known.get(&mac)?.other_server
+    }
+
     /// One request of DHCP. Must not block.
     pub(in crate::farm) fn hear(&self, event: &DhcpEvent) {
         let is_answered = matches!(event.outcome, Outcome::Offered | Outcome::Acknowledged);
         let mut inner = self.lock();
         if event.machine == Machine::Reserved {
             inner.known.remove(&event.mac);
+            return;
+        }
+        if let Outcome::Unanswered(Silence::OtherServer(server)) = event.outcome {
+            let told_to = inner.goes_with(event.mac, server);
+            drop(inner);
+            if let Some(farm) = told_to {
+                let next = "switch that server off, or put the machine where it is not heard";
+                farm.tell_discovery(&format!(
+                    "{} takes its address from another DHCP server, {server}: {next}",
+                    event.mac
+                ));
+            }
             return;
         }
         let Some(address) = event.address.filter(|_| is_answered) else { return };
@@ -165,6 +184,14 @@ impl Strangers {
 }
 
 impl Inner {
+    /// It took another server's address; who is to hear of it, the first time.
+    fn goes_with(&mut self, mac: Mac, server: Ipv4Addr) -> Option<Arc<Farm>> {
+        let stranger = self.known.get_mut(&mac)?;
+        let before = stranger.other_server.replace(server);
+        let (_, farm) = self.serves.as_ref()?;
+        farm.upgrade().filter(|_| before != Some(server))
+    }
+
     /// Makes its namespace, or leaves the one that it has.
     fn let_in(&mut self, mac: Mac, address: Ipv4Addr) -> Result<(), String> {
         let Some((namespaces, farm)) = &self.serves else { return Ok(()) };
@@ -185,7 +212,7 @@ impl Inner {
         let published = namespaces.publish(IpAddr::V4(address), Arc::new(move |event| note(&noted, event)));
         let publication = published.map_err(|taken| taken.to_string())?;
         Registrar::of(farm.clone(), mac, address).answer_in(&publication);
-        let mut stranger = Stranger { address, publication, boot: None, fetched, heard: now };
+        let mut stranger = Stranger { address, publication, boot: None, fetched, other_server: None, heard: now };
         stranger.follow(self.boot.as_ref());
         self.known.insert(mac, stranger);
         Ok(())
