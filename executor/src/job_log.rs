@@ -37,6 +37,8 @@ const CONSOLE_BYTES_MAX: u64 = 1 << 30;
 const CONSOLE_PIECES_MAX: usize = 1_000_000;
 /// Console bytes that wait while the disk is full: a minute and a half of a serial line at 115,200 baud.
 const WAITING_BYTES_MAX: usize = 1 << 20;
+/// Console bytes that are told of together: what one read of a flood gives.
+const GATHERED_BYTES_MAX: usize = 64 * 1024;
 /// Between two attempts to write the end of a job whose log no more events come to.
 const WRITE_AGAIN: Duration = Duration::from_secs(5);
 
@@ -190,8 +192,10 @@ struct State {
     ended: bool,
     console_length: u64,
     console_pieces: usize,
-    /// The last bytes of the console, while the disk does not take them.
+    /// The last bytes of the console, while they are gathered or the disk does not take them.
     waiting: Vec<u8>,
+    /// So many of the last bytes have no record yet.
+    gathered: usize,
     /// So many records are on disk, and this long is their file.
     written: usize,
     events_length: u64,
@@ -260,6 +264,7 @@ impl JobLog {
             console_length,
             console_pieces: records.iter().filter(is_piece).count(),
             waiting: Vec::new(),
+            gathered: 0,
             written: records.len(),
             events_length,
             refused: None,
@@ -283,10 +288,29 @@ impl JobLog {
         self.push(&mut state, event);
     }
 
-    /// Appends bytes of the console. The error: the disk has been full for so long that some are lost.
+    /// Appends bytes of the console, and tells of them. The error: the disk has been full for so long that some are lost.
     pub fn append_console(&self, bytes: &[u8]) -> Result<(), Incomplete> {
+        self.keep_console(bytes, 0)
+    }
+
+    /// The same, but they are told of by [`tell_console`](Self::tell_console), or with the next event, or once there are many of them:
+    /// together, in one record.
+    pub fn gather_console(&self, bytes: &[u8]) -> Result<(), Incomplete> {
+        self.keep_console(bytes, GATHERED_BYTES_MAX)
+    }
+
+    /// Tells of what was gathered: it is in the kernel's hands from now on.
+    pub fn tell_console(&self) {
         let mut state = self.lock();
-        if state.ended {
+        if state.gathered > 0 {
+            self.push_gathered(&mut state);
+        }
+    }
+
+    /// Tells of the bytes if they make more than may be gathered.
+    fn keep_console(&self, bytes: &[u8], gathered_bytes_max: usize) -> Result<(), Incomplete> {
+        let mut state = self.lock();
+        if state.ended || bytes.is_empty() {
             return Ok(());
         }
         let length = bytes.len() as u64;
@@ -302,17 +326,21 @@ impl JobLog {
             self.tell_loss(&mut state);
             return self.incomplete(&state).map_or(Ok(()), Err);
         }
-        let offset = state.console_length;
         state.waiting.extend_from_slice(bytes);
         state.console_length += length;
-        state.console_pieces += 1;
-        self.push(&mut state, JobEvent::Console { offset, length: bytes.len() });
+        state.gathered += bytes.len();
+        if state.gathered > gathered_bytes_max {
+            self.push_gathered(&mut state);
+        }
         Ok(())
     }
 
     /// Whether everything that was told is on disk, which is tried once more; the error says what is not.
     pub fn settle(&self) -> Result<(), Incomplete> {
         let mut state = self.lock();
+        if state.gathered > 0 {
+            self.push_gathered(&mut state);
+        }
         self.write(&mut state);
         self.incomplete(&state).map_or(Ok(()), Err)
     }
@@ -351,9 +379,18 @@ impl JobLog {
         Follower { log: Arc::clone(self), next: from, grown: self.grown.subscribe() }
     }
 
+    fn push_gathered(&self, state: &mut State) {
+        let length = std::mem::take(&mut state.gathered);
+        state.console_pieces += 1;
+        self.push(state, JobEvent::Console { offset: state.console_length - length as u64, length });
+    }
+
     fn push(&self, state: &mut State, event: JobEvent) {
         if state.ended {
             return;
+        }
+        if state.gathered > 0 {
+            self.push_gathered(state);
         }
         state.ended = matches!(event, JobEvent::Ended { .. });
         state.at_work |= event.is_work();
@@ -696,5 +733,30 @@ mod tests {
         log.append_console(b"three").unwrap();
         let kinds: Vec<_> = log.records().iter().map(|record| matches!(record.event, JobEvent::Note { .. })).collect();
         assert_eq!(kinds, [false, true]);
+    }
+
+    #[test]
+    fn what_is_gathered_is_one_record_before_the_next_event_and_is_there_for_those_who_ask_for_bytes() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = JobLog::create(directory.path()).unwrap();
+        log.gather_console(b"he").unwrap();
+        log.gather_console(b"llo\r\n").unwrap();
+        assert_eq!((log.records().len(), log.console_length()), (0, 7));
+        assert_eq!(log.console_bytes(0, 7).unwrap(), "hello\r\n");
+        log.append(note("one"));
+        log.gather_console(b"two").unwrap();
+        log.tell_console();
+        log.tell_console();
+        log.gather_console(b"three").unwrap();
+        log.append_console(b"four").unwrap();
+        log.gather_console(&vec![b'x'; GATHERED_BYTES_MAX + 1]).unwrap();
+        log.gather_console(b"the last").unwrap();
+        assert_eq!(log.settle(), Ok(()));
+        let console = |offset, length| JobEvent::Console { offset, length };
+        let told: Vec<_> = log.records().iter().map(|record| record.event.clone()).collect();
+        let many = console(19, GATHERED_BYTES_MAX + 1);
+        let last = console(20 + GATHERED_BYTES_MAX as u64, 8);
+        assert_eq!(told, [console(0, 7), note("one"), console(7, 3), console(10, 9), many, last]);
+        assert_eq!(JobLog::open(directory.path()).unwrap().records(), log.records());
     }
 }

@@ -198,6 +198,10 @@ impl Journal {
         if self.is_lost {
             return;
         }
+        if matches!(what, What::Console { .. }) {
+            // Its bytes are in the log's file before it.
+            self.log.tell_console();
+        }
         let at = nanoseconds(now.saturating_duration_since(self.start));
         let mut line = serde_json::to_vec(&Line { at, what }).expect("numbers and texts can be written");
         line.push(b'\n');

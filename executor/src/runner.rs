@@ -32,8 +32,9 @@ use crate::verdict::{Cause, Status, Verdict};
 
 /// Console bytes read at once: a serial line fills a fraction of it; a virtual one that floods gives few large records, not many small.
 const CONSOLE_READ_BYTES: usize = 64 * 1024;
-/// A console that said this many pieces within a second gathers the next ones for a while, so that a DUT that says a byte at a time costs
-/// some two hundred records a second and not ten thousand. One that says its lines is heard at once, in order with what the servers saw.
+/// Of a console that said this many pieces within a second the log gathers the next ones for a while, so that a DUT that says a byte at a time
+/// costs some two hundred records a second and not ten thousand. The session hears each of them at once; what comes of it, as what the servers
+/// saw, is in the log behind the bytes that were there before.
 const PIECES_AT_ONCE: u32 = 100;
 const GATHER: Duration = Duration::from_millis(10);
 /// The same once a console has said this many pieces, some ten minutes without a pause: a day of talk stays below what a log keeps.
@@ -172,12 +173,12 @@ pub async fn run(mut session: Recorded, ring: Ring) -> Verdict {
                 }
             }
         }
-        let wake = session.poll_timeout().map(tokio::time::Instant::from_std);
+        let (wake, tell_at) = (session.poll_timeout().map(tokio::time::Instant::from_std), line.tell_at);
         let event = tokio::select! {
             Some(done) = tasks.join_next() => match done {
                 Ok(Done::Event(event)) => {
                     if matches!(event, Event::PowerIsOff) {
-                        line.rest().into_iter().for_each(|bytes| session.handle_event(heard_event(&log, bytes), Instant::now()));
+                        line.rest().into_iter().for_each(|bytes| session.handle_event(heard_event(&log, bytes, Telling::Now), Instant::now()));
                     }
                     Some(event)
                 }
@@ -188,9 +189,13 @@ pub async fn run(mut session: Recorded, ring: Ring) -> Verdict {
                 Err(error) => Some(Event::FarmFailed { reason: format!("an internal task failed: {error}") }),
             },
             heard = line.hear() => Some(match heard {
-                Ok(bytes) => heard_event(&log, bytes),
+                Ok((bytes, telling)) => {
+                    line.tells(telling);
+                    heard_event(&log, bytes, telling)
+                }
                 Err(reason) => { line.lost(&mut tasks); Event::ConsoleAway { reason } }
             }),
+            () = sleep_until(tell_at) => { line.tells(Telling::Now); log.tell_console(); None }
             event = &mut cancelled => Some(event),
             Some(event) = events.recv() => Some(event),
             Some(bytes) = input.recv() => { line.type_on(bytes); None }
@@ -205,8 +210,12 @@ pub async fn run(mut session: Recorded, ring: Ring) -> Verdict {
 }
 
 /// What the log cannot keep is no evidence: the job ends by it.
-fn heard_event(log: &JobLog, bytes: Bytes) -> Event {
-    match log.append_console(&bytes) {
+fn heard_event(log: &JobLog, bytes: Bytes, telling: Telling) -> Event {
+    let kept = match telling {
+        Telling::Now => log.append_console(&bytes),
+        Telling::Within(_) => log.gather_console(&bytes),
+    };
+    match kept {
         Ok(()) => Event::Console(bytes),
         Err(incomplete) => Event::FarmFailed { reason: incomplete.to_string() },
     }
@@ -252,6 +261,14 @@ async fn begin_boot(
     })
 }
 
+/// When the log tells of a piece.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Telling {
+    Now,
+    /// Together with what else comes until then.
+    Within(Duration),
+}
+
 /// The line to the console: open or away.
 struct Line {
     open: OpenConsole,
@@ -264,7 +281,8 @@ struct Line {
     pieces: usize,
     /// The second that began then, and its pieces.
     second: (Instant, u32),
-    next_piece: Option<tokio::time::Instant>,
+    /// When the log tells of what it gathers.
+    tell_at: Option<tokio::time::Instant>,
 }
 
 impl Line {
@@ -273,7 +291,7 @@ impl Line {
         let buffer = vec![0; CONSOLE_READ_BYTES];
         let (opened_at, pause) = (Instant::now(), OPEN_AGAIN);
         let second = (opened_at, 0);
-        Line { open, reader, typed, writer, opened_at, pause, buffer, pieces: 0, second, next_piece: None }
+        Line { open, reader, typed, writer, opened_at, pause, buffer, pieces: 0, second, tell_at: None }
     }
 
     fn opened(&mut self, console: Console, tasks: &mut Tasks) {
@@ -283,34 +301,42 @@ impl Line {
         (self.reader, self.typed, self.opened_at) = (Some(reader), Some(typed), Instant::now());
     }
 
-    /// The next bytes of the console; never any while it is away. The error: its stream ended.
-    async fn hear(&mut self) -> Result<Bytes, String> {
+    /// The next bytes of the console, and when to tell of them; never any while it is away. The error: its stream ended.
+    async fn hear(&mut self) -> Result<(Bytes, Telling), String> {
         let Some(reader) = self.reader.as_mut() else { return std::future::pending().await };
-        if let Some(next_piece) = self.next_piece {
-            tokio::time::sleep_until(next_piece).await;
-        }
         let length = match reader.read(&mut self.buffer).await {
             Ok(0) => return Err("the console closed".into()),
             Ok(length) => length,
             Err(error) => return Err(format!("the console failed: {error}")),
         };
-        // A full buffer has gathered enough: a flood is read as fast as it comes.
-        let gather = self.gather().filter(|_| length < self.buffer.len());
-        self.next_piece = gather.map(|gather| tokio::time::Instant::now() + gather);
-        Ok(Bytes::copy_from_slice(&self.buffer[..length]))
+        Ok((Bytes::copy_from_slice(&self.buffer[..length]), self.telling()))
     }
 
-    /// How long the piece after this one gathers.
-    fn gather(&mut self) -> Option<Duration> {
-        self.pieces += 1;
+    fn telling(&mut self) -> Telling {
         if self.second.0.elapsed() >= Duration::from_secs(1) {
             self.second = (Instant::now(), 0);
         }
-        self.second.1 += 1;
+        // What is told of with others is no piece of its own.
+        if self.tell_at.is_none() {
+            self.pieces += 1;
+            self.second.1 += 1;
+        }
         if self.pieces > PIECES_OF_A_TALKER {
-            Some(GATHER_OF_A_TALKER)
+            Telling::Within(GATHER_OF_A_TALKER)
+        } else if self.second.1 > PIECES_AT_ONCE {
+            Telling::Within(GATHER)
         } else {
-            (self.second.1 > PIECES_AT_ONCE).then_some(GATHER)
+            Telling::Now
+        }
+    }
+
+    /// What is gathered is told of when its first piece has waited for so long.
+    fn tells(&mut self, telling: Telling) {
+        match telling {
+            Telling::Now => self.tell_at = None,
+            Telling::Within(time) => {
+                self.tell_at.get_or_insert_with(|| tokio::time::Instant::now() + time);
+            }
         }
     }
 
@@ -318,8 +344,7 @@ impl Line {
     fn rest(&mut self) -> Vec<Bytes> {
         let mut rest = Vec::new();
         while rest.len() < REST_PIECES_MAX {
-            self.next_piece = None;
-            let Some(Ok(bytes)) = self.hear().now_or_never() else { break };
+            let Some(Ok((bytes, _))) = self.hear().now_or_never() else { break };
             rest.push(bytes);
         }
         rest
@@ -327,7 +352,7 @@ impl Line {
 
     /// Lets go of the console, since it takes one at a time, and begins to open it again.
     fn lost(&mut self, tasks: &mut Tasks) {
-        (self.reader, self.typed, self.next_piece) = (None, None, None);
+        (self.reader, self.typed) = (None, None);
         if let Some(writer) = self.writer.take() {
             writer.abort();
         }
@@ -530,12 +555,47 @@ mod tests {
             dut.write_all(b"x").await.unwrap();
             tokio::task::yield_now().await;
         }
-        let pieces = u128::from(PIECES_AT_ONCE) + started.elapsed().as_millis() / GATHER.as_millis() + 1;
+        // Two seconds, as the runner counts them, may have a share in it.
+        let pieces = 2 * u128::from(PIECES_AT_ONCE) + started.elapsed().as_millis() / GATHER.as_millis() + 2;
         dut.write_all(b"\nthe end\n").await.unwrap();
         assert_eq!(running.await.unwrap().status, Status::Complete);
         let console =
             |record: &&Arc<crate::job_log::Record>| matches!(record.event, crate::job_log::JobEvent::Console { .. });
         let records = log.records().iter().filter(console).count() as u128;
         assert!(records <= pieces + 2, "{records} records, and {pieces} would do");
+    }
+
+    #[tokio::test]
+    async fn a_line_that_means_something_is_told_at_once_behind_all_that_was_said_before_it() {
+        let obeys = TestPdu { state: std::sync::Mutex::new(PowerState::On), obeys: true };
+        let Scene { session, ring, mut dut, typed: _typed, _folder } = scene(obeys);
+        let log = Arc::clone(&ring.log);
+        let running = tokio::spawn(run(session, ring));
+        let mut follower = log.follow(0);
+        while let Some(record) = follower.next().await {
+            if matches!(record.event, JobEvent::PoweredOn { .. }) {
+                break;
+            }
+        }
+        // More than is told of at once.
+        for _ in 0..4 * PIECES_AT_ONCE {
+            dut.write_all(b"x").await.unwrap();
+            tokio::task::yield_now().await;
+        }
+        dut.write_all(b"\nthe end\n").await.unwrap();
+        assert_eq!(running.await.unwrap().status, Status::Complete);
+        let (mut told, mut before) = (0, None);
+        for record in log.records() {
+            match &record.event {
+                JobEvent::Console { offset, length } => {
+                    assert_eq!(*offset, told);
+                    told += *length as u64;
+                }
+                JobEvent::PatternMatched { line, .. } => before = Some((line.clone(), told)),
+                _ => {}
+            }
+        }
+        let all = u64::from(4 * PIECES_AT_ONCE) + "\nthe end\n".len() as u64;
+        assert_eq!((before, told), (Some(("the end".to_owned(), all)), all));
     }
 }
