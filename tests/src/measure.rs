@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 
 use crate::bench::Bench;
+use crate::lab::Running;
 
 /// Figures of one thing, one per round.
 #[derive(Clone, Debug, Default)]
@@ -116,7 +117,7 @@ pub fn machine() -> String {
     format!("{model}, {cores} cores, Linux {}, load {load} at the start", kernel.trim())
 }
 
-/// A farm's server as the kernel sees it: its processor time, its memory, its threads.
+/// A server as the kernel sees it: its processor time, its memory, its threads.
 pub struct ServerProcess {
     /// Its folder in /proc.
     folder: PathBuf,
@@ -128,6 +129,11 @@ impl ServerProcess {
         let mut folders = bench.processes().into_iter().map(|id| PathBuf::from(format!("/proc/{id}")));
         let is_server = |folder: &PathBuf| fs::read(folder.join("comm")).is_ok_and(|name| name == b"wharf\n");
         Ok(ServerProcess { folder: folders.find(is_server).context("the server has no process")? })
+    }
+
+    /// Somebody else's server.
+    pub fn running(server: &Running) -> Self {
+        ServerProcess { folder: PathBuf::from(format!("/proc/{}", server.id())) }
     }
 
     /// Processor time so far, in seconds: of all threads, and of the children that have ended, which render its templates.

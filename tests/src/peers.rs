@@ -8,6 +8,7 @@
 //! | atftpd    | TFTP, windows   | `atftpd`, only unpacked |
 //! | nbdkit    | NBD             | `nbdkit`                |
 //! | qemu-nbd  | NBD             | `qemu-utils`            |
+//! | ser2net   | serial lines    | `ser2net`               |
 //!
 //! Each runs in the foreground, in a [`Lab`], with everything it writes in a folder of the benchmark.
 
@@ -45,6 +46,8 @@ pub const ATFTP: Peer = Peer { name: "atftp", program: "atftp", package: "atftp"
 pub const NBDKIT: Peer = Peer { name: "nbdkit", program: "nbdkit", package: "nbdkit" };
 /// NBD as QEMU serves it.
 pub const QEMU_NBD: Peer = Peer { name: "qemu-nbd", program: "qemu-nbd", package: "qemu-utils" };
+/// Serial lines over TCP.
+pub const SER2NET: Peer = Peer { name: "ser2net", program: "ser2net", package: "ser2net" };
 /// The client of NBD that copies.
 pub const NBDCOPY: Peer = Peer { name: "nbdcopy", program: "nbdcopy", package: "libnbd-bin" };
 /// The client of NBD that reads and writes here and there.
@@ -193,6 +196,52 @@ pub fn start_nginx(lab: &Lab, server: Ipv4Addr, root: &Path, folder: &Path) -> a
     with_log(lab.wait_for_tcp(SocketAddr::new(server.into(), 80), &mut running), &folder.join("nginx.log"))?;
     Ok(running)
 }
+
+/// What a ser2net keeps of what its lines say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keeps {
+    /// Nothing, as a rule.
+    Nothing,
+    /// A file for each line.
+    Files,
+}
+
+/// ser2net with a port of the loopback for each terminal, from `first_port` on, at 115,200 baud. It greets with [`SER2NET_BANNER`].
+pub fn start_ser2net(
+    lab: &Lab,
+    lines: &[PathBuf],
+    clients: usize,
+    keeps: Keeps,
+    folder: &Path,
+) -> anyhow::Result<Running> {
+    let mut configuration = String::new();
+    for (index, line) in lines.iter().enumerate() {
+        let (port, line) = (SER2NET_PORT + index as u16, line.display());
+        configuration += &format!(
+            "connection: &c{index}\n  accepter: tcp(nodelay=true),127.0.0.1,{port}\n  \
+             connector: serialdev(nouucplock=true),{line},115200n81,local\n  options:\n    \
+             max-connections: {clients}\n    banner: {}\n",
+            SER2NET_BANNER.escape_default()
+        );
+        if keeps == Keeps::Files {
+            configuration += &format!("    trace-read: {}\n", folder.join(format!("{index}.log")).display());
+        }
+    }
+    fs::write(folder.join("ser2net.yaml"), configuration)?;
+    let mut command = command(lab, &SER2NET)?;
+    command.args(["-n", "-u", "-c"]).arg(folder.join("ser2net.yaml"));
+    let mut running = Running::spawn(SER2NET.name, command, &folder.join("ser2net.log"))?;
+    // It opens its ports in order.
+    let last = SER2NET_PORT + lines.len().saturating_sub(1) as u16;
+    let served = lab.wait_for_tcp(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), last), &mut running);
+    with_log(served, &folder.join("ser2net.log"))?;
+    Ok(running)
+}
+
+/// The first line's port, in a network of its own.
+pub const SER2NET_PORT: u16 = 7000;
+/// What it says first to whoever connects: from then on it is heard.
+pub const SER2NET_BANNER: &str = "here\r\n";
 
 /// tftpd-hpa with the files of `root`.
 pub fn start_tftpd_hpa(lab: &Lab, server: Ipv4Addr, root: &Path, folder: &Path) -> anyhow::Result<Running> {
