@@ -26,6 +26,7 @@ use super::reader::Reader;
 use super::salad::{Listener, PONG};
 use super::session::Session;
 use crate::blueprint::console::serial::{self, Settings};
+use crate::blueprint::console::wires::Wires;
 use crate::blueprint::console::{Console, ConsoleStream};
 use crate::lease::{Pass, Revoked};
 
@@ -161,6 +162,11 @@ impl Hub {
     /// How its line is set, if it has one that we set.
     pub(super) fn settings(&self) -> Option<Settings> {
         self.driver.settings()
+    }
+
+    /// What its line says of itself; as a line without wires, if it does not.
+    pub(super) fn wires(&self) -> Wires {
+        self.driver.wires().unwrap_or_default()
     }
 
     /// Tells its line something beside the bytes.

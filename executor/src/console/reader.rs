@@ -18,7 +18,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-use super::log::{Found, Log, Progress};
+use super::log::{Found, Log, Progress, Since};
 use super::marks::{Mark, What};
 use super::store::marks_beside;
 
@@ -115,6 +115,11 @@ impl Reader {
             Next::Piece(piece) => Some(piece),
             Next::NotYet(_) | Next::Over => None,
         }
+    }
+
+    /// Goes on with what is said from now on.
+    pub fn skip(&mut self) {
+        *self = self.log.attach(Since::Now);
     }
 
     /// The offset of the byte that it reads next.

@@ -25,12 +25,14 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::MissedTickBehavior;
 
 use super::hub::{Hub, Writer};
 use super::log::Since;
 use super::reader::{Piece, Reader};
 use crate::blueprint::console::nvt::{Agreement, Carries, ComPort, Heard, Side, Terminal};
 use crate::blueprint::console::serial::{FlowControl, Level, Order, Settings};
+use crate::blueprint::console::wires::Watch;
 use crate::lease::Pass;
 
 /// As many as CI-tron's SALAD shows a console to.
@@ -43,8 +45,8 @@ const WAITING_BYTES_MAX: usize = 16 * 1024;
 const BREAK_TIME: Duration = Duration::from_millis(250);
 /// Between two attempts to accept, when the system has no descriptor for one.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
-/// DSR, CTS and DCD are on (RFC 2217, section 3, NOTIFY-MODEMSTATE): nobody's driver may wait for a wire that is not there.
-const MODEM_STATE: u8 = 0xb0;
+/// How often a line is asked for its wires, while a client of RFC 2217 is there: soon enough for a person who resets a board, and an ioctl each.
+const WIRES_EVERY: Duration = Duration::from_millis(100);
 
 /// What is spoken at a port.
 #[derive(
@@ -200,7 +202,9 @@ struct Connection {
     sent: Notify,
     /// The client takes no bytes now (RFC 2217, FLOWCONTROL-SUSPEND).
     is_suspended: AtomicBool,
-    has_agreed: AtomicBool,
+    /// What waits for the client is to be dropped (RFC 2217, PURGE-DATA).
+    is_purged: AtomicBool,
+    watch: Mutex<Watch>,
 }
 
 /// How bytes look on the connection.
@@ -253,8 +257,9 @@ impl Connection {
         };
         let writer = client.desk.hub.writer(client.desk.pass.clone());
         let [changed, sent] = [Notify::new(), Notify::new()];
-        let (is_suspended, has_agreed) = (AtomicBool::new(false), AtomicBool::new(false));
-        Connection { wire: Mutex::new(wire), client, writer, changed, sent, is_suspended, has_agreed }
+        let [is_suspended, is_purged] = [AtomicBool::new(false), AtomicBool::new(false)];
+        let (wire, watch) = (Mutex::new(wire), Mutex::default());
+        Connection { wire, client, writer, changed, sent, is_suspended, is_purged, watch }
     }
 
     /// Until either side hangs up, or the lease is over.
@@ -265,6 +270,31 @@ impl Connection {
         tokio::select! {
             _ = self.listen(from_client) => {}
             _ = self.speak(to_client, reader) => {}
+            () = self.watch_line() => {}
+        }
+    }
+
+    /// For ever.
+    async fn watch_line(&self) {
+        let mut tick = tokio::time::interval(WIRES_EVERY);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            self.tell_news();
+        }
+    }
+
+    fn tell_news(&self) {
+        let wires = self.client.desk.hub.wires();
+        let mut wire = lock(&self.wire);
+        // A client that reads nothing is told how it is once it does.
+        if !wire.takes_commands() || wire.outgoing().len() > WAITING_BYTES_MAX {
+            return;
+        }
+        let news = lock(&self.watch).news(wires);
+        if !news.is_empty() {
+            news.iter().for_each(|news| wire.tell(news));
+            self.changed.notify_one();
         }
     }
 
@@ -282,8 +312,9 @@ impl Connection {
             for heard in heard {
                 self.take(heard).await;
             }
-            if lock(&self.wire).takes_commands() && !self.has_agreed.swap(true, Ordering::Relaxed) {
-                lock(&self.wire).tell(&ComPort::ModemState(MODEM_STATE));
+            // There are programs that ask how the wires are as soon as they are connected.
+            if !lock(&self.watch).has_begun() {
+                self.tell_news();
             }
             self.changed.notify_one();
             if self.client.may_type() && !data.is_empty() {
@@ -298,8 +329,13 @@ impl Connection {
             let outgoing = std::mem::take(lock(&self.wire).outgoing());
             client.write_all(&outgoing).await?;
             self.sent.notify_one();
+            if self.is_purged.swap(false, Ordering::Relaxed) {
+                reader.skip();
+            }
             let may_send = !self.is_suspended.load(Ordering::Relaxed);
             tokio::select! {
+                // What the client said goes before what comes of it: a suspended client is sent nothing.
+                biased;
                 () = self.changed.notified() => {}
                 piece = reader.next(), if may_send => match piece {
                     Some(Piece::Said { bytes, .. }) => lock(&self.wire).send(&bytes),
@@ -321,6 +357,10 @@ impl Connection {
             Heard::ComPort(ComPort::Suspend) => self.is_suspended.store(true, Ordering::Relaxed),
             Heard::ComPort(ComPort::Resume) => self.is_suspended.store(false, Ordering::Relaxed),
             Heard::ComPort(command) => {
+                lock(&self.watch).wants(&command);
+                if matches!(command, ComPort::Purge(1 | 3)) {
+                    self.is_purged.store(true, Ordering::Relaxed);
+                }
                 if let Some(order) = Order::of(&command) {
                     self.obey(order);
                 }
@@ -375,7 +415,8 @@ impl Line {
             Order::Break(level) => self.held.sends_break = level,
             Order::DataTerminalReady(level) => self.held.data_terminal_ready = level,
             Order::RequestToSend(level) => self.held.request_to_send = level,
-            Order::Baud(_) | Order::DataBits(_) | Order::Parity(_) | Order::StopBits(_) | Order::FlowControl(_) => {}
+            Order::Baud(_) | Order::DataBits(_) | Order::Parity(_) | Order::StopBits(_) => {}
+            Order::FlowControl(_) | Order::DropUnsent => {}
         }
     }
 

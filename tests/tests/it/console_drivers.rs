@@ -2,10 +2,11 @@
 //!
 //! ```text
 //!  boards of this test, which echo ─┬─ pty ── ser2net ── raw, telnet, RFC 2217 ─┐
-//!                                   ├─ pty ── socat ──── unix ──────────────────┼─► wharf serve ── raw, RFC 2217 ─► this test, pyserial
+//!                                   ├─ pty ── socat ──── unix ──────────────────┼─► wharf serve ── raw, RFC 2217 ─► this test,
 //!                                   ├─ pty ── tty, pty, exec (socat) ───────────┤
 //!                                   ├─ sshd's command ─────────────────────────┤
-//!                                   └─ pyghmi's BMC ──── ipmitool ──────────────┘
+//!                                   ├─ pyghmi's BMC ──── ipmitool ──────────────┤     pyserial, socat, telnet
+//!                                   └─ pyserial's RFC 2217, with wires ─────────┘
 //!  QEMU's firmware ── telnet, unix ─────────────────────────────────────────────┘
 //! ```
 //! All of it is in one network namespace, at ports that nobody else sees.
@@ -15,7 +16,7 @@ use std::io::{PipeReader, PipeWriter, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -49,6 +50,7 @@ const LINES: &[(&str, &str)] = &[
     ("pty", "pty: {path: '{folder}/pty'}"),
     ("exec", "exec: {command: [socat, '-', '{folder}/exec,raw,echo=0']}"),
     ("sol", "ipmi-sol: {host: 127.0.0.1, port: 7004, user: admin, password_file: '{folder}/password'}"),
+    ("wires", "rfc2217: {host: 127.0.0.1, port: 7007}"),
     ("qemu-telnet", "telnet: {host: 127.0.0.1, port: 7005}"),
     ("qemu-unix", "unix: {path: '{folder}/qemu.sock'}"),
 ];
@@ -85,6 +87,74 @@ class Board(pyghmi.ipmi.bmc.Bmc):
         if self.sol and not isinstance(data, dict):
             self.sol.send_data(data.encode('latin-1') if isinstance(data, str) else data)
 Board({'admin': 'secret'}, address='127.0.0.1', port=7004).listen()
+";
+
+/// A line whose wires lead back to it, RTS to CTS and DTR to DSR, at pyserial's end of RFC 2217.
+const WIRES: &str = "import serial, serial.rfc2217, socket, threading
+listener = socket.create_server(('127.0.0.1', 7007))
+class Wire:
+    def __init__(self, connection):
+        self.connection, self.lock = connection, threading.Lock()
+    def write(self, data):
+        with self.lock:
+            self.connection.sendall(data)
+def speak(line, manager, wire):
+    try:
+        while True:
+            data = line.read(1)
+            if data:
+                wire.write(b''.join(manager.escape(data)))
+            manager.check_modem_lines()
+    except (OSError, serial.SerialException):
+        pass
+while True:
+    connection, _ = listener.accept()
+    line = serial.serial_for_url('loop://', timeout=0.02)
+    wire = Wire(connection)
+    manager = serial.rfc2217.PortManager(line, wire)
+    threading.Thread(target=speak, args=(line, manager, wire), daemon=True).start()
+    while data := connection.recv(1024):
+        line.write(b''.join(manager.filter(data)))
+    line.close()
+";
+
+/// A program that moves the wires of a line and drops what waits for it.
+const MOVES_WIRES: &str = "import serial, serial.rfc2217, socket, sys, time
+address, raw = sys.argv[1:]
+port = serial.serial_for_url(f'rfc2217://{address}', timeout=20)
+def until(wire, wanted):
+    end = time.monotonic() + 60
+    while getattr(port, wire) != wanted and time.monotonic() < end:
+        time.sleep(0.01)
+    print(wire, getattr(port, wire))
+until('cts', True)
+port.rts = False
+until('cts', False)
+port.rts = True
+until('cts', True)
+port.dtr = False
+until('dsr', False)
+host, number = raw.split(':')
+other = socket.create_connection((host, int(number)), timeout=60)
+while True:
+    # It is there when it hears.
+    port.write(b'?')
+    other.settimeout(0.5)
+    try:
+        other.recv(64)
+        break
+    except socket.timeout:
+        pass
+other.settimeout(60)
+port.rfc2217_send_subnegotiation(serial.rfc2217.FLOWCONTROL_SUSPEND)
+port.write(b'dropped.')
+heard = b''
+while not heard.endswith(b'dropped.'):
+    heard += other.recv(64)
+port.reset_input_buffer()
+port.rfc2217_send_subnegotiation(serial.rfc2217.FLOWCONTROL_RESUME)
+port.write(b'kept')
+print(port.read(4))
 ";
 
 /// A program that wants a serial port, as labgrid opens it and as others do.
@@ -232,13 +302,16 @@ impl Place {
         // sshd wants its folder.
         std::fs::create_dir_all("/run/sshd").unwrap();
         std::fs::write(path("bmc.py"), BMC).unwrap();
+        std::fs::write(path("wires.py"), WIRES).unwrap();
         std::fs::write(path("password"), "secret\n").unwrap();
+        let pyserial = python(&["pyserial==3.5"]).join("python").display().to_string();
         let bmc = python(&["pyghmi==1.6.19"]).join("python").display().to_string();
         let qemu = "qemu-system-x86_64 -M q35,graphics=off -m 32 -display none -nodefaults -serial";
         let servers = [
             text("ser2net -n -u -c {folder}/ser2net.yaml"),
             text("socat UNIX-LISTEN:{folder}/unix.sock,fork {folder}/unix,raw,echo=0"),
             text(&format!("{bmc} {{folder}}/bmc.py")),
+            text(&format!("{pyserial} -W ignore {{folder}}/wires.py")),
             text("/usr/sbin/sshd -D -e -f {folder}/sshd_config"),
             format!("{qemu} telnet:127.0.0.1:7005,server=on,wait=on"),
             text(&format!("{qemu} unix:{{folder}}/qemu.sock,server=on,wait=on")),
@@ -280,6 +353,33 @@ impl Place {
         let answer = self.bench.ask(method, &path, "Content-Type: application/json\r\n", body.to_string().as_bytes());
         assert!(matches!(answer.status, 200 | 201), "{method} {path}: {answer:?}");
         answer.json()
+    }
+
+    /// Starts a program, types a line on it until its output has the line, which a board that echoes sends back.
+    #[track_caller]
+    fn talks(&self, words: &[&str], text: &str) {
+        let mut command = self.lab.command(words[0]).unwrap();
+        command.args(&words[1..]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut program = command.spawn().unwrap();
+        let (mut typed, mut said) = (program.stdin.take().unwrap(), program.stdout.take().unwrap());
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let listener = Arc::clone(&heard);
+        let listening = std::thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            while let Ok(length @ 1..) = said.read(&mut bytes) {
+                lock(&listener).extend_from_slice(&bytes[..length]);
+            }
+        });
+        let shown = || String::from_utf8_lossy(&lock(&heard)).into_owned();
+        // What comes before it is connected is the program's to keep, or to drop.
+        let answered = until(PATIENCE, || {
+            typed.write_all(format!("{text}\n").as_bytes()).unwrap();
+            until(Duration::from_secs(1), || Some(()).filter(|()| shown().contains(text)))
+        });
+        program.kill().unwrap();
+        program.wait().unwrap();
+        listening.join().unwrap();
+        answered.unwrap_or_else(|| panic!("{words:?} shows {:?}", shown()));
     }
 
     /// A connection to a port that is served in the lab.
@@ -436,8 +536,10 @@ fn pyserial_sets_a_served_line_as_it_likes_and_the_farm_sets_it_back() {
     let place = place();
     let tty = lock(&place.tty);
     let python = python(&["pyserial==3.5"]).join("python").display().to_string();
-    // A line of this host, and one behind another server of the same kind.
-    for (name, device, own) in [("tty", "tty", "115200"), ("rfc2217", "rfc2217", "57600")] {
+    // A line of this host, which has no wires, and one behind ser2net, which says that such wires are off.
+    let lines =
+        [("tty", "tty", "115200", "True True True False"), ("rfc2217", "rfc2217", "57600", "False False False False")];
+    for (name, device, own, wires) in lines {
         let lease = place.take(name);
         lease.hears_what_is_typed("begin\r");
         let address = lease.serve("rfc2217").to_string();
@@ -447,8 +549,35 @@ fn pyserial_sets_a_served_line_as_it_likes_and_the_farm_sets_it_back() {
         let output = command.output().unwrap();
         let said = String::from_utf8_lossy(&output.stdout);
         let errors = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(said, format!("True 38400 True True True False\n{own}\n").repeat(2), "{name}: {errors}");
+        assert_eq!(said, format!("True 38400 {wires}\n{own}\n").repeat(2), "{name}: {errors}");
         lease.release();
     }
     drop(tty);
+}
+
+#[test]
+fn pyserial_sees_the_wires_of_a_served_line_move_and_drops_what_waits_for_it() {
+    let place = place();
+    let python = python(&["pyserial==3.5"]).join("python").display().to_string();
+    let lease = place.take("wires");
+    lease.hears_what_is_typed("begin\r");
+    let (address, raw) = (lease.serve("rfc2217").to_string(), lease.serve("raw").to_string());
+    let mut command = place.lab.command(&python).unwrap();
+    let output = command.args(["-W", "ignore", "-c", MOVES_WIRES, &address, &raw]).output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(said, "cts True\ncts False\ncts True\ndsr False\nb'kept'\n", "{errors}");
+    lease.release();
+}
+
+#[test]
+fn socat_and_telnet_talk_to_a_board_over_the_ports_of_its_lease() {
+    need_programs(&[("telnet", "telnet")]);
+    let place = place();
+    let lease = place.take("pty");
+    lease.hears_what_is_typed("begin\r");
+    let (raw, telnet) = (lease.serve("raw"), lease.serve("rfc2217"));
+    place.talks(&["socat", "-", &format!("TCP:{raw}")], "socat is here");
+    place.talks(&["telnet", "127.0.0.1", &telnet.port().to_string()], "telnet is here");
+    lease.release();
 }

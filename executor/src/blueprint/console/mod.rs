@@ -22,8 +22,10 @@ pub mod telnet;
 pub mod tty;
 pub mod unix;
 mod uucp_lock;
+pub mod wires;
 
 use self::serial::{Order, Settings};
+use self::wires::Wires;
 use super::driver::Driver;
 
 /// Every way to reach a console that a farm file can name.
@@ -55,6 +57,11 @@ pub trait Console: Send + Sync {
 
     /// How its line is set when it is opened, if it has one that we set.
     fn settings(&self) -> Option<Settings> {
+        None
+    }
+
+    /// What its line says of itself, while a stream of it lives; `None`: it has no wires, or does not tell.
+    fn wires(&self) -> Option<Wires> {
         None
     }
 

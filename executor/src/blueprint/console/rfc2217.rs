@@ -13,13 +13,14 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use schemars::JsonSchema;
 use serde::Deserialize;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use super::nvt::{Agreement, Carries, ComPort};
 use super::serial::{FlowControl, Order, Settings};
 use super::stream::{Claims, connect};
 use super::telnet::{Commands, over};
+use super::wires::{ERRORS, Wires};
 use super::{Console, ConsoleStream};
 use crate::blueprint::driver::{self, Mistake};
 
@@ -52,16 +53,23 @@ struct Rfc2217Console {
     port: u16,
     settings: Settings,
     claims: Claims,
-    orders: Mutex<Option<mpsc::Sender<ComPort>>>,
+    open: Mutex<Option<Open>>,
+}
+
+/// The connection that was opened last.
+#[derive(Clone)]
+struct Open {
+    orders: mpsc::Sender<ComPort>,
+    wires: watch::Receiver<Wires>,
 }
 
 impl Rfc2217Console {
     fn new(host: String, port: u16, settings: Settings) -> Self {
-        Rfc2217Console { host, port, settings, claims: Claims::default(), orders: Mutex::default() }
+        Rfc2217Console { host, port, settings, claims: Claims::default(), open: Mutex::default() }
     }
 
-    fn orders(&self) -> MutexGuard<'_, Option<mpsc::Sender<ComPort>>> {
-        self.orders.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Option<Open>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -75,7 +83,10 @@ impl Console for Rfc2217Console {
             let failed = |what: String| io::Error::other(format!("{address} {what}"));
             agree(&mut commands).await.map_err(failed)?;
             set(&mut commands, &self.settings).await.map_err(failed)?;
-            *self.orders() = Some(commands.orders);
+            let Commands { orders, wires, .. } = commands;
+            // Whoever serves this line to others tells them. A server that does not know the mask says nothing, and that is fine.
+            let _ = orders.try_send(ComPort::LineStateMask(ERRORS));
+            *self.lock() = Some(Open { orders, wires });
             Ok(Box::new(stream) as Box<dyn ConsoleStream>)
         }
         .boxed()
@@ -85,9 +96,16 @@ impl Console for Rfc2217Console {
         Some(self.settings)
     }
 
+    fn wires(&self) -> Option<Wires> {
+        let open = self.lock();
+        // The other end is gone with the connection.
+        let wires = &open.as_ref().filter(|open| open.wires.has_changed().is_ok())?.wires;
+        Some(*wires.borrow())
+    }
+
     fn tell(&self, order: Order) -> io::Result<()> {
-        let orders = self.orders().clone();
-        let told = orders.map(|orders| orders.try_send(order.command()));
+        let open = self.lock().clone();
+        let told = open.map(|open| open.orders.try_send(order.command()));
         told.and_then(Result::ok).ok_or_else(|| {
             io::Error::new(io::ErrorKind::NotConnected, format!("{}:{} is not open", self.host, self.port))
         })
@@ -186,7 +204,7 @@ mod tests {
         stream.write_all(b"root\xff").await.unwrap();
         stream.flush().await.unwrap();
         // The two go by different ways: the order is only sure to be sent when the next one finds room.
-        let orders = console.orders().clone().unwrap();
+        let orders = console.lock().clone().unwrap().orders;
         while orders.capacity() < orders.max_capacity() {
             tokio::task::yield_now().await;
         }
@@ -198,6 +216,7 @@ mod tests {
             ComPort::Parity(3),
             ComPort::StopSize(2),
             ComPort::Control(1),
+            ComPort::LineStateMask(30),
             ComPort::Control(5),
         ];
         assert_eq!(commands, expected);

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | speed, bits, parity, stop bits | termios | SET-BAUDRATE, SET-DATASIZE, SET-PARITY, SET-STOPSIZE |
 //! | flow control, break, DTR, RTS | termios, ioctls | SET-CONTROL |
+//! | drop what is not sent yet | tcflush | PURGE-DATA |
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -90,6 +91,8 @@ pub enum Order {
     DataTerminalReady(Level),
     /// The wire RTS.
     RequestToSend(Level),
+    /// What the line has taken and not sent yet is dropped.
+    DropUnsent,
 }
 
 impl Settings {
@@ -112,7 +115,7 @@ impl Settings {
             Order::Parity(parity) => self.parity = parity,
             Order::StopBits(bits) => self.stop_bits = bits,
             Order::FlowControl(control) => self.flow_control = control,
-            Order::Break(_) | Order::DataTerminalReady(_) | Order::RequestToSend(_) => {}
+            Order::Break(_) | Order::DataTerminalReady(_) | Order::RequestToSend(_) | Order::DropUnsent => {}
         }
     }
 }
@@ -134,6 +137,7 @@ impl Order {
             Order::Break(level) => either(level, 5, 6),
             Order::DataTerminalReady(level) => either(level, 8, 9),
             Order::RequestToSend(level) => either(level, 11, 12),
+            Order::DropUnsent => ComPort::Purge(2),
         }
     }
 
@@ -155,6 +159,7 @@ impl Order {
             ComPort::Control(9) => Order::DataTerminalReady(Level::Off),
             ComPort::Control(11) => Order::RequestToSend(Level::On),
             ComPort::Control(12) => Order::RequestToSend(Level::Off),
+            ComPort::Purge(2 | 3) => Order::DropUnsent,
             _ => return None,
         })
     }
@@ -171,7 +176,7 @@ mod tests {
         let more = levels
             .into_iter()
             .flat_map(|level| [Order::Break(level), Order::DataTerminalReady(level), Order::RequestToSend(level)]);
-        for order in settings.orders().into_iter().chain(more) {
+        for order in settings.orders().into_iter().chain(more).chain([Order::DropUnsent]) {
             assert_eq!(Order::of(&order.command()), Some(order));
         }
     }
@@ -186,7 +191,7 @@ mod tests {
             ComPort::StopSize(3),
             ComPort::Control(0),
             ComPort::Control(7),
-            ComPort::Purge(3),
+            ComPort::Purge(1),
         ];
         for command in commands {
             assert_eq!(Order::of(&command), None, "{command:?}");

@@ -22,6 +22,7 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use super::nvt::{Agreement, Carries, ComPort, Heard, Side, Terminal};
 use super::stream::{Claim, Claims, Served, connect};
+use super::wires::Wires;
 use super::{Console, ConsoleStream};
 use crate::blueprint::driver::{self, Mistake};
 
@@ -29,7 +30,7 @@ use crate::blueprint::driver::{self, Mistake};
 const CHUNK_BYTES: usize = 4096;
 /// So much may wait for the connection before nothing more is read: what comes in makes answers of at most its own length.
 const WAITING_BYTES_MAX: usize = 16 * 1024;
-/// Commands on their way: all of a line's settings at once, twice. What the server says beyond that is news of the line, which nobody waits for.
+/// Commands on their way: all of a line's settings at once, twice. What the server says beyond that nobody waits for.
 const COMMANDS_MAX: usize = 16;
 
 /// A telnet port that is the serial line.
@@ -84,6 +85,8 @@ pub(super) struct Commands {
     pub(super) answers: mpsc::Receiver<ComPort>,
     /// Whether the server takes commands.
     pub(super) agreement: watch::Receiver<Agreement>,
+    /// What the server told of the line; as it is not told, until then.
+    pub(super) wires: watch::Receiver<Wires>,
 }
 
 /// The console's bytes over a connection.
@@ -92,6 +95,7 @@ pub(super) fn over(stream: TcpStream, carries: Carries, name: String, claim: Cla
     let (orders, to_send) = mpsc::channel(COMMANDS_MAX);
     let (came, answers) = mpsc::channel(COMMANDS_MAX);
     let (agreed, agreement) = watch::channel(terminal.com_port());
+    let (told, wires) = watch::channel(Wires::default());
     let line = Line {
         terminal: Mutex::new(terminal),
         changed: Notify::new(),
@@ -99,9 +103,10 @@ pub(super) fn over(stream: TcpStream, carries: Carries, name: String, claim: Cla
         is_suspended: AtomicBool::new(false),
         came,
         agreed,
+        told,
     };
     let serve = |console| async move { line.serve(stream, console, to_send).await };
-    (Served::spawn(name, claim, serve), Commands { orders, answers, agreement })
+    (Served::spawn(name, claim, serve), Commands { orders, answers, agreement, wires })
 }
 
 /// One open connection.
@@ -115,6 +120,7 @@ struct Line {
     is_suspended: AtomicBool,
     came: mpsc::Sender<ComPort>,
     agreed: watch::Sender<Agreement>,
+    told: watch::Sender<Wires>,
 }
 
 impl Line {
@@ -153,7 +159,10 @@ impl Line {
         match heard {
             Heard::ComPort(ComPort::Suspend) => self.is_suspended.store(true, Ordering::Relaxed),
             Heard::ComPort(ComPort::Resume) => self.is_suspended.store(false, Ordering::Relaxed),
-            // Nobody waits for more than that; a line's news is no answer.
+            Heard::ComPort(news @ (ComPort::ModemState(_) | ComPort::LineState(_))) => {
+                self.told.send_modify(|wires| wires.follow(&news));
+            }
+            // Nobody waits for more than that.
             Heard::ComPort(answer) => drop(self.came.try_send(answer)),
             Heard::Break => {}
         }

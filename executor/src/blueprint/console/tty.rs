@@ -23,6 +23,7 @@ use super::device::Device;
 use super::serial::{FlowControl, Level, Order, Parity, Settings};
 use super::stream::{Claim, Claims, Held, named};
 use super::uucp_lock::{self, Lock};
+use super::wires::{CARRIER, CLEAR_TO_SEND, DATA_SET_READY, Errors, RING, Wires};
 use super::{Console, ConsoleStream};
 use crate::blueprint::driver::{self, Mistake};
 
@@ -127,6 +128,11 @@ impl Console for TtyConsole {
         Some(self.settings)
     }
 
+    fn wires(&self) -> Option<Wires> {
+        let port = self.port.lock().unwrap_or_else(PoisonError::into_inner);
+        wires(port.as_ref()?)
+    }
+
     fn tell(&self, order: Order) -> io::Result<()> {
         let mut port = self.port.lock().unwrap_or_else(PoisonError::into_inner);
         let not_open = || io::Error::new(io::ErrorKind::NotConnected, format!("{} is not open", self.name()));
@@ -175,7 +181,59 @@ fn obey(port: &mut TTYPort, order: Order) -> serialport::Result<()> {
         Order::Break(Level::Off) => port.clear_break(),
         Order::DataTerminalReady(level) => port.write_data_terminal_ready(level == Level::On),
         Order::RequestToSend(level) => port.write_request_to_send(level == Level::On),
+        Order::DropUnsent => port.clear(serialport::ClearBuffer::Output),
     }
+}
+
+/// What the driver of a device has counted (linux/serial.h, `serial_icounter_struct`).
+#[repr(C)]
+#[derive(Default)]
+struct Counted {
+    changes: [i32; 4],
+    bytes: [i32; 2],
+    framing: i32,
+    overruns: i32,
+    parity: i32,
+    breaks: i32,
+    buffer_overruns: i32,
+    reserved: [i32; 9],
+}
+
+nix::ioctl_read_bad!(
+    /// The wires, as bits (tty_ioctl(4)).
+    read_wires,
+    nix::libc::TIOCMGET,
+    nix::libc::c_int
+);
+nix::ioctl_read_bad!(
+    /// The errors so far.
+    read_errors,
+    TIOCGICOUNT,
+    Counted
+);
+
+/// asm-generic/ioctls.h.
+const TIOCGICOUNT: nix::libc::Ioctl = 0x545d;
+
+/// Of a device that has wires: a pseudo terminal has none.
+fn wires(port: &TTYPort) -> Option<Wires> {
+    let (mut bits, mut counted) = (0, Counted::default());
+    // SAFETY: the descriptor is the port's, which lives on, and the kernel writes an integer.
+    unsafe { read_wires(port.as_raw_fd(), &mut bits) }.ok()?;
+    // SAFETY: as above; the structure is the kernel's. Some drivers count nothing.
+    let _ = unsafe { read_errors(port.as_raw_fd(), &mut counted) };
+    let wires = [
+        (nix::libc::TIOCM_CTS, CLEAR_TO_SEND),
+        (nix::libc::TIOCM_DSR, DATA_SET_READY),
+        (nix::libc::TIOCM_RNG, RING),
+        (nix::libc::TIOCM_CAR, CARRIER),
+    ];
+    let modem = wires.into_iter().filter(|(bit, _)| bits & bit != 0).map(|(_, wire)| wire).sum();
+    let Counted { framing, overruns, parity, breaks, buffer_overruns, .. } = counted;
+    // A counter that has passed its end is negative, and goes on: it is compared, never added up.
+    let [overruns, parity, framing, breaks] =
+        [overruns.wrapping_add(buffer_overruns), parity, framing, breaks].map(i32::cast_unsigned);
+    Some(Wires { modem, errors: Errors { overruns, parity, framing, breaks } })
 }
 
 /// The schema allows 5 to 8.
