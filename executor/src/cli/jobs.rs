@@ -63,6 +63,10 @@ pub(super) fn time(at: jiff::Timestamp) -> String {
 pub(super) fn plain_table() -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    // A serial line has no columns to fit into: its terminal says 0.
+    if table.width() == Some(0) {
+        table.set_content_arrangement(ContentArrangement::Disabled);
+    }
     table
 }
 
