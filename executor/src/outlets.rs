@@ -36,6 +36,8 @@ pub use unit::{Unit, UnitState};
 /// The pause before an outlet that reads wrong is read again; it doubles.
 const READ_AGAIN: Duration = Duration::from_millis(250);
 
+const RESERVED_BY_FILE: &str = "the farm file reserves it; take it out of `reserved` there, and `wharf reload`";
+
 /// A verdict waits this long for the last reading of a meter.
 const METER_TIME: Duration = Duration::from_secs(3);
 
@@ -121,6 +123,11 @@ impl Switch {
         &self.unit
     }
 
+    /// Whether a person switches it.
+    pub fn asks_people(&self) -> bool {
+        self.unit.pdu().asks_people()
+    }
+
     /// Its name on the unit.
     pub fn outlet(&self) -> &Outlet {
         &self.slot.outlet
@@ -143,7 +150,10 @@ impl Switch {
 
     async fn set_as(&self, state: PowerState, wish: Wish) -> Result<(), PowerError> {
         if self.is_reserved() {
-            return Err(self.error(format!("it is reserved; `wharf pdu unreserve {}` frees it", self.path())));
+            return Err(match self.unit.reserves(&self.slot.outlet) {
+                true => self.error(RESERVED_BY_FILE.to_owned()),
+                false => self.error(format!("it is reserved; `wharf pdu unreserve {}` frees it", self.path())),
+            });
         }
         let turn = self.slot.take_turn();
         self.keep(move |kept| kept.wish = Some(wish)).await;
@@ -156,14 +166,16 @@ impl Switch {
             PowerState::Off if self.seen().is_none() && !self.off_time().is_zero() => drop(self.state().await),
             PowerState::Off => {}
         }
-        let (tries, begun) = (self.unit.policy.tries, Instant::now());
+        let begun = Instant::now();
+        // A person who says no has said it.
+        let sets = if self.asks_people() { 1 } else { self.unit.policy.tries.sets };
         for set in 1.. {
             let told = self.tell(state, &turn).await;
             let error = match told {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
             };
-            if set >= tries.sets || begun.elapsed() > CALL_TIME || !turn.is_mine() {
+            if set >= sets || begun.elapsed() > CALL_TIME || !turn.is_mine() {
                 return Err(error);
             }
             tracing::warn!(unit = self.unit.name, %error, "the outlet is told once more");
@@ -272,8 +284,7 @@ impl Switch {
     /// Keeps everybody from switching it, or lets them again.
     pub async fn reserve(&self, reserved: Reserved) -> Result<(), PowerError> {
         if self.unit.reserves(&self.slot.outlet) && reserved == Reserved::No {
-            let reason = "the farm file reserves it; take it out of `reserved` there, and start the server again";
-            return Err(self.error(reason.into()));
+            return Err(self.error(RESERVED_BY_FILE.to_owned()));
         }
         self.keep(move |kept| kept.reserved = reserved == Reserved::Yes).await;
         Ok(())

@@ -149,9 +149,22 @@ impl Farm {
             None => vec![Verb::Uncordon, Verb::Judge { health: Health::Unknown }],
         };
         for verb in verbs {
-            let told = self.keeper.command(resource.object(), verb, &self.name).await;
-            told.unwrap_or_else(|error| tracing::error!(dut, %error, "the DUT's service cannot be changed"));
+            self.change_service(resource, verb).await;
         }
+    }
+
+    /// Lets a DUT (by id) be leased again, whatever its health.
+    pub(super) async fn put_back(&self, dut: &str) {
+        let rows = self.snapshot().await;
+        if let Some(resource) = row_of(&rows, dut) {
+            self.change_service(resource, Verb::Uncordon).await;
+        }
+    }
+
+    async fn change_service(&self, resource: &Resource, verb: Verb) {
+        let told = self.keeper.command(resource.object(), verb, &self.name).await;
+        let dut = &resource.name;
+        told.unwrap_or_else(|error| tracing::error!(dut, %error, "the DUT's service cannot be changed"));
     }
 
     /// Takes a DUT out of service as CI-tron does: where machines train it trains, else a person has to put it back.

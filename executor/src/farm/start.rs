@@ -11,6 +11,7 @@ use gateway::{Gateway, GatewayError};
 use tokio::sync::watch;
 
 use super::discovery::{Discovery, Strangers};
+use super::duts::row_of;
 use super::machines::{Dut, Machines};
 use super::network::Network;
 use super::record::Records;
@@ -21,7 +22,7 @@ use crate::boot::Place;
 use crate::config::FarmConfig;
 use crate::console::Consoles;
 use crate::inventory::InventoryError;
-use crate::lease::rows::{Kind, LeaseState, ResourceState, Verb};
+use crate::lease::rows::{Admin, Kind, LeaseState, ResourceState, Verb};
 use crate::lease::store::StoreError;
 use crate::lease::{Effects, Keeper, Snapshot};
 use crate::virtual_dut::network::NetworkError;
@@ -40,6 +41,10 @@ const READY_TIME: Duration = Duration::from_secs(5);
 /// How long the start waits for outlets to go off: one call that gets no answer. Behind a unit that is dead all of its machines wait for
 /// each other, and the farm for none of them.
 const SWITCH_OFF_TIME: Duration = Duration::from_secs(50);
+
+/// After this pause a person is asked once more to switch a machine off: what fails at once does not spin, and who has said it by himself
+/// has the machine a second later.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Why a farm could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -209,7 +214,7 @@ impl Farm {
     }
 
     /// No outlet is on without a lease, and none is switched under a live one. A DUT that will not go off is held back.
-    async fn switch_off_what_nobody_holds(&self, leases: &Snapshot) {
+    async fn switch_off_what_nobody_holds(self: &Arc<Self>, leases: &Snapshot) {
         let held = held_duts(leases);
         let switch = |dut: Arc<Dut>| async move {
             let switched = tokio::time::timeout(SWITCH_OFF_TIME, dut.switch_off()).await;
@@ -226,12 +231,48 @@ impl Farm {
         };
         let (held, free): (Vec<_>, Vec<_>) =
             self.machines.all().into_iter().partition(|dut| held.contains(dut.config.id.as_str()));
+        // Nobody could answer a farm that does not serve yet.
+        let (asked_for, free): (Vec<_>, Vec<_>) = free.into_iter().partition(|dut| dut.outlet.asks_people());
+        for dut in asked_for {
+            tokio::spawn(Arc::clone(self).ask_for_power_off(dut));
+        }
         let (free, held) = (free.into_iter().map(switch), held.into_iter().map(look));
         tokio::join!(futures_util::future::join_all(free), futures_util::future::join_all(held));
         // A command of before may still be on its way to a unit that goes on without us.
         for dut in self.machines.all().into_iter().filter(|dut| dut.outlives_us()) {
             tokio::spawn(dut.outlet.clone().settle());
         }
+    }
+}
+
+impl Farm {
+    /// A machine whose outlet a person switches is held back until he has said that it is off; the farm serves meanwhile.
+    async fn ask_for_power_off(self: Arc<Self>, dut: Arc<Dut>) {
+        let (id, outlet, unit) = (&dut.config.id, &dut.outlet.outlet().0, &dut.outlet.unit().name);
+        let reason = format!("nobody has said yet that it is off: `wharf pdu done {unit} {outlet} off`");
+        // What an admin or a trial holds back stays so.
+        if self.standing(id).await == Some(Admin::Enabled) {
+            self.hold_back(id, Some(reason.clone())).await;
+        }
+        let farm = Arc::downgrade(&self);
+        drop(self);
+        while let Err(error) = dut.switch_off().await {
+            tracing::warn!(dut = dut.config.full_name, %error, "nobody has switched the DUT off yet");
+            if farm.strong_count() == 0 {
+                return;
+            }
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
+        let Some(farm) = farm.upgrade() else { return };
+        // Who held it back stands after the reason.
+        let is_ours = |admin: &Admin| matches!(admin, Admin::Cordoned { reason: found } if found.starts_with(&reason));
+        if farm.standing(id).await.as_ref().is_some_and(is_ours) {
+            farm.put_back(id).await;
+        }
+    }
+
+    async fn standing(&self, dut: &str) -> Option<Admin> {
+        row_of(&self.snapshot().await, dut).map(|row| row.admin.clone())
     }
 }
 

@@ -253,8 +253,8 @@ impl Worked {
             Went::Wrong(error) => {
                 health.failures = health.failures.saturating_add(1);
                 health.error = Some(error);
-                // Of a machine that is ours nothing is to be spared.
-                if !self.policy.call_pause.is_zero() {
+                // Of a machine that is ours nothing is to be spared; and a person says himself how often he is asked.
+                if !self.policy.call_pause.is_zero() && !health.driver.asks_people() {
                     health.next_call = Instant::now() + policy::back_off(health.failures, rand::random());
                 }
             }

@@ -162,6 +162,10 @@ impl Pdu for Manual {
         self.wait + ANSWER_TIME
     }
 
+    fn asks_people(&self) -> bool {
+        true
+    }
+
     fn errands(&self) -> Vec<Errand> {
         let errand = |(outlet, (state, since)): (&String, &(PowerState, Instant))| Errand {
             outlet: Outlet(outlet.clone()),

@@ -197,6 +197,11 @@ pub trait Pdu: Send + Sync {
         CALL_TIME
     }
 
+    /// Whether people switch its outlets: they come when they come, and are not asked twice for the same.
+    fn asks_people(&self) -> bool {
+        false
+    }
+
     /// What people were asked to do at this unit, and have not said to be done.
     fn errands(&self) -> Vec<Errand> {
         Vec::new()
