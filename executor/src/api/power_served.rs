@@ -7,7 +7,8 @@
 //! | GET `/power/KEY/1`, `/power/KEY/0` | switches | labgrid, `power_set` of `simplerest` |
 //! | GET `/power/control/{on,off,reboot}?hostname=KEY&port=OUTLET[&delay=S]` | switches | pdudaemon 1.1.1's `httplistener.py`; `alias=KEY` instead |
 //!
-//! Unlike there, an answer comes when it is done and read back, and a failure is no 200. Answers are lines of text.
+//! Unlike there, an answer comes when it is done and read back, and a failure is no 200. Answers are lines of text. pdudaemon's older
+//! protocol is in power_text.rs.
 
 use std::time::Duration;
 
@@ -50,8 +51,15 @@ struct Control {
     delay: Option<String>,
 }
 
-/// A refusal as text: neither program reads JSON.
-struct Refused(ApiError);
+/// A refusal as text: none of these programs reads JSON.
+pub(super) struct Refused(ApiError);
+
+impl Refused {
+    /// Its sentence.
+    pub(super) fn text(self) -> String {
+        self.0.in_text().1
+    }
+}
 
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
@@ -71,40 +79,58 @@ async fn control(
     Path(request): Path<String>,
     Query(control): Query<Control>,
 ) -> Result<&'static str, Refused> {
-    let action = match request.as_str() {
-        "on" => PowerAction::On,
-        "off" => PowerAction::Off,
-        "reboot" => PowerAction::Cycle,
-        other => return Err(wrong(format!("no request `{other}`; there are on, off, reboot"))),
-    };
-    let delay = delay_of(&control)?;
-    let lease = match (&control.alias, &control.hostname, &control.port) {
-        (Some(key), None, None) => api.farm.lease_of_key(key).await?,
-        (None, Some(key), Some(port)) => {
-            let lease = api.farm.lease_of_key(key).await?;
-            let (_, outlet) = api.farm.outlet_of_lease(&lease).await?;
-            // labgrid's index is a number, and not every outlet's name is one: 0 is the only outlet that a lease has.
-            if *port != outlet && port != "0" {
-                return Err(wrong(format!("lease {lease} holds outlet `{outlet}`, not `{port}`; 0 means the same")));
-            }
-            lease
-        }
+    let (key, outlet) = match (&control.alias, &control.hostname, &control.port) {
+        (Some(key), None, None) => (key, None),
+        (None, Some(key), Some(port)) => (key, Some(port.as_str())),
         _ => {
             return Err(wrong(
                 "send `hostname` and `port`, or `alias` alone; `hostname` and `alias` are a lease's key".into(),
             ));
         }
     };
+    as_pdudaemon(&api, Asked { key, outlet, request: &request, delay: control.delay.as_deref() }).await?;
+    Ok(ACCEPTED)
+}
+
+/// What pdudaemon's clients ask, by either protocol.
+pub(super) struct Asked<'a> {
+    /// Of a lease.
+    pub key: &'a str,
+    /// One of the lease's; `None`: the only one.
+    pub outlet: Option<&'a str>,
+    /// `on`, `off` or `reboot`.
+    pub request: &'a str,
+    /// In seconds: before an on or off, within a reboot.
+    pub delay: Option<&'a str>,
+}
+
+/// Does it; returns when the outlet reads so.
+pub(super) async fn as_pdudaemon(api: &Api, asked: Asked<'_>) -> Result<(), Refused> {
+    let action = match asked.request {
+        "on" => PowerAction::On,
+        "off" => PowerAction::Off,
+        "reboot" => PowerAction::Cycle,
+        other => return Err(wrong(format!("no request `{other}`; there are on, off, reboot"))),
+    };
+    let delay = delay_of(asked.delay)?;
+    let lease = api.farm.lease_of_key(asked.key).await?;
+    if let Some(wanted) = asked.outlet {
+        let (_, outlet) = api.farm.outlet_of_lease(&lease).await?;
+        // labgrid's index is a number, and not every outlet's name is one: 0 is the only outlet that a lease has.
+        if wanted != outlet && wanted != "0" {
+            return Err(wrong(format!("lease {lease} holds outlet `{outlet}`, not `{wanted}`; 0 means the same")));
+        }
+    }
     match action {
         PowerAction::Cycle => {}
         PowerAction::On | PowerAction::Off => tokio::time::sleep(delay.unwrap_or_default()).await,
     }
     api.farm.switch_lease(&lease, action, delay.unwrap_or(REBOOT_DELAY)).await?;
-    Ok(ACCEPTED)
+    Ok(())
 }
 
-fn delay_of(control: &Control) -> Result<Option<Duration>, Refused> {
-    let Some(text) = &control.delay else { return Ok(None) };
+fn delay_of(text: Option<&str>) -> Result<Option<Duration>, Refused> {
+    let Some(text) = text else { return Ok(None) };
     let delay = text.parse().ok().map(Duration::from_secs).filter(|delay| *delay <= DELAY_MAX);
     delay.map(Some).ok_or_else(|| wrong(format!("`delay`: `{text}` is not between 0 and {} s", DELAY_MAX.as_secs())))
 }
@@ -137,6 +163,6 @@ async fn switch(api: &Api, key: &str, value: &str) -> Result<StatusCode, Refused
     Ok(StatusCode::OK)
 }
 
-fn wrong(text: String) -> Refused {
+pub(super) fn wrong(text: String) -> Refused {
     Refused(ApiError::Malformed(text))
 }

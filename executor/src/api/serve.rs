@@ -32,16 +32,16 @@ use super::error::ApiError;
 
 /// Connections at once. Each may hold a job's console for hours; a farm has tens of DUTs and some hundred readers. Half of the usual
 /// 1,024 descriptors of a process are left to the DUT's side.
-const CONNECTIONS_MAX: usize = 512;
+pub(super) const CONNECTIONS_MAX: usize = 512;
 
 /// A client may take this long over a request's head: the slowest real ones need milliseconds.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(20);
+pub(super) const HEAD_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A stopping server waits this long for running answers, consoles included, then closes them.
 const DRAIN: Duration = Duration::from_secs(5);
 
 /// A pause after a failed accept: descriptors that ran out do not come back within a microsecond.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Who is at the other end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -119,6 +119,21 @@ fn pduclient_and_labgrid_switch_what_a_lease_holds_and_nothing_else() {
     assert_eq!(ask(&key, "5", "off"), (Some(127), "on".into()), "an outlet that the lease has not");
     assert_eq!(ask("rack", "4", "off"), (Some(127), "on".into()), "the name of a unit is no key");
 
+    // Without `-H` it speaks pdudaemon's older TCP text.
+    let text = |key: &str, port: &str, command: &str| {
+        let words = ["--daemon", "127.0.0.1", "--hostname", key, "--port", port, "--command", command];
+        let output = run(&[&[client], &words[..]].concat());
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).trim().to_owned(), rack.state("4"))
+    };
+    let sent = "Command sent successfully.".to_owned();
+    assert_eq!(text(&key, "0", "off"), (Some(0), sent.clone(), "off".into()), "it is off when the client is answered");
+    assert_eq!(text(&key, "4", "on"), (Some(0), sent, "on".into()));
+    let why = format!("nack: lease {} holds outlet `4`, not `5`; 0 means the same", leases[0]);
+    let refused = format!("Error sending command! 127.0.0.1 replied: {why}");
+    assert_eq!(text(&key, "5", "off"), (Some(127), refused, "on".into()));
+    let (status, said, state) = text("rack", "4", "off");
+    assert_eq!((status, state.as_str()), (Some(127), "on"), "the name of a unit is no key: {said}");
+
     let get = |path: &str| bench.get(path);
     assert_eq!(get(&format!("/power/control/off?alias={key}")).text(), "OK - accepted request\n");
     let wrong = get(&format!("/power/control/off?hostname={key}&port=5"));
