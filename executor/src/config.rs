@@ -28,7 +28,7 @@ pub mod hosts;
 mod on_demand;
 
 pub use discovery::{DiscoveryConfig, SPARES, SpareConfig, Unknown};
-pub use file::{parse, parse_and, schema};
+pub use file::{parse, parse_and, parse_pdu, schema};
 pub use on_demand::OnDemandConfig;
 
 /// A whole farm, checked.

@@ -31,6 +31,7 @@ use crate::session::Event;
 use crate::verdict::{Cause, Status, Verdict};
 use crate::virtual_dut::qemu::RuntimeFolder;
 
+mod adopted_pdus;
 mod announced;
 mod boot_namespace;
 mod carry;
@@ -65,6 +66,7 @@ mod training;
 mod values;
 mod wants;
 
+pub use adopted_pdus::{AdoptError, AdoptPdu};
 use announced::Announcements;
 pub use current::Current;
 pub use discovery::{
@@ -76,7 +78,7 @@ pub use host_use::{CommandAsk, CommandNews};
 pub use hosts::HostView;
 use ledger::{Kept, Reached};
 use machines::Machines;
-pub use pdus::{OutletChange, OutletError, PduView};
+pub use pdus::{Origin, OutletChange, OutletError, PduView};
 pub use prepare::{Planner, Preview};
 pub use record::DutRecord;
 use record::Records;

@@ -1,4 +1,5 @@
-//! The machines that registered by being plugged in, or that somebody added by hand: kept beside the farm file, merged with it.
+//! The machines that registered by being plugged in, or that somebody added by hand, and the power units that an admin adopted: kept beside
+//! the farm file, merged with it.
 //!
 //! ```text
 //!  farm.yml ─────────────────────┐
@@ -7,7 +8,8 @@
 //!        ▲ change: the whole file, written beside it, synced, renamed over it
 //! ```
 //! The farm file wins: a registered machine with an id, MAC, address, outlet or console of one of its machines is set aside until one of
-//! the two is changed. Nothing is lost by that, nor by a kill: the file is the old one or the new one.
+//! the two is changed, and so is an adopted unit with the name of one of its units. Nothing is lost by that, nor by a kill: the file is the
+//! old one or the new one.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,11 +24,17 @@ use crate::blueprint::power::Outlet;
 use crate::config::{BeforeService, DutConfig, FarmConfig, HardwareConfig, MachineConfig, PowerConfig, SPARES, Whose};
 use crate::lease::rows::Access;
 
+mod adopted;
+
+use adopted::ADOPTED_MAX;
+pub use adopted::AdoptedPdu;
+
 /// The file in the state folder.
 const FILE: &str = "inventory.yml";
 
 /// What stands above its entries.
-const HEAD: &str = "# Machines that registered themselves, or that `wharf dut add` added; docs/discovery.md tells of each key.\n\
+const HEAD: &str = "# Machines that registered themselves, or that `wharf dut add` added, and power units that `wharf pdu adopt` adopted;\n\
+                    # docs/discovery.md tells of each key.\n\
                     # The server writes this file. To change it by hand, stop the server first.\n";
 
 /// So many machines: ten full racks. A stranger who invents MACs needs a discovery for each, and stops here at last.
@@ -98,6 +106,8 @@ pub struct SetAside {
 struct File {
     #[serde(default)]
     duts: BTreeMap<String, Entry>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pdus: BTreeMap<String, AdoptedPdu>,
 }
 
 /// Why the inventory cannot be read or kept.
@@ -121,18 +131,24 @@ pub enum InventoryError {
     },
     /// There are too many.
     #[error(
-        "the inventory has {MACHINES_MAX} machines, which is all that it keeps; remove some with `wharf dut remove`"
+        "the inventory keeps {MACHINES_MAX} machines and {ADOPTED_MAX} power units at most; remove some with `wharf dut remove` or `wharf pdu remove`"
     )]
     Full,
     /// There is none of this name.
     #[error("no registered machine `{0}`; `wharf duts` lists them, and machines of the farm file are changed there")]
     NoSuchDut(String),
+    /// A unit of this name was adopted already.
+    #[error("`{0}` was adopted already; say another name with `--as`, or `wharf pdu remove {0}`")]
+    Adopted(String),
+    /// No unit of this name was adopted.
+    #[error("no unit `{0}` was adopted; `wharf pdus` lists all of them")]
+    NotAdopted(String),
 }
 
-/// The registered machines of one farm.
+/// The registered machines and adopted units of one farm.
 pub struct Inventory {
     path: PathBuf,
-    duts: Mutex<BTreeMap<String, Entry>>,
+    kept: Mutex<File>,
 }
 
 impl Inventory {
@@ -147,25 +163,24 @@ impl Inventory {
         let wrong = |error: serde_yaml::Error| InventoryError::Wrong { path: path.clone(), reason: error.to_string() };
         // An empty file is one that has no machines yet.
         let file: Option<File> = serde_yaml::from_str(&text).map_err(wrong)?;
-        let duts = Mutex::new(file.unwrap_or_default().duts);
-        Ok(Inventory { path, duts })
+        Ok(Inventory { path, kept: Mutex::new(file.unwrap_or_default()) })
     }
 
     /// All machines, by id.
     pub fn all(&self) -> BTreeMap<String, Entry> {
-        self.lock().clone()
+        self.lock().duts.clone()
     }
 
     /// One machine, by id or full name; with its id.
     pub fn find(&self, id_or_full_name: &str) -> Option<(String, Entry)> {
-        let duts = self.lock();
-        let found = duts.iter().find(|(id, entry)| *id == id_or_full_name || entry.full_name == id_or_full_name);
+        let kept = self.lock();
+        let found = kept.duts.iter().find(|(id, entry)| *id == id_or_full_name || entry.full_name == id_or_full_name);
         found.map(|(id, entry)| (id.clone(), entry.clone()))
     }
 
     /// Writes a machine down, new or changed. Blocks until it is on the disk.
     pub fn put(&self, id: &str, entry: Entry) -> Result<(), InventoryError> {
-        self.change(|duts| {
+        self.change(|File { duts, .. }| {
             if !duts.contains_key(id) && duts.len() >= MACHINES_MAX {
                 return Err(InventoryError::Full);
             }
@@ -175,9 +190,8 @@ impl Inventory {
     }
 
     /// Changes a machine that is there, by id or full name. Blocks until it is on the disk.
-    #[allow(dead_code, reason = "for `wharf dut set`, beside which it is written")]
     pub fn edit(&self, name: &str, edit: impl FnOnce(&mut Entry)) -> Result<(String, Entry), InventoryError> {
-        self.change(|duts| {
+        self.change(|File { duts, .. }| {
             let found = duts.iter_mut().find(|(id, entry)| *id == name || entry.full_name == name);
             let (id, entry) = found.ok_or_else(|| InventoryError::NoSuchDut(name.to_owned()))?;
             edit(entry);
@@ -187,7 +201,7 @@ impl Inventory {
 
     /// Forgets a machine, by id or full name. Blocks until that is on the disk.
     pub fn remove(&self, name: &str) -> Result<(String, Entry), InventoryError> {
-        self.change(|duts| {
+        self.change(|File { duts, .. }| {
             let found = duts.iter().find(|(id, entry)| *id == name || entry.full_name == name);
             let id = found.map(|(id, _)| id.clone()).ok_or_else(|| InventoryError::NoSuchDut(name.to_owned()))?;
             let entry = duts.remove(&id).expect("it was just found");
@@ -197,6 +211,7 @@ impl Inventory {
 
     /// The farm file's machines and those of the inventory that can be leased; and those that cannot, each with why.
     pub fn merged(&self, mut config: FarmConfig) -> (FarmConfig, Vec<SetAside>) {
+        self.add_adopted(&mut config);
         let mut taken = Taken::of(&config);
         let mut aside = Vec::new();
         for (id, entry) in self.all() {
@@ -209,7 +224,9 @@ impl Inventory {
     }
 
     /// What keeps this machine out of a farm with this file, besides what is not known of it yet.
-    pub fn check(&self, file: &FarmConfig, id: &str, entry: &Entry) -> Result<(), String> {
+    pub fn check(&self, mut file: FarmConfig, id: &str, entry: &Entry) -> Result<(), String> {
+        self.add_adopted(&mut file);
+        let file = &file;
         let mut taken = Taken::of(file);
         for (other, registered) in self.all().iter().filter(|(other, _)| *other != id) {
             // Two that are set aside because of each other are told elsewhere.
@@ -242,21 +259,17 @@ impl Inventory {
     }
 
     /// On the disk first: what cannot be kept did not happen.
-    fn change<T>(
-        &self,
-        change: impl FnOnce(&mut BTreeMap<String, Entry>) -> Result<T, InventoryError>,
-    ) -> Result<T, InventoryError> {
-        let mut duts = self.lock();
-        let mut changed = duts.clone();
+    fn change<T>(&self, change: impl FnOnce(&mut File) -> Result<T, InventoryError>) -> Result<T, InventoryError> {
+        let mut kept = self.lock();
+        let mut changed = kept.clone();
         let result = change(&mut changed)?;
-        let file = File { duts: changed };
-        write_whole(&self.path, &file).map_err(|source| InventoryError::File { path: self.path.clone(), source })?;
-        *duts = file.duts;
+        write_whole(&self.path, &changed).map_err(|source| InventoryError::File { path: self.path.clone(), source })?;
+        *kept = changed;
         Ok(result)
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
-        self.duts.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, File> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -390,7 +403,7 @@ impl FarmConfig {
 
 fn no_pdu(config: &FarmConfig, name: &str) -> String {
     let known: Vec<&str> = config.pdus.iter().map(|pdu| pdu.name.as_str()).collect();
-    format!("the farm file has no PDU `{name}`; PDUs: {}", or_none(&known))
+    format!("the farm has no PDU `{name}`; PDUs: {}", or_none(&known))
 }
 
 fn no_console(config: &FarmConfig, name: &str) -> String {

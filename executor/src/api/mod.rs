@@ -8,7 +8,7 @@
 //!                                           ├─► disks.rs    disks that are kept ────┤
 //!                                           ├─► discovery.rs machines that register ┤
 //!                                           ├─► pdus.rs     power units, outlets ───┤
-//!                                           ├─► power_served.rs  pdudaemon, labgrid ┤
+//!                                           ├─► power_served.rs, power_text.rs  pdudaemon, labgrid ┤
 //!                                           ├─► consoles.rs what consoles say ──────┤
 //!                                           ├─► administer.rs  the farm file again ─┤
 //!                                           ├─► found_pdus.rs  power units found ───┤
@@ -36,6 +36,7 @@ mod leases;
 mod owner;
 mod pdus;
 mod power_served;
+mod power_text;
 mod serve;
 mod submit;
 mod upload;
@@ -135,7 +136,8 @@ pub fn router(farm: Arc<Farm>) -> Router {
         .route("/api/v1/full-state", get(ci_tron::full_state))
         .route("/api/v1/pdus", get(pdus::pdus))
         .route("/api/v1/pdus/discover", post(found_pdus::discover))
-        .route("/api/v1/pdu/{name}", get(pdus::pdu))
+        .route("/api/v1/pdus/adopt", post(found_pdus::adopt))
+        .route("/api/v1/pdu/{name}", get(pdus::pdu).delete(found_pdus::remove))
         .route("/api/v1/pdu/{name}/port/{id}", get(pdus::port).patch(pdus::change_port))
         .route("/api/v1/pdu/{name}/port/{id}/done", post(pdus::done))
         // For programs of others.
@@ -157,7 +159,9 @@ pub async fn serve_power(
     listener.set_nonblocking(true)?;
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let foreign_pages = middleware::from_fn(refuse_foreign_pages);
-    let router = power_served::routes().fallback(nothing_here).layer(foreign_pages).with_state(Api { farm });
+    let api = Api { farm };
+    let listener = power_text::EitherListener::of(listener, api.clone());
+    let router = power_served::routes().fallback(nothing_here).layer(foreign_pages).with_state(api);
     serve::serve(listener, router, shutdown).await;
     Ok(())
 }

@@ -41,6 +41,9 @@ fn drawn(found: &FoundPdusWire) -> String {
             None => lines += &format!("# {} ({})\n{}", unit.what, unit.heard, unit.entry),
         }
     }
+    if let Some(unit) = found.units.iter().find(|unit| unit.known_as.is_none()) {
+        lines += &format!("# paste what you want under `pdus`, or adopt it as it is: wharf pdu adopt {}\n", unit.name);
+    }
     if found.units.is_empty() {
         lines +=
             "# no power unit told of itself; Devantech and KernelChip boards, and plugs of another network, never do\n";
@@ -64,7 +67,8 @@ mod tests {
         known["known_as"] = json!("rack");
         let found = json!({ "units": [unit, known], "problems": ["USB: Permission denied"] });
         let expected = "# not looked at: USB: Permission denied\n# a Shelly (mDNS: _shelly._tcp)\n- name: strip\n  shelly: {host: 10.0.0.30}\n\
-                        # a Shelly (mDNS: _shelly._tcp) is `rack` already\n";
+                        # a Shelly (mDNS: _shelly._tcp) is `rack` already\n\
+                        # paste what you want under `pdus`, or adopt it as it is: wharf pdu adopt strip\n";
         assert_eq!(drawn(&serde_json::from_value(found).unwrap()), expected);
     }
 }

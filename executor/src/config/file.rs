@@ -12,10 +12,12 @@ use job_schema::problem::{Problems, quoted};
 use job_schema::{DutId, Findings, field_of, load_checked};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
+use serde_json::{Map, Value, json};
 
 use super::{
     BeforeService, DutConfig, FarmConfig, Fault, Firmware, GearConfig, JobUrls, LOOPBACK_GATEWAY, MachineConfig,
-    Misbehaviour, NetworkConfig, OnDemandConfig, QemuConfig, SimulatedConfig, SimulatedFirmware, SubmissionConfig,
+    Misbehaviour, NetworkConfig, OnDemandConfig, PduConfig, QemuConfig, SimulatedConfig, SimulatedFirmware,
+    SubmissionConfig,
 };
 use crate::blueprint::dut::{console_name, power_name};
 use crate::boot::database::Database;
@@ -401,6 +403,15 @@ pub fn parse_and(
         more(&mut config, findings);
         config
     })
+}
+
+/// A unit that is in no farm file, by the rules of `pdus` there.
+pub fn parse_pdu(name: &str, driver: &str, keys: &Map<String, Value>, directory: &Path) -> Result<PduConfig, Problems> {
+    // A farm around it, of which nothing is used.
+    let unit = json!({ "name": name, driver: keys });
+    let farm = json!({ "name": "farm", "network": { "loopback": {} }, "pdus": [unit], "duts": [] });
+    let mut config = parse(name, &farm.to_string(), directory)?;
+    Ok(config.pdus.remove(0))
 }
 
 fn check(file: FarmFile, findings: &mut Findings, directory: &Path) -> FarmConfig {

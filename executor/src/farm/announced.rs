@@ -5,7 +5,7 @@
 //!  mDNS: _shelly._tcp, _http._tcp, asked for while somebody waits ──────────┼─► what is known of it ─► once each ─► for the farm file
 //!  USB: the hubs of this host, both halves of each ─────────────────────────┘
 //! ```
-//! Nothing is added by itself: what an admin wants of it, he pastes under `pdus`.
+//! Nothing is added by itself: what an admin wants of it, he pastes under `pdus`, or adopts (adopted_pdus.rs).
 
 use std::collections::BTreeMap;
 use std::io;
@@ -22,7 +22,8 @@ use mdns_sd::{IfKind, ResolvedService, ServiceDaemon, ServiceEvent};
 use tokio::time::timeout;
 
 use super::Farm;
-use crate::blueprint::power::announced::{Candidate, Heard, once_each};
+use crate::blueprint::driver::Chosen;
+use crate::blueprint::power::announced::{Candidate, Heard, once_each, place_of};
 use crate::blueprint::power::usb_hub::Hub;
 use crate::config::NetworkConfig;
 
@@ -67,10 +68,16 @@ impl Announcements {
 impl Farm {
     /// The power units that tell of themselves; on the network they get this long for it.
     pub async fn find_pdus(&self, listen: Duration) -> FoundPdus {
+        self.find_pdus_until(listen, |_| false).await
+    }
+
+    /// The same, and no longer than until the one that is looked for was heard.
+    pub(super) async fn find_pdus_until(&self, listen: Duration, is_wanted: impl Fn(&Candidate) -> bool) -> FoundPdus {
         let config = self.planner.config.get();
         let mut problems = Vec::new();
         let mut heard = self.announcements.all();
-        match services(&self.machines.net(), &config.network, listen).await {
+        let is_enough = |heard: &Heard| Candidate::of(heard).is_some_and(|unit| is_wanted(&unit));
+        match services(&self.machines.net(), &config.network, listen, is_enough).await {
             Ok(services) => heard.extend(services),
             Err(error) => problems.push(format!("mDNS: {error}")),
         }
@@ -83,12 +90,19 @@ impl Farm {
         // Of two words of one unit the one that has its address counts.
         heard.sort_by_key(|heard| matches!(heard, Heard::Dhcp { .. }));
         let named = |unit: Candidate| {
-            let is_it = |keys: &serde_json::Value| unit.address.is_some_and(|address| names(keys, address));
-            let known = config.pdus.iter().find(|pdu| is_it(&pdu.unit.keys)).map(|pdu| pdu.name.clone());
+            let known = config.pdus.iter().find(|pdu| is_it(&unit, &pdu.unit)).map(|pdu| pdu.name.clone());
             (unit, known)
         };
         let units = once_each(heard.iter().filter_map(Candidate::of).collect());
         FoundPdus { units: units.into_iter().map(named).collect(), problems }
+    }
+}
+
+/// Whether it is this unit of the farm's: by its address on the network, or by its place on the bus.
+fn is_it(unit: &Candidate, known: &Chosen) -> bool {
+    match unit.address {
+        Some(address) => names(&known.keys, address),
+        None => known.driver == unit.driver && unit.place().is_some_and(|place| Some(place) == place_of(&known.keys)),
     }
 }
 
@@ -102,10 +116,15 @@ fn names(keys: &serde_json::Value, address: IpAddr) -> bool {
 }
 
 /// What announces itself on the farm's network within this time.
-async fn services(net: &Net, network: &NetworkConfig, listen: Duration) -> Result<Vec<Heard>, String> {
+async fn services(
+    net: &Net,
+    network: &NetworkConfig,
+    listen: Duration,
+    is_enough: impl Fn(&Heard) -> bool,
+) -> Result<Vec<Heard>, String> {
     // Its thread is started inside the network, and with it the sockets that it makes.
     let daemon = net.run(|| ServiceDaemon::new().map_err(io::Error::other)).map_err(|error| error.to_string())?;
-    let heard = hear_services(&daemon, network, listen).await.map_err(|error| error.to_string());
+    let heard = hear_services(&daemon, network, listen, is_enough).await.map_err(|error| error.to_string());
     // It ends with its last handle, too.
     let _ = daemon.shutdown();
     heard
@@ -115,6 +134,7 @@ async fn hear_services(
     daemon: &ServiceDaemon,
     network: &NetworkConfig,
     listen: Duration,
+    is_enough: impl Fn(&Heard) -> bool,
 ) -> mdns_sd::Result<Vec<Heard>> {
     let only = match network {
         // Of a private network all interfaces are the farm's.
@@ -134,7 +154,12 @@ async fn hear_services(
     let _ = timeout(listen, async {
         while let Some(event) = events.next().await {
             if let ServiceEvent::ServiceResolved(service) = event {
-                heard.push(heard_of(&service));
+                let service = heard_of(&service);
+                let is_last = is_enough(&service);
+                heard.push(service);
+                if is_last {
+                    return;
+                }
             }
         }
     })
@@ -161,6 +186,18 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_hub_of_the_farm_file_is_known_by_its_place() {
+        let keys = "controller: \"0000:00:14.0\", devices: [{devpath: \"1.4\", vendor: \"05e3\", product: \"0610\"}]";
+        let (heard, name) = ("USB: 4 ports".to_owned(), "usb-hub-1-1-4".to_owned());
+        let hub = Candidate { name, what: "a hub", heard, address: None, driver: "usb-hub", keys: keys.to_owned() };
+        let known = |devpath: &str| {
+            let keys = json!({ "controller": "0000:00:14.0", "devices": [{ "devpath": devpath }], "switch": "sysfs" });
+            is_it(&hub, &Chosen { driver: "usb-hub", keys, directory: std::path::PathBuf::new() })
+        };
+        assert!(known("1.4") && !known("1.3"));
+    }
 
     #[test]
     fn a_unit_of_the_farm_file_is_known_by_its_address() {

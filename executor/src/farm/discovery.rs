@@ -95,6 +95,11 @@ impl Discovery {
         *lock(&self.aside) = aside;
     }
 
+    /// The units that the farm file names.
+    pub(super) fn pdus_of_the_file(&self) -> Vec<String> {
+        lock(&self.file).pdus.iter().map(|pdu| pdu.name.clone()).collect()
+    }
+
     /// Lets a machine of the farm say in its namespace what it is.
     pub(super) fn let_register(&self, dut: &Dut, publication: &Publication<Content>) {
         if let Some(registrar) = self.strangers.registrar(dut.mac, dut.address()) {

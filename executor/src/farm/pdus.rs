@@ -29,6 +29,17 @@ pub struct PduView {
     pub outlets: Vec<OutletView>,
     /// What people are asked to do at it.
     pub errands: Vec<Errand>,
+    /// Whether the farm file names it.
+    pub origin: Origin,
+}
+
+/// Where a unit comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The farm file.
+    File,
+    /// An admin adopted it.
+    Adopted,
 }
 
 /// What an admin wants of an outlet.
@@ -57,14 +68,21 @@ pub enum OutletError {
 }
 
 impl Farm {
-    /// All power units: those of the farm file, then those of single machines.
+    /// All power units: those of the farm file and the adopted ones, then those of single machines.
     pub fn pdus(&self) -> Vec<PduView> {
-        self.machines.units().iter().map(view).collect()
+        let adopted = self.inventory().adopted();
+        let in_the_file = self.discovery.pdus_of_the_file();
+        let origin = |name: &String| match adopted.contains_key(name) && !in_the_file.contains(name) {
+            true => Origin::Adopted,
+            false => Origin::File,
+        };
+        self.machines.units().iter().map(|unit| view(unit, origin(&unit.name))).collect()
     }
 
     /// One unit, by its name.
     pub fn pdu(&self, name: &str) -> Result<PduView, OutletError> {
-        self.unit(name).map(|unit| view(&unit))
+        let found = self.pdus().into_iter().find(|pdu| pdu.name == name);
+        found.ok_or_else(|| self.no_unit(name))
     }
 
     /// One outlet of a unit.
@@ -133,16 +151,19 @@ impl Farm {
         }
     }
 
-    fn unit(&self, name: &str) -> Result<Arc<Unit>, OutletError> {
+    pub(super) fn unit(&self, name: &str) -> Result<Arc<Unit>, OutletError> {
+        let found = self.machines.units().into_iter().find(|unit| unit.name == name);
+        found.ok_or_else(|| self.no_unit(name))
+    }
+
+    fn no_unit(&self, name: &str) -> OutletError {
         let units = self.machines.units();
-        units.iter().find(|unit| unit.name == name).cloned().ok_or_else(|| {
-            let known: Vec<_> = units.iter().map(|unit| unit.name.as_str()).collect();
-            OutletError::NoSuch(format!("no PDU `{name}`; PDUs: {}", known.join(", ")))
-        })
+        let known: Vec<_> = units.iter().map(|unit| unit.name.as_str()).collect();
+        OutletError::NoSuch(format!("no PDU `{name}`; PDUs: {}", known.join(", ")))
     }
 }
 
-fn view(unit: &Arc<Unit>) -> PduView {
+fn view(unit: &Arc<Unit>, origin: Origin) -> PduView {
     PduView {
         name: unit.name.clone(),
         driver: unit.driver,
@@ -150,6 +171,7 @@ fn view(unit: &Arc<Unit>) -> PduView {
         read_back: unit.read_back(),
         outlets: unit.switches().iter().map(Switch::view).collect(),
         errands: unit.pdu().errands(),
+        origin,
     }
 }
 

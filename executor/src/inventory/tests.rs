@@ -91,14 +91,14 @@ fn what_is_missing_or_taken_is_told_with_the_next_step_and_the_farm_file_wins() 
         (
             ID,
             Entry { power: None, ..entry() },
-            "its outlet is not known; say it with `wharf dut set lab-nuc-1 --pdu PDU --outlet OUTLET`",
+            "its outlet is not known; say it with `wharf dut add 52:54:00:77:00:02 --pdu PDU --outlet OUTLET`",
         ),
         (
             ID,
             Entry { console: None, ..entry() },
-            "its console is not known; say it with `wharf dut set lab-nuc-1 --console LINE`",
+            "its console is not known; say it with `wharf dut add 52:54:00:77:00:02 --console LINE`",
         ),
-        (ID, Entry { power: outlet("shelf", "2"), ..entry() }, "the farm file has no PDU `shelf`; PDUs: rack"),
+        (ID, Entry { power: outlet("shelf", "2"), ..entry() }, "the farm has no PDU `shelf`; PDUs: rack"),
         (
             ID,
             Entry { console: Some("line-3".into()), ..entry() },
@@ -185,4 +185,53 @@ fn a_file_that_is_not_ours_is_named_and_kept() {
     assert!(error.starts_with(&format!("{}: duts: invalid type", path.display())), "{error}");
     assert!(error.ends_with("mend it, or move it away to begin without registered machines"), "{error}");
     assert_eq!(fs::read_to_string(&path).unwrap(), "duts: [1]\n");
+}
+
+fn plug(host: &str) -> AdoptedPdu {
+    let keys = serde_json::json!({ "host": host }).as_object().unwrap().clone();
+    let first_seen = "2026-11-21T12:00:00Z".parse().unwrap();
+    AdoptedPdu { driver: "shelly".into(), keys, heard: "mDNS: _shelly._tcp".into(), first_seen }
+}
+
+#[test]
+fn an_adopted_unit_is_one_of_the_farms_after_a_restart_and_machines_may_be_on_it() {
+    let (folder, inventory) = inventory();
+    inventory.adopt("strip", plug("10.0.0.30")).unwrap();
+    inventory
+        .put(ID, Entry { power: Some(OutletName { pdu: "strip".into(), outlet: "0".into() }), ..entry() })
+        .unwrap();
+    let inventory = Inventory::open(folder.path()).unwrap();
+    let (config, aside) = inventory.merged(farm());
+    assert_eq!(aside, []);
+    assert_eq!(config.pdus.iter().map(|pdu| pdu.name.as_str()).collect::<Vec<_>>(), ["rack", "strip"]);
+    let text = fs::read_to_string(folder.path().join("inventory.yml")).unwrap();
+    let expected = "pdus:
+  strip:
+    driver: shelly
+    keys:
+      host: 10.0.0.30
+    heard: mDNS: _shelly._tcp
+    first_seen: 2026-11-21T12:00:00Z
+";
+    assert!(text.replace('\'', "").ends_with(expected), "{text}");
+    let told = inventory.adopt("strip", plug("10.0.0.31")).unwrap_err().to_string();
+    assert_eq!(told, "`strip` was adopted already; say another name with `--as`, or `wharf pdu remove strip`");
+    assert_eq!(inventory.forget_pdu("strip").unwrap(), plug("10.0.0.30"));
+    let told = inventory.forget_pdu("strip").unwrap_err().to_string();
+    assert_eq!(told, "no unit `strip` was adopted; `wharf pdus` lists all of them");
+}
+
+#[test]
+fn an_adopted_unit_that_cannot_be_is_left_out_and_the_farm_file_wins() {
+    let (_folder, inventory) = inventory();
+    inventory.adopt("rack", plug("10.0.0.30")).unwrap();
+    let mut wrong = plug("10.0.0.31");
+    wrong.keys.insert("colour".into(), "red".into());
+    let told = wrong.config("wrong", Path::new("")).unwrap_err();
+    assert!(told.contains("colour") && !told.contains("pdus[0]"), "{told}");
+    inventory.adopt("wrong", wrong).unwrap();
+    inventory.adopt("abacus", AdoptedPdu { driver: "abacus".into(), ..plug("10.0.0.32") }).unwrap();
+    let (config, _) = inventory.merged(farm());
+    let units: Vec<_> = config.pdus.iter().map(|pdu| (pdu.name.as_str(), pdu.unit.driver)).collect();
+    assert_eq!(units, [("rack", "exec")]);
 }

@@ -361,7 +361,7 @@ fn what_is_not_known_of_a_machine_is_waited_for_and_the_farm_file_wins() {
         command.output().unwrap()
     };
     let wrong = add_by_hand(&["--pdu", "rack", "--outlet", "7"]);
-    assert!(text(&wrong.stderr).contains("the farm file has no PDU `rack`; PDUs: none"), "{wrong:?}");
+    assert!(text(&wrong.stderr).contains("the farm has no PDU `rack`; PDUs: none"), "{wrong:?}");
     let right = add_by_hand(&["--pdu", "spares", "--outlet", "sim", "--console", "sim", "--tag", "by-hand"]);
     assert!(right.status.success(), "{right:?}");
     let dut = wait_until_idle(&bench, "lab-nuc-1");

@@ -33,6 +33,8 @@
 //! | `on_demand` | machines are made when jobs ask, make room for others, and go |
 //! | `picked_up` | a machine that is not the server's own goes on without it, and so does its job |
 //! | `power` | off-times, cycles, failures and reserved outlets: the same for every unit, kills included |
+//! | `power_kernel` | USB hubs and GPIO lines of a real kernel do as they are told; all of it with a variable |
+//! | `power_manual` | a job waits for the person who switches its outlet, and believes what he says |
 //! | `power_network` | a lease switches its machine at the unit that the farm file names, over the network |
 //! | `power_served` | pduclient and labgrid switch what a lease holds |
 //! | `queue` | hundreds of jobs for fifty machines: in order, and none is forgotten |
@@ -84,6 +86,8 @@ mod nbd_strange;
 mod on_demand;
 mod picked_up;
 mod power;
+mod power_kernel;
+mod power_manual;
 mod power_network;
 mod power_served;
 mod queue;

@@ -1,6 +1,7 @@
 //! Power units that tell of themselves, as our clients read them.
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use crate::blueprint::power::announced::Candidate;
@@ -31,6 +32,25 @@ pub struct FoundPduWire {
     pub entry: String,
     /// What the farm file calls it, where it has it already.
     pub known_as: Option<String>,
+}
+
+/// Which of them is taken into the farm.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AdoptWire {
+    /// Its `name` as it was found, or its address.
+    #[serde(default)]
+    pub found: String,
+    /// What it is called from now on; as it was found when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Keys of its driver that it does not tell, such as a password.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    #[schema(value_type = Object)]
+    pub keys: Map<String, Value>,
+    /// How long it has for telling of itself, in seconds; 4 when it is not said, 60 at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listen_s: Option<u64>,
 }
 
 impl FoundPduWire {

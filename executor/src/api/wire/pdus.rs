@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::blueprint::power::{Errand, PowerState, ReadBack};
-use crate::farm::PduView;
+use crate::farm::{Origin, PduView};
 use crate::outlets::{OutletView, UnitState};
 
 /// All power units, by name.
@@ -33,6 +33,19 @@ pub struct PowerUnitWire {
     /// What people are asked to do at it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errands: Vec<ErrandWire>,
+    /// True when it is not in the farm file: an admin adopted it.
+    #[serde(default)]
+    pub adopted: bool,
+}
+
+/// A unit that was adopted.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct AdoptedWire {
+    /// Its name.
+    pub name: String,
+    /// How it is.
+    #[serde(flatten)]
+    pub pdu: PowerUnitWire,
 }
 
 /// What a person is asked to do.
@@ -95,6 +108,7 @@ impl PowerUnitWire {
             driver: pdu.driver.to_owned(),
             reads_back: pdu.read_back == ReadBack::Asked,
             errands: pdu.errands.iter().map(ErrandWire::of).collect(),
+            adopted: pdu.origin == Origin::Adopted,
         }
     }
 }

@@ -12,6 +12,8 @@
 
 use std::net::IpAddr;
 
+use serde_json::{Map, Value};
+
 use super::usb_hub::Hub;
 
 /// Something that was heard on the farm's network, or is plugged into this host.
@@ -100,6 +102,25 @@ impl Candidate {
     pub fn entry(&self) -> String {
         format!("- name: {}\n  {}: {{{}}}\n", self.name, self.driver, self.keys)
     }
+
+    /// The keys, read.
+    pub fn told(&self) -> Result<Map<String, Value>, serde_yaml::Error> {
+        serde_yaml::from_str(&format!("{{{}}}", self.keys))
+    }
+
+    /// Where it is on USB.
+    pub fn place(&self) -> Option<(String, Vec<String>)> {
+        place_of(&Value::Object(self.told().ok()?))
+    }
+}
+
+/// Where keys of a driver say that a hub is: its controller, and the ports that lead to its halves.
+pub fn place_of(keys: &Value) -> Option<(String, Vec<String>)> {
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    let mut halves: Vec<String> =
+        keys["devices"].as_array()?.iter().filter_map(|half| text(&half["devpath"])).collect();
+    halves.sort();
+    Some((text(&keys["controller"])?, halves))
 }
 
 /// A unit that was heard several times is one: by its address, or by its name where it has none. The first word of it counts.

@@ -96,7 +96,7 @@ impl Farm {
         entry.power = add.outlet.or(entry.power);
         entry.console = add.console.or(entry.console);
         // What could never be in the farm is told to who says it, and not written down.
-        inventory.check(&self.discovery.file(), &id, &entry).map_err(AddError::Wrong)?;
+        inventory.check(self.discovery.file(), &id, &entry).map_err(AddError::Wrong)?;
         self.keep(&id, entry).await.map_err(|(_, why)| AddError::Farm(why))?;
         self.follow_inventory().await.map_err(|error| AddError::Farm(error.to_string()))?;
         Ok(id)

@@ -157,7 +157,8 @@ impl Preset {
                 labels: "1.3.6.1.4.1.318.1.1.4.4.2.1.4",
                 status: "1.3.6.1.4.1.318.1.1.4.4.2.1.3",
                 control: "1.3.6.1.4.1.318.1.1.4.4.2.1.3",
-                // Watts, as monitoring systems read it. CI-tron's driver takes it for tens of watts: `outlet_power_multiplier`.
+                // rPDU2OutletMeteredStatusPower: watts (LibreNMS's discovery of APC). CI-tron's driver takes tens of watts, the unit of
+                // rPDU2DeviceStatusPower: `outlet_power_multiplier`.
                 power_watts: Some(("1.3.6.1.4.1.318.1.1.26.9.4.3.1.7", 1.0)),
                 // Tenths of a kilowatt-hour.
                 energy_joules: Some(("1.3.6.1.4.1.318.1.1.26.9.4.3.1.11", 360_000.0)),
