@@ -68,6 +68,8 @@ pub fn spawn_qemu(lab: &Lab, folder: &Path, console: SocketAddr, program: &str, 
 pub enum Rom {
     /// iPXE.
     Ipxe,
+    /// iPXE, in a card whose driver is a module of distributions' kernels: Intel's e1000e.
+    IpxeOfE1000e,
     /// Nothing: the firmware boots from the network by itself.
     Empty,
 }
@@ -93,6 +95,7 @@ impl Board {
         // Debian's ROMs fit any virtio card; U-Boot reads a wrong MAC from one that can also be a legacy card.
         let card = match rom {
             Rom::Ipxe => format!("virtio-net-pci,netdev=n0,bootindex=1,mac={mac}"),
+            Rom::IpxeOfE1000e => format!("e1000e,netdev=n0,bootindex=1,mac={mac}"),
             Rom::Empty => format!("virtio-net-pci,netdev=n0,bootindex=1,disable-legacy=on,romfile=,mac={mac}"),
         };
         let arguments = [arguments, &["-netdev", &network, "-device", &card]].concat();

@@ -121,10 +121,26 @@ fn a_qemu_machine_that_nobody_declared_is_powered_boots_registers_trains_and_run
 
 #[test]
 fn a_board_on_a_free_outlet_is_found_with_its_serial_line_among_others() {
+    find_a_board(Rom::Ipxe, &["-m", "160"], "");
+}
+
+/// With `WHARF_LINUX_IMAGE`, the folder of an unpacked `linux-image-…` package of Debian: the real kernel, whose network drivers are modules.
+#[test]
+fn a_board_whose_network_card_needs_a_module_is_found_with_a_distributions_kernel() {
+    let Ok(image) = std::env::var("WHARF_LINUX_IMAGE") else { return };
+    let only = |folder: String| fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
+    let is_kernel = |path: &std::path::PathBuf| path.file_name().unwrap().to_string_lossy().starts_with("vmlinuz");
+    let kernel = only(format!("{image}/boot")).into_iter().find(is_kernel).unwrap();
+    let modules = only(format!("{image}/lib/modules")).remove(0);
+    let keys = format!("discovery: {{kernel: '{}', modules: '{}'}}\n", kernel.display(), modules.display());
+    find_a_board(Rom::IpxeOfE1000e, &["-m", "512"], &keys);
+}
+
+fn find_a_board(rom: Rom, machine: &[&str], discovery: &str) {
     need_virtual_machines(WHARF);
     let _passage = QEMU.pass();
     let Some(place) = Place::new() else { return };
-    let board = Board::new(&place.lab, LINK, "52:54:00:88:00:09", Rom::Ipxe, "qemu-system-x86_64", &["-m", "160"]);
+    let board = Board::new(&place.lab, LINK, "52:54:00:88:00:09", rom, "qemu-system-x86_64", machine);
     let farm = format!(
         "name: bench
 network: {{interface: {{name: {LINK}, address: {GATEWAY}/24}}}}
@@ -134,7 +150,7 @@ consoles:
   - {{name: line-1, tcp: {{host: 127.0.0.1, port: 1}}}}
   - {{name: line-2, tcp: {{host: 127.0.0.1, port: {}}}}}
 duts: []
-",
+{discovery}",
         board.unit(),
         board.console_port(),
     );
@@ -316,10 +332,10 @@ fn the_outlet_of_a_discovery_is_off_again_after_the_server_was_killed_in_it_and_
     let outlet = folder.path().join("outlet-7");
     fs::write(&outlet, "off").unwrap();
     let there = folder.path().display();
-    let told = |what: &str| format!("[sh, -c, \"echo {what} > '{there}/outlet-$0'\", '{{outlet}}']");
+    let told = |what: &str| format!("[sh, -c, \"echo {what} > {there}/outlet-$0\", '{{outlet}}']");
     let farm = format!(
         "name: lab\nnetwork: {{private: {{address: 10.81.2.1/24}}}}\ndhcp: {{range: [10.81.2.100, 10.81.2.199]}}\n\
-         pdus:\n- {{name: rack, exec: {{on: {}, off: {}, state: [cat, '{there}/outlet-{{outlet}}']}}}}\nduts: []\n",
+         pdus:\n- {{name: rack, min_off_time: 0 s, exec: {{on: {}, off: {}, state: [cat, '{there}/outlet-{{outlet}}']}}}}\nduts: []\n",
         told("on"),
         told("off")
     );
