@@ -51,6 +51,7 @@ mod ledger;
 mod listening;
 mod machines;
 mod network;
+mod on_dut;
 mod pdus;
 mod pick_up;
 mod prepare;

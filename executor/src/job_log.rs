@@ -91,6 +91,8 @@ pub enum JobEvent {
     ConsoleBack { seconds: f64 },
     /// What the outlets of its DUTs measured, until the verdict.
     EnergyMeasured { joules: f64, seconds: f64 },
+    /// What the tests of a step came to, by the file that they wrote; the names of some that failed.
+    TestResults { file: String, tests: u64, failures: u64, errors: u64, skipped: u64, failed: Vec<String> },
     /// Anything else worth a line.
     Note { text: String, severity: Severity },
     /// The tear-down began.

@@ -27,7 +27,7 @@ use sha2::{Digest, Sha256};
 
 use crate::job_log::{JobEvent, JobLog};
 use crate::session::{Action, Event, Fetches, HandOver, Session};
-use crate::verdict::{Cause, Verdict};
+use crate::verdict::{Cause, Status, Verdict};
 
 /// In the job's folder.
 const JOURNAL: &str = "session.journal";
@@ -407,6 +407,7 @@ enum Happened {
     Evidence { text: String },
     Cancelled { by: String },
     SubmitterGone,
+    StepsEnded { status: Status, cause: Cause, summary: String },
     FarmFailed { reason: String },
     PickedUp { away_s: f64 },
 }
@@ -436,6 +437,9 @@ impl Noted {
             Event::Evidence(text) => Happened::Evidence { text: text.clone() },
             Event::Cancelled { by } => Happened::Cancelled { by: by.clone() },
             Event::SubmitterGone => Happened::SubmitterGone,
+            Event::StepsEnded { status, cause, summary } => {
+                Happened::StepsEnded { status: *status, cause: *cause, summary: summary.clone() }
+            }
             Event::FarmFailed { reason } => Happened::FarmFailed { reason: reason.clone() },
             Event::PickedUp { away } => Happened::PickedUp { away_s: away.as_secs_f64() },
         })
@@ -459,6 +463,7 @@ impl From<Happened> for Event {
             Happened::Evidence { text } => Event::Evidence(text),
             Happened::Cancelled { by } => Event::Cancelled { by },
             Happened::SubmitterGone => Event::SubmitterGone,
+            Happened::StepsEnded { status, cause, summary } => Event::StepsEnded { status, cause, summary },
             Happened::FarmFailed { reason } => Event::FarmFailed { reason },
             Happened::PickedUp { away_s } => {
                 Event::PickedUp { away: Duration::try_from_secs_f64(away_s).unwrap_or_default() }

@@ -11,6 +11,7 @@ mod interface;
 mod inventory;
 mod job_log;
 mod journal;
+mod junit;
 mod lease;
 mod messages;
 mod outlets;

@@ -34,6 +34,9 @@ pub(crate) fn sentence(event: &JobEvent) -> Option<String> {
             format!("The console is back after {seconds:.1} s; what the DUT said meanwhile is lost")
         }
         JobEvent::EnergyMeasured { joules, seconds } => energy(*joules, *seconds),
+        JobEvent::TestResults { file, tests, failures, errors, skipped, .. } => {
+            format!("Test results of {file}: {tests} tests, {failures} failed, {errors} broken, {skipped} skipped")
+        }
         JobEvent::Note { text, .. } => text.clone(),
         JobEvent::TeardownStarted => "Tearing down: switching the DUT off, withdrawing its artifacts".into(),
         JobEvent::TeardownComplete => "Tear-down complete: the DUT is free".into(),

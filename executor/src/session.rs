@@ -77,6 +77,8 @@ pub enum Event {
     Cancelled { by: String },
     /// The submitter is gone.
     SubmitterGone,
+    /// What was done on the DUT by SSH came to this end, and the job with it.
+    StepsEnded { status: Status, cause: Cause, summary: String },
     /// The farm cannot go on.
     FarmFailed { reason: String },
     /// The farm was away for so long, and is back with a session that has heard again what was heard before. The console is open, what
@@ -276,6 +278,7 @@ impl Session {
             Event::SubmitterGone => {
                 self.end(Status::Incomplete, Cause::Submitter, "the submitter went away before the job ended".into());
             }
+            Event::StepsEnded { status, cause, summary } => self.end(status, cause, summary),
             Event::FarmFailed { reason } => self.end(Status::Incomplete, Cause::Farm, reason),
             Event::PickedUp { away } => self.picked_up(away, now),
         }

@@ -23,7 +23,7 @@ use crate::job::{
 use crate::merge::{Collection, Named, OneOrList};
 use crate::pattern::Pattern;
 use crate::roles::{COUNT_AT_MOST, DUTS_AT_MOST};
-use crate::steps::{STEPS_AT_MOST, StepKeys};
+use crate::steps::{STEPS_AT_MOST, SshKeys, StepKeys};
 
 /// A job for a machine under test.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
@@ -115,9 +115,13 @@ pub(crate) struct RoleKeys {
     pub(crate) count: Option<u32>,
     #[serde(flatten)]
     pub(crate) target: TargetKeys,
-    /// What is done on a host: a role with steps is played by a host, which `id` and `tags` then mean, and boots nothing.
+    /// What is done on a host: a role with steps is played by a host, which `id` and `tags` then mean, and boots nothing. With `ssh` it is
+    /// done on the machine that the role boots.
     #[schemars(extend("maxItems" = STEPS_AT_MOST, "x-never-null" = true))]
     pub(crate) steps: Vec<StepKeys>,
+    /// How the machine that the role boots is logged in to, for `steps`.
+    #[schemars(with = "SshKeys", extend("x-never-null" = true))]
+    pub(crate) ssh: Option<SshKeys>,
     /// How long each part may take, for this role.
     pub(crate) timeouts: Option<TimeoutsKeys>,
     /// What is looked for in the console's lines of this role.

@@ -28,6 +28,7 @@ use crate::ids::ExportName;
 use crate::merge::{Collection, HasName, OneOrList};
 use crate::pattern::{MatchError, Pattern};
 use crate::shape;
+use crate::steps::BySsh;
 
 /// The overall timeout of a job that names none: CI-tron's default.
 pub const DEFAULT_OVERALL: Duration = Duration::from_secs(6 * 3600);
@@ -55,6 +56,8 @@ pub struct Job {
     pub continue_: Deployment,
     /// Where the machine may connect to through the farm.
     pub proxy: Vec<Endpoint>,
+    /// What is done by SSH on what it boots.
+    pub by_ssh: Option<BySsh>,
 }
 
 /// Which machines qualify.

@@ -34,5 +34,5 @@ pub use pattern::{MatchError, Pattern};
 pub use problem::{Location, Problem, Problems};
 pub use roles::{Role, Roles, StartBarrier};
 pub use shape::{Findings, field_of, load, load_checked, schema_of};
-pub use steps::{Step, StepContent, StepKind};
+pub use steps::{BySsh, Failures, Results, Step, StepContent, StepKind};
 pub use template::{Limits, Rendered, Variables, render, render_inline, variables_used};

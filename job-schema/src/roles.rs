@@ -58,7 +58,7 @@ pub struct Role {
     pub role: Option<RoleName>,
     /// Its job, complete; of a host only its target and its deadline mean something.
     pub job: Job,
-    /// What is done on a host; a DUT has none.
+    /// What is done on a host; what is done on a DUT is in its job.
     pub steps: Vec<Step>,
 }
 
@@ -70,7 +70,7 @@ impl Roles {
         let Some(TargetForm::Roles(roles)) = description.map(|description| description.target) else {
             return Vec::new();
         };
-        let duts = roles.iter().filter(|role| role.steps.is_empty());
+        let duts = roles.iter().filter(|role| role.steps.is_empty() || role.ssh.is_some());
         duts.flat_map(names_of).take(DUTS_AT_MOST as usize).collect()
     }
 
@@ -165,9 +165,10 @@ fn roles_of(mut description: JobDescription) -> Roles {
 /// A role, once per DUT that plays it.
 fn role_of(description: &JobDescription, keys: RoleKeys) -> Vec<Role> {
     let names = names_of(&keys);
-    let RoleKeys { role, target, timeouts, console_patterns, deployment, steps, .. } = keys;
-    let job = description.job(target, Own { timeouts, console_patterns, deployment });
-    let steps: Vec<_> = steps.into_iter().filter_map(StepKeys::step).collect();
+    let RoleKeys { role, target, timeouts, console_patterns, deployment, steps, ssh, .. } = keys;
+    let mut job = description.job(target, Own { timeouts, console_patterns, deployment });
+    let mut steps: Vec<_> = steps.into_iter().filter_map(StepKeys::step).collect();
+    job.by_ssh = ssh.map(|ssh| ssh.with(std::mem::take(&mut steps)));
     let of = |name| Role { name: Some(name), role: role.clone(), job: job.clone(), steps: steps.clone() };
     names.into_iter().map(of).collect()
 }
@@ -215,6 +216,7 @@ impl JobDescription {
             start: deployment.start.into(),
             continue_: continued.into(),
             proxy: self.proxy.allowed_endpoints.clone().into_items(),
+            by_ssh: None,
         }
     }
 }
@@ -230,6 +232,11 @@ impl Checks<'_> {
         let path: Vec<String> = at.iter().cloned().chain(inside.iter().map(|&step| step.to_owned())).collect();
         let location = self.loaded.place(&path);
         self.problems.push(Problem { location, field: field_of(&path), what, hint: Some(hint.to_owned()) });
+    }
+
+    /// Whether the top level has this key.
+    fn says(&self, key: &str) -> bool {
+        self.loaded.root.as_ref().is_some_and(|root| root.child(key).is_some())
     }
 
     fn of_job(&mut self, description: &JobDescription) {
@@ -311,6 +318,10 @@ impl Checks<'_> {
     /// A role is played by a DUT or by a host.
     fn of_steps(&mut self, at: &[String], keys: &RoleKeys) {
         if keys.steps.is_empty() {
+            if keys.ssh.is_some() {
+                let what = "there is nothing to do by SSH".to_owned();
+                self.tell(at, &["ssh"], what, "list `steps` beside it, or leave it out");
+            }
             return;
         }
         let of_duts = [
@@ -318,9 +329,14 @@ impl Checks<'_> {
             ("console_patterns", keys.console_patterns.is_some()),
             ("timeouts", keys.timeouts.is_some()),
         ];
-        for (key, _) in of_duts.into_iter().filter(|(_, is_given)| *is_given) {
+        let boots_here = keys.deployment.is_some() || self.says("deployment");
+        if keys.ssh.is_some() && !boots_here {
+            let what = "nobody says what the machine boots, which is then logged in to".to_owned();
+            self.tell(at, &["ssh"], what, "write `deployment` here or at the top; without `ssh` a host plays the role");
+        }
+        for (key, _) in of_duts.into_iter().filter(|(_, is_given)| *is_given && keys.ssh.is_none()) {
             let what = "a role with steps is played by a host, which boots nothing and has no console".to_owned();
-            self.tell(at, &[key], what, "leave it out; each step has a `timeout` of its own");
+            self.tell(at, &[key], what, "leave it out, or write `ssh: {}` to do the steps on what the role boots");
         }
         for (index, step) in keys.steps.iter().enumerate() {
             for (key, what, hint) in step.mistakes() {

@@ -1,9 +1,9 @@
-//! What a role without a machine under test does: steps on a host, one after the other.
+//! What a role does on a host, or by SSH on the machine that it boots: steps, one after the other.
 //!
 //! ```text
 //!  - checkout: URL, ref: v1      a commit of a git repository, into the working copy
 //!  - put: PATH, data | attached  a file
-//!  - run: LINE, timeout          a line of the shell; its status decides
+//!  - run: LINE, timeout          a line of the shell; its status decides, and the test results that it wrote
 //!  - get: PATH                   a file, kept with the job
 //! ```
 
@@ -12,7 +12,8 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::description::DurationForm;
+use crate::description::{DurationForm, PatternKeys};
+use crate::pattern::Pattern;
 
 /// The most steps of a role: what needs more is a script.
 pub const STEPS_AT_MOST: usize = 100;
@@ -37,9 +38,78 @@ pub(crate) struct StepKeys {
     /// With `checkout`: a branch, tag or commit; the repository's own choice when absent.
     #[serde(rename = "ref")]
     pub(crate) reference: Option<String>,
+    /// With `run`: the test results that it writes.
+    #[schemars(with = "ResultsKeys", extend("x-never-null" = true))]
+    pub(crate) results: Option<ResultsKeys>,
     /// How long it may take; as long as the job when absent.
     #[schemars(with = "Option<DurationForm>")]
     pub(crate) timeout: Option<f64>,
+}
+
+/// A file of test results.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+#[schemars(extend("required" = ["junit"]))]
+pub(crate) struct ResultsKeys {
+    /// The path of a file of JUnit's XML, as most test programs write it.
+    #[schemars(extend("x-example" = "junit: report.xml"))]
+    pub(crate) junit: String,
+    /// What a failed test means; `fail` when absent.
+    pub(crate) failures: Option<Failures>,
+}
+
+/// What a failed test means for the job.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Failures {
+    /// The job fails.
+    #[default]
+    Fail,
+    /// It is counted, and no more.
+    Count,
+}
+
+/// How a booted machine is logged in to.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+pub(crate) struct SshKeys {
+    /// Who we are there; `root` when absent.
+    pub(crate) user: Option<String>,
+    /// The port of its SSH server; 22 when absent.
+    #[schemars(range(min = 1, max = 65535))]
+    pub(crate) port: Option<u16>,
+    /// The key that it shows, as `ssh-keyscan` prints it, or its fingerprint; when absent the keys that it says on its console.
+    pub(crate) host_key: Option<String>,
+    /// The line of its console after which it is logged in to; from the start when absent.
+    #[schemars(with = "PatternKeys", extend("x-never-null" = true))]
+    pub(crate) when: Option<PatternKeys>,
+}
+
+/// What is done by SSH on the machine that a role boots.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BySsh {
+    /// Who we are there.
+    pub user: String,
+    /// The port of its SSH server.
+    pub port: u16,
+    /// The key that it shows; `None`: one that it says on its console.
+    pub host_key: Option<String>,
+    /// The line of its console after which it is logged in to.
+    pub when: Option<Pattern>,
+    /// What is done, in this order.
+    pub steps: Vec<Step>,
+}
+
+impl SshKeys {
+    pub(crate) fn with(self, steps: Vec<Step>) -> BySsh {
+        BySsh {
+            user: self.user.unwrap_or_else(|| "root".to_owned()),
+            port: self.port.unwrap_or(22),
+            host_key: self.host_key,
+            when: self.when.map(|keys| keys.regex),
+            steps,
+        }
+    }
 }
 
 /// A step on a host.
@@ -55,7 +125,12 @@ pub struct Step {
 #[derive(Debug, Clone, PartialEq)]
 pub enum StepKind {
     /// Runs lines of the shell.
-    Run(String),
+    Run {
+        /// The lines.
+        line: String,
+        /// The test results that they write.
+        results: Option<Results>,
+    },
     /// Writes a file.
     Put {
         /// Its path.
@@ -72,6 +147,15 @@ pub enum StepKind {
         /// The commit.
         reference: String,
     },
+}
+
+/// A file of test results, in JUnit's XML.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Results {
+    /// Its path.
+    pub junit: String,
+    /// What a failed test means.
+    pub failures: Failures,
 }
 
 /// What is in a file that a step writes.
@@ -100,6 +184,9 @@ impl StepKeys {
         if self.reference.is_some() && self.checkout.is_none() {
             found.push(("ref", "only a `checkout` has a commit", "write `checkout: URL` beside it"));
         }
+        if self.results.is_some() && self.run.is_none() {
+            found.push(("results", "only a `run` has test results", "write `run: LINE` beside it"));
+        }
         found
     }
 
@@ -110,7 +197,10 @@ impl StepKeys {
             (None, attached) => attached.map(StepContent::Attached),
         };
         let what = match (self.run, self.put, self.get, self.checkout) {
-            (Some(line), ..) => StepKind::Run(line),
+            (Some(line), ..) => {
+                let of = |keys: ResultsKeys| Results { junit: keys.junit, failures: keys.failures.unwrap_or_default() };
+                StepKind::Run { line, results: self.results.map(of) }
+            }
             (_, Some(path), ..) => StepKind::Put { path, content: content? },
             (_, _, Some(path), _) => StepKind::Get(path),
             (.., url) => {

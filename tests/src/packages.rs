@@ -122,7 +122,7 @@ for archive in cache/archives/*.deb; do dpkg-deb -x \"$archive\" tree; done";
 }
 
 /// Where the user's `wharf` keeps its downloads: another XDG_RUNTIME_DIR must not move it.
-pub(crate) fn cache_folder() -> PathBuf {
+pub fn cache_folder() -> PathBuf {
     let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
     let home = || variable("HOME").unwrap_or_else(|| "/root".into()).join(".cache");
     variable("WHARF_CACHE").unwrap_or_else(|| variable("XDG_CACHE_HOME").unwrap_or_else(home).join("wharf"))

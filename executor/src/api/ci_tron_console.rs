@@ -82,6 +82,7 @@ impl Framer {
             | JobEvent::TimeoutHit { .. }
             | JobEvent::ConsoleAway { .. }
             | JobEvent::ConsoleBack { .. }
+            | JobEvent::TestResults { .. }
             | JobEvent::Note { .. }
             | JobEvent::TeardownStarted
             | JobEvent::TeardownComplete => self.control(&mut frames, record),
@@ -185,6 +186,7 @@ fn tag(event: &JobEvent) -> u16 {
         | JobEvent::ConsoleAway { .. }
         | JobEvent::ConsoleBack { .. }
         | JobEvent::EnergyMeasured { .. }
+        | JobEvent::TestResults { .. }
         | JobEvent::Note { .. }
         | JobEvent::Ended { .. } => 0,
     }

@@ -83,6 +83,7 @@ impl View {
             | JobEvent::ConsoleAway { .. }
             | JobEvent::ConsoleBack { .. }
             | JobEvent::EnergyMeasured { .. }
+            | JobEvent::TestResults { .. }
             | JobEvent::Note { .. }
             | JobEvent::TeardownComplete => {}
         }

@@ -81,6 +81,40 @@ pub struct MadeConfig {
 pub enum ProviderConfig {
     /// A cloud with the EC2 API.
     Ec2(Ec2Config),
+    /// QEMU on this machine.
+    Qemu(QemuHostConfig),
+}
+
+/// Virtual machines of this machine, and what they are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QemuHostConfig {
+    /// The image of their disk, which none of them changes.
+    pub disk: Option<PathBuf>,
+    /// A kernel that they boot; the disk's own boot loader when absent.
+    pub kernel: Option<PathBuf>,
+    /// The kernel's first file system.
+    pub initramfs: Option<PathBuf>,
+    /// The kernel's command line.
+    pub cmdline: String,
+    /// Memory in MiB.
+    pub memory_mib: u32,
+    /// Processors.
+    pub cpus: u32,
+    /// The size of their disk in MiB; the image's when absent.
+    pub disk_mib: Option<u32>,
+    /// What they reach.
+    pub outside: Outside,
+    /// The port of their SSH server.
+    pub ssh_port: u16,
+}
+
+/// What a virtual machine reaches besides us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outside {
+    /// Whatever this machine reaches.
+    Open,
+    /// Nothing.
+    Closed,
 }
 
 /// A cloud with the EC2 API, and what is asked of it.
@@ -118,6 +152,7 @@ impl ProviderConfig {
     pub fn name(&self) -> &'static str {
         match self {
             ProviderConfig::Ec2(_) => "ec2",
+            ProviderConfig::Qemu(_) => "qemu",
         }
     }
 }

@@ -14,17 +14,20 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future::{FutureExt, join_all};
-use job_schema::StartBarrier;
+use job_schema::{BySsh, StartBarrier};
 use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::boot_namespace::{Kept, Open, Serving, Watch, observer};
 use super::crew::{self, Together};
 use super::disks::{self, Disks};
 use super::listening::Listening;
 use super::machines::Dut;
+use super::on_dut::{self, LoginToDut, Reached};
 use super::pick_up::{Beginning, Begun};
 use super::prepare::{self, MESSAGES, Prepared};
-use super::steps::OnHost;
+use super::steps::{Doing, On, OnHost};
 use super::{Asks, CancelledBy, DutName, Farm, JobRecord, Submission};
 use crate::blueprint::power::ReadBack;
 use crate::config::DutConfig;
@@ -196,7 +199,10 @@ async fn run_all(
                 Got::Host(host) => {
                     let ended = ended_from_outside(inbox.cancelled, views.clone(), Arc::clone(&together));
                     let (lease, crew, together) = (lease.clone(), crew.unwrap_or_default(), together_too);
-                    let on_host = OnHost { farm: farm_too, record, lease, host, pass, crew, together, submission };
+                    let attachments = submission.attachments.clone();
+                    let on = On::Host { name: host, lease };
+                    let doing = Doing { farm: farm_too, record, on, pass, attachments };
+                    let on_host = OnHost { doing, crew, together, submission };
                     let verdict = tokio::spawn(on_host.run(ended)).await;
                     (verdict.unwrap_or_else(|error| verdict_of_panic(&error)), TEAR_DOWN_DEFAULT)
                 }
@@ -475,6 +481,7 @@ impl Run {
         });
         self.farm.listeners.listen(&self.dut.config.mac, self.record.events.clone());
         let ended = ended_from_outside(cancelled, views, Arc::clone(&self.together)).shared();
+        let by_ssh = prepared.job.by_ssh.clone().map(|by_ssh| self.by_ssh(by_ssh, &submission.attachments));
         let begun = self.begin(beginning, &prepared, submission.attachments, deadline, ended.clone()).await;
         let Begun { session, setup } = match begun {
             Ok(begun) => begun,
@@ -495,6 +502,7 @@ impl Run {
             declare_unfit: Box::new(move |line| declare_unfit(&unfit.0, &unfit.1, line)),
         };
         let meter = Meter::begin(&self.dut, &self.record);
+        let _by_ssh = by_ssh.map(|by_ssh| AbortOnDropHandle::new(tokio::spawn(by_ssh)));
         let verdict = runner::run(session, ring).await;
         meter.end(verdict).await
     }
@@ -517,6 +525,21 @@ impl Run {
             together.all_are_ready().await;
             Ok(Box::new(console) as runner::Console)
         }
+    }
+
+    /// What the job does on the DUT by SSH, once it is up.
+    fn by_ssh(&self, by_ssh: BySsh, attachments: &BTreeMap<String, Bytes>) -> impl Future<Output = ()> + use<> {
+        let (dut, log) = (Arc::clone(&self.dut), Arc::clone(&self.record.log));
+        let stop = CancellationToken::new();
+        let login = LoginToDut { dut, log, by: Reached::of(&by_ssh), copy: self.record.id.clone(), stop };
+        let doing = Doing {
+            farm: Arc::clone(&self.farm),
+            record: Arc::clone(&self.record),
+            on: On::Dut(login),
+            pass: self.pass.clone(),
+            attachments: attachments.clone(),
+        };
+        on_dut::run(doing, by_ssh, self.record.events.clone())
     }
 
     /// The number of the whole job, also when it is one of several DUTs of it.

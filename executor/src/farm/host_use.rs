@@ -17,6 +17,7 @@ use super::hosts::Place;
 use super::{Farm, LeaseError};
 use crate::blueprint::host::working_copy::TERM_GRACE_S;
 use crate::job_log::{JobEvent, JobLog, Severity};
+use crate::lease::rows::Kind;
 use crate::lease::{InFlight, Pass};
 use crate::ssh::command::{self, Exit, Heard, quoted};
 use crate::ssh::files::{Compared, Getting};
@@ -137,6 +138,9 @@ impl Farm {
     }
 
     async fn errand(&self, id: &str) -> Result<Errand, LeaseError> {
+        if self.lease(id).await?.request.want.kind == Kind::Dut {
+            return self.errand_on_dut(id).await;
+        }
         let (log, host, pass) = self.usable_host(id).await?;
         let place = self.machines.hosts().place(&host, &id.into()).await;
         let place = place.map_err(|error| LeaseError::Failed(error.to_string()))?;
@@ -145,7 +149,7 @@ impl Farm {
     }
 }
 
-async fn enter(pass: &Pass, id: &str) -> Result<InFlight, LeaseError> {
+pub(super) async fn enter(pass: &Pass, id: &str) -> Result<InFlight, LeaseError> {
     pass.enter().await.map_err(|_| LeaseError::Over(format!("lease {id} is over: it is being released")))
 }
 

@@ -29,7 +29,7 @@ use crate::config::hosts::{HostConfig, HostFrom, MadeConfig};
 use crate::lease::actor::Outside;
 use crate::lease::rows::{Admin, Health, Kind, Lease, LeaseId, Resource, ResourceState};
 use crate::lease::{EffectError, Snapshot};
-use crate::ssh::{HostKey, Login, SshError};
+use crate::ssh::{HostKey, Login, Origin, SshError};
 
 /// A machine of a cloud boots within a minute or two; its kind may take as long as the lease rows let it.
 const BOOT_TIME: Duration = Duration::from_secs(570);
@@ -55,10 +55,13 @@ struct Inner {
     /// What ends what is done under a lease.
     stops: Mutex<BTreeMap<LeaseId, CancellationToken>>,
     /// Where hosts that were made are; asked for again after a restart.
-    addresses: Mutex<BTreeMap<String, String>>,
+    addresses: Mutex<BTreeMap<String, Address>>,
     keys: OnceLock<FarmKeys>,
     commands: AtomicU64,
 }
+
+/// Where an SSH server is: its address, and its port where that is not the entry's.
+type Address = (String, Option<u16>);
 
 /// Where the things of a lease are: on which host, in which folder.
 #[derive(Clone)]
@@ -93,7 +96,7 @@ impl Hosts {
         let gone = |what: &str| SshError::Refused { host: host.to_owned(), what: what.to_owned() };
         let entry = self.entry(host).ok_or_else(|| gone("the farm file no longer has it"))?;
         let login = match &entry.from {
-            HostFrom::Inventory { address } => self.login(&entry, host, address)?,
+            HostFrom::Inventory { address } => self.login(&entry, host, &(address.clone(), None))?,
             HostFrom::Provider(made) => {
                 let address = self.address_of(&entry, made, host).await;
                 let address = address.map_err(|error| gone(&error.to_string()))?;
@@ -102,11 +105,15 @@ impl Hosts {
         };
         let farm = self.0.config.get().name.clone();
         let copy = WorkingCopy { folder: entry.folder, farm, lease: lease.as_str().to_owned() };
-        let number = self.0.commands.fetch_add(1, Ordering::Relaxed);
-        Ok(Place { login, copy, stop: self.stop_of(lease), number })
+        Ok(self.place_at(login, copy, self.stop_of(lease)))
     }
 
-    fn login(&self, entry: &HostConfig, host: &str, address: &str) -> Result<Login, SshError> {
+    pub(super) fn place_at(&self, login: Login, copy: WorkingCopy, stop: CancellationToken) -> Place {
+        let number = self.0.commands.fetch_add(1, Ordering::Relaxed);
+        Place { login, copy, stop, number }
+    }
+
+    fn login(&self, entry: &HostConfig, host: &str, (address, port): &Address) -> Result<Login, SshError> {
         let mut host_keys = entry.ssh.host_keys.clone();
         if host_keys.is_empty() {
             host_keys.push(HostKey::Whole(self.keys(host)?.host(host).public_key().clone()));
@@ -115,11 +122,11 @@ impl Hosts {
             Some(key) => Arc::clone(key),
             None => Arc::new(self.keys(host)?.login()),
         };
-        let (port, user) = (entry.ssh.port, entry.ssh.user.clone());
-        Ok(Login { name: host.to_owned(), address: address.to_owned(), port, user, key, host_keys })
+        let (port, user) = (port.unwrap_or(entry.ssh.port), entry.ssh.user.clone());
+        Ok(Login { name: host.to_owned(), address: address.clone(), port, user, key, host_keys, from: Origin::Here })
     }
 
-    fn keys(&self, host: &str) -> Result<FarmKeys, SshError> {
+    pub(super) fn keys(&self, host: &str) -> Result<FarmKeys, SshError> {
         if let Some(keys) = self.0.keys.get() {
             return Ok(keys.clone());
         }
@@ -131,18 +138,19 @@ impl Hosts {
     }
 
     fn provider(&self, entry: &HostConfig, made: &MadeConfig) -> Result<Arc<dyn Provider>, SshError> {
-        let owner = format!("{}-{}", self.0.config.get().name, self.keys(&entry.name)?.owner());
-        Ok(provider::build(&made.provider, &owner, &entry.name))
+        let config = self.0.config.get();
+        let owner = format!("{}-{}", config.name, self.keys(&entry.name)?.owner());
+        Ok(provider::build(&made.provider, &owner, &entry.name, &config.state))
     }
 
-    async fn address_of(&self, entry: &HostConfig, made: &MadeConfig, host: &str) -> Result<Option<String>, SshError> {
+    async fn address_of(&self, entry: &HostConfig, made: &MadeConfig, host: &str) -> Result<Option<Address>, SshError> {
         let known = self.0.addresses.lock().unwrap_or_else(PoisonError::into_inner).get(host).cloned();
         if known.is_some() {
             return Ok(known);
         }
         let found = self.provider(entry, made)?.find(host).await;
         let found = found.map_err(|error| SshError::Refused { host: host.to_owned(), what: error.to_string() })?;
-        Ok(found.and_then(|found| found.address))
+        Ok(found.and_then(|found| Some((found.address?, found.port))))
     }
 
     /// What is found out about a host, once it is there.
@@ -187,7 +195,7 @@ impl Hosts {
         loop {
             look.tick().await;
             let (id, address) = match provider.find(host).await {
-                Ok(Some(Found { id, address: Some(address) })) => (id, address),
+                Ok(Some(Found { id, address: Some(address), port })) => (id, (address, port)),
                 Ok(_) => continue,
                 Err(error) => {
                     *last = error.to_string();
@@ -199,9 +207,17 @@ impl Hosts {
                 Ok(_) => {
                     let mut addresses = self.0.addresses.lock().unwrap_or_else(PoisonError::into_inner);
                     addresses.insert(host.to_owned(), address.clone());
-                    return vec![("address".to_owned(), address), ("instance".to_owned(), id)];
+                    let mut facts = vec![("address".to_owned(), address.0), ("instance".to_owned(), id)];
+                    facts.extend(address.1.map(|port| ("port".to_owned(), port.to_string())));
+                    return facts;
                 }
-                Err(error) => *last = error.to_string(),
+                Err(error) => {
+                    let said = error.to_string();
+                    if *last != said {
+                        tracing::info!(host, why = said, "it does not answer yet");
+                    }
+                    *last = said;
+                }
             }
         }
     }
@@ -281,7 +297,7 @@ impl Hosts {
         provider.find(host).await == Ok(None)
     }
 
-    fn stop_of(&self, lease: &LeaseId) -> CancellationToken {
+    pub(super) fn stop_of(&self, lease: &LeaseId) -> CancellationToken {
         let mut stops = self.0.stops.lock().unwrap_or_else(PoisonError::into_inner);
         stops.entry(lease.clone()).or_default().clone()
     }

@@ -16,8 +16,10 @@ use serde_json::json;
 use super::Current;
 use super::contents::Attachments;
 use super::disks;
+use super::on_dut;
 use super::wants::{self, Asked, Candidate, Wants};
 use super::{Asks, Submission, SubmitError, texts, values};
+use crate::blueprint::host::keys::FarmKeys;
 use crate::boot::{BootPlan, Dut, Place, Planned, Source, database, doors};
 use crate::config::{BeforeService, DutConfig, MachineConfig, SimulatedConfig};
 use crate::lease::rows::Access;
@@ -157,7 +159,8 @@ impl Planner {
         };
         let roles = Job::parse_all(&rendered)?;
         roles.list.iter().try_for_each(|role| self.served(&role.job, submission, &rendered))?;
-        Ok(roles)
+        let wrong: Vec<_> = roles.list.iter().filter_map(|role| on_dut::mistake(role.job.by_ssh.as_ref()?)).collect();
+        if wrong.is_empty() { Ok(roles) } else { Err(Problems::new(&submission.source_name, &rendered.text, wrong)) }
     }
 
     /// The job as it is for this DUT, and as this member of the crew.
@@ -298,6 +301,9 @@ impl Planner {
         variables.insert("machine", &machine);
         variables.insert("dut", &machine);
         variables.insert("environ", environ);
+        // Until a farm has run here there is none, and nobody to log in.
+        let public_key = FarmKeys::login_of(&self.config.get().state).unwrap_or_else(|| "ssh-ed25519 AAAA".to_owned());
+        variables.insert("ssh", json!({ "public_key": public_key }));
         let http = self.place.http_url();
         let address = self.place.address.to_string();
         let mut job = json!({

@@ -18,6 +18,7 @@ use super::record::Records;
 use super::shelf::Shelf;
 use super::{Announcements, Current, Farm, Jobs, Listeners, Planner, ledger, training};
 use crate::blueprint::dut;
+use crate::blueprint::host::keys::FarmKeys;
 use crate::boot::Place;
 use crate::config::FarmConfig;
 use crate::console::Consoles;
@@ -117,6 +118,9 @@ impl Farm {
         let records = Records::open(&config.state).map(Arc::new);
         let records =
             records.map_err(|source| StartError::State { path: config.state.display().to_string(), source })?;
+        // The templates of jobs have its public half.
+        FarmKeys::of(&config.state)
+            .map_err(|source| StartError::State { path: config.state.display().to_string(), source })?;
         let name = config.name.clone();
         let rows = dut::rows(&config);
         let state = config.state.clone();

@@ -1,4 +1,4 @@
-//! A role that is played by a host: its steps, one after the other, beside the DUTs of its job.
+//! A role that is played by a host: its steps, one after the other, beside the DUTs of its job. What a DUT does by SSH is done here, too.
 //!
 //! ```text
 //!  start barrier ─► checkout | put | run | get ─► … ─► all done: PASS
@@ -9,20 +9,24 @@
 //! ```
 //! What the steps say is the role's console. After a restart of the server the job ends, as every job over several machines does.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream;
-use job_schema::{Step, StepContent, StepKind};
+use job_schema::{Failures, Results, Step, StepContent, StepKind};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 
 use super::crew::Together;
 use super::host_use::{CommandAsk, CommandNews, Errand, PIECES_MAX, told};
+use super::on_dut::LoginToDut;
 use super::{Farm, JobRecord, Submission, prepare};
 use crate::blueprint::host::working_copy::checkout;
+use crate::job_log::JobEvent;
+use crate::junit;
 use crate::lease::Pass;
 use crate::lease::rows::LeaseId;
 use crate::session::Event;
@@ -36,15 +40,26 @@ const KEPT_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 
 /// A host that plays a role.
 pub(super) struct OnHost {
-    pub farm: Arc<Farm>,
-    /// The role's.
-    pub record: Arc<JobRecord>,
-    pub lease: LeaseId,
-    pub host: String,
-    pub pass: Pass,
+    pub doing: Doing,
     pub crew: prepare::Crew,
     pub together: Arc<Together>,
     pub submission: Submission,
+}
+
+/// Steps, and where they are done.
+pub(super) struct Doing {
+    pub farm: Arc<Farm>,
+    /// The role's.
+    pub record: Arc<JobRecord>,
+    pub on: On,
+    pub pass: Pass,
+    pub attachments: BTreeMap<String, Bytes>,
+}
+
+/// Where steps are done.
+pub(super) enum On {
+    Host { name: String, lease: LeaseId },
+    Dut(LoginToDut),
 }
 
 impl JobRecord {
@@ -57,14 +72,14 @@ impl JobRecord {
 }
 
 /// How steps came to an end before the last one.
-type Ended = (Status, Cause, String);
+pub(super) type Ended = (Status, Cause, String);
 
 impl OnHost {
     /// All steps, to a verdict.
     pub(super) async fn run(self, ended: impl Future<Output = Event>) -> Verdict {
         let mut evidence = Vec::new();
         let mut ended = std::pin::pin!(ended);
-        let end = match self.farm.planner.steps(&self.submission, &self.crew).await {
+        let end = match self.doing.farm.planner.steps(&self.submission, &self.crew).await {
             Err(problems) => {
                 Err((Status::SetupFail, Cause::Submitter, format!("the job is wrong for this host:\n{problems}")))
             }
@@ -74,7 +89,7 @@ impl OnHost {
                     event = &mut ended => Err(in_words(event)),
                 };
                 match barrier {
-                    Ok(()) => self.all(&steps, &mut evidence, ended).await,
+                    Ok(()) => self.doing.all(&steps, &mut evidence, ended).await,
                     Err(end) => Err(end),
                 }
             }
@@ -82,8 +97,11 @@ impl OnHost {
         let (status, cause, summary) = end.unwrap_or_else(|end| end);
         Verdict { status, cause, summary, evidence }
     }
+}
 
-    async fn all(
+impl Doing {
+    /// All steps; what each came to is evidence.
+    pub(super) async fn all(
         &self,
         steps: &[Step],
         evidence: &mut Vec<String>,
@@ -129,9 +147,14 @@ impl OnHost {
             error => (Status::Incomplete, Cause::Farm, error.to_string()),
         };
         match &step.what {
-            StepKind::Run(line) => {
+            StepKind::Run { line, results } => {
                 let argv = ["sh", "-c", line].map(str::to_owned).to_vec();
-                command(&errand, argv, step.timeout, news, (Status::Fail, Cause::Test)).await
+                let ran = command(&errand, argv, step.timeout, news, (Status::Fail, Cause::Test)).await;
+                match (results, &ran) {
+                    // What never ended has written nothing that one could count on.
+                    (Some(results), Ok(_) | Err((Status::Fail, ..))) => self.counted(results, ran).await,
+                    _ => ran,
+                }
             }
             StepKind::Checkout { url, reference } => {
                 let argv = checkout(url, reference);
@@ -151,7 +174,7 @@ impl OnHost {
         match content {
             StepContent::Data(text) => Ok(text.clone().into()),
             StepContent::Attached(name) => {
-                let found = self.submission.attachments.get(name).cloned();
+                let found = self.attachments.get(name).cloned();
                 found.ok_or_else(|| format!("no file `{name}` came with the job; `wharf run -f {name}:PATH` sends one"))
             }
         }
@@ -159,13 +182,11 @@ impl OnHost {
 
     /// A file of the host becomes one of the job's.
     async fn keep(&self, errand: &Errand, path: &str) -> Result<String, SshError> {
-        let refused = |what: String| SshError::Refused { host: self.host.clone(), what };
+        let refused = |what: String| SshError::Refused { host: errand.place.login.name.clone(), what };
         let mut getting = errand.get(path).await?;
-        if getting.expected.bytes > KEPT_BYTES_MAX {
-            return Err(refused(format!(
-                "`{path}` has {} bytes; a job keeps up to {KEPT_BYTES_MAX}",
-                getting.expected.bytes
-            )));
+        let bytes = getting.expected.bytes;
+        if bytes > KEPT_BYTES_MAX {
+            return Err(refused(format!("`{path}` has {bytes} bytes; a job keeps up to {KEPT_BYTES_MAX}")));
         }
         let name = path.rsplit('/').next().unwrap_or(path);
         let folder: PathBuf = self.record.log.folder().join(FILES);
@@ -179,8 +200,42 @@ impl OnHost {
         Ok(format!("{} bytes, SHA-256 {}", getting.expected.bytes, getting.expected.sha256))
     }
 
+    /// The test results that a command wrote, beside what it came to.
+    async fn counted(&self, results: &Results, ran: Result<String, Ended>) -> Result<String, Ended> {
+        let lacks = |why: String| {
+            let exit = ran.as_ref().map_or_else(|(_, _, why)| why.clone(), String::clone);
+            (Status::Incomplete, Cause::Artifact, format!("{exit}; no results: {why}"))
+        };
+        let errand = self.errand().await.map_err(|why| (Status::Incomplete, Cause::Farm, why))?;
+        let kept = self.keep(&errand, &results.junit).await;
+        kept.map_err(|error| match error {
+            SshError::Refused { what, .. } => lacks(what),
+            error => (Status::Incomplete, Cause::Farm, error.to_string()),
+        })?;
+        let name = results.junit.rsplit('/').next().unwrap_or(&results.junit);
+        let path = self.record.log.folder().join(FILES).join(name);
+        let tests = tokio::task::spawn_blocking(move || junit::read(&path)).await;
+        let tests = tests.map_err(|error| lacks(error.to_string()))?.map_err(lacks)?;
+        self.record.log.append(JobEvent::TestResults {
+            file: name.to_owned(),
+            tests: tests.tests,
+            failures: tests.failures,
+            errors: tests.errors,
+            skipped: tests.skipped,
+            failed: tests.failed.clone(),
+        });
+        match (ran, results.failures) {
+            (Ok(_), Failures::Fail) if !tests.is_success() => Err((Status::Fail, Cause::Test, tests.to_string())),
+            (Ok(exit), _) => Ok(format!("{exit}; {tests}")),
+            (Err((status, cause, exit)), _) => Err((status, cause, format!("{exit}; {tests}"))),
+        }
+    }
+
     async fn errand(&self) -> Result<Errand, String> {
-        let place = self.farm.machines.hosts().place(&self.host, &self.lease).await;
+        let place = match &self.on {
+            On::Host { name, lease } => self.farm.machines.hosts().place(name, lease).await,
+            On::Dut(login) => login.place(&self.farm).await,
+        };
         let place = place.map_err(|error| error.to_string())?;
         let _in_flight = self.pass.enter().await.map_err(|revoked| revoked.to_string())?;
         Ok(Errand { place, log: Arc::clone(&self.record.log), _in_flight })
@@ -221,7 +276,7 @@ fn late(time: Duration) -> Ended {
 
 fn name_of(what: &StepKind) -> String {
     match what {
-        StepKind::Run(line) => format!("run `{}`", told(std::slice::from_ref(line)).trim_matches('\'')),
+        StepKind::Run { line, .. } => format!("run `{}`", told(std::slice::from_ref(line)).trim_matches('\'')),
         StepKind::Put { path, .. } => format!("put `{path}`"),
         StepKind::Get(path) => format!("get `{path}`"),
         StepKind::Checkout { url, reference } => format!("checkout `{url}` at `{reference}`"),

@@ -8,6 +8,8 @@
 //! slow one. A key exchange takes some 10 ms.
 
 use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -40,6 +42,17 @@ pub struct Login {
     pub key: Arc<PrivateKey>,
     /// The keys that it may show.
     pub host_keys: Vec<HostKey>,
+    /// Where the connection begins.
+    pub from: Origin,
+}
+
+/// Where a connection begins.
+#[derive(Clone)]
+pub enum Origin {
+    /// On this machine's own network.
+    Here,
+    /// On the network that this socket is on; the host is known by its address there.
+    Socket(Arc<dyn Fn() -> io::Result<tokio::net::TcpSocket> + Send + Sync>),
 }
 
 /// A host's key, pinned.
@@ -113,7 +126,13 @@ impl Login {
     async fn open_slowly(&self) -> Result<Session, SshError> {
         let shown = Arc::new(Mutex::new(None));
         let watcher = Watcher { pinned: self.host_keys.clone(), shown: Arc::clone(&shown) };
-        let connected = client::connect(self.settings(), (self.address.as_str(), self.port), watcher).await;
+        let connected = match &self.from {
+            Origin::Here => client::connect(self.settings(), (self.address.as_str(), self.port), watcher).await,
+            Origin::Socket(socket) => match self.connected(&**socket).await {
+                Ok(stream) => client::connect_stream(self.settings(), stream, watcher).await,
+                Err(error) => Err(error.into()),
+            },
+        };
         let mut handle = connected.map_err(|error| match (error, taken(&shown)) {
             (russh::Error::UnknownKey, Some(shown)) => self.wrong_key(shown),
             (error @ russh::Error::NoCommonAlgo { .. }, None) => {
@@ -133,6 +152,16 @@ impl Login {
             }),
             Err(error) => Err(SshError::Unreachable { host: self.to_string(), why: error.to_string() }),
         }
+    }
+
+    async fn connected(
+        &self,
+        socket: &(dyn Fn() -> io::Result<tokio::net::TcpSocket> + Send + Sync),
+    ) -> io::Result<tokio::net::TcpStream> {
+        let address: IpAddr = self.address.parse().map_err(io::Error::other)?;
+        let stream = socket()?.connect(SocketAddr::new(address, self.port)).await?;
+        stream.set_nodelay(true)?;
+        Ok(stream)
     }
 
     fn settings(&self) -> Arc<client::Config> {

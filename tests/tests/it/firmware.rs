@@ -348,7 +348,7 @@ const RESIDENT_DHCP: &str = "#!/bin/sh
 ";
 
 /// A cpio archive as the kernel unpacks it over what came before (Documentation/driver-api/early-userspace/buffer-format.rst).
-fn cpio(files: &[(String, Vec<u8>)]) -> Vec<u8> {
+pub(crate) fn cpio(files: &[(String, Vec<u8>)]) -> Vec<u8> {
     let mut archive = Vec::new();
     let mut add = |name: &str, mode: usize, bytes: &[u8]| {
         let mut fields = [0; 13];

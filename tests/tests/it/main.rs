@@ -42,6 +42,7 @@
 //! | `restart` | jobs, their places and their verdicts outlive the server, however it ends |
 //! | `roles` | jobs over several DUTs start together, talk, and end together; gear is held by one job at a time |
 //! | `simulated` | jobs on simulated DUTs: every firmware, every fault, many at once |
+//! | `ssh_guests` | hosts that are guests of the server's machine, and DUTs that do the steps of a job by SSH |
 //! | `stalls` | a machine that stops in its boot is noticed with a mute console, and what it had fetched is told |
 //! | `tftp_clients` | curl, tftp-hpa, atftp and busybox read every kind of file over TFTP, over a bad link too |
 //! | `tidy` | the house rules that a machine can see |
@@ -95,6 +96,7 @@ mod reload;
 mod restart;
 mod roles;
 mod simulated;
+mod ssh_guests;
 mod stalls;
 mod tftp_clients;
 mod tidy;

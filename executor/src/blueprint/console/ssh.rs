@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use super::stream::{Claims, Held};
 use super::{Console, ConsoleStream};
 use crate::blueprint::driver::{self, Mistake};
-use crate::ssh::{HostKey, Login};
+use crate::ssh::{HostKey, Login, Origin};
 
 /// Logging in takes some 100 ms. What opening a console may take in all is 10 s.
 const OPEN_TIME: Duration = Duration::from_secs(8);
@@ -86,6 +86,7 @@ impl Console for SshConsole {
                 user: user.clone(),
                 key: read_key(&self.key)?,
                 host_keys: vec![self.host_key.clone()],
+                from: Origin::Here,
             };
             let opening = async { login.open().await?.line(command.as_deref()).await };
             let line = match timeout(OPEN_TIME, opening).await {

@@ -47,6 +47,12 @@ impl FarmKeys {
         Ok(FarmKeys(Arc::new(secret)))
     }
 
+    /// The key that farms of this state folder log in with, once one has run.
+    pub fn login_of(state: &Path) -> Option<String> {
+        let is_there = state.join(FILE).is_file();
+        FarmKeys::of(state).ok().filter(|_| is_there)?.login().public_key().to_openssh().ok()
+    }
+
     /// The key that we log in with.
     pub fn login(&self) -> PrivateKey {
         self.key("login")

@@ -15,6 +15,7 @@ use crate::lease::rows::{Blueprint, Claim, ClaimOn, Kind};
 mod ec2;
 pub mod keys;
 pub mod provider;
+mod qemu;
 pub mod working_copy;
 
 /// How long making a host may take: a cloud needs a minute or two until its machine answers.
@@ -111,6 +112,24 @@ mod tests {
         }
         farm.release("first");
         assert_eq!(farm.state("third"), LeaseState::Active);
+    }
+
+    #[test]
+    fn a_guest_of_nothing_and_one_of_files_that_are_not_there_are_told_so() {
+        let text = "name: lab\nnetwork: {loopback: {}}\nduts: []\nhosts:\n\
+                    - {name: a, ssh: {user: root}, provider: {qemu: {cmdline: quiet, disk_mib: 8}}}\n\
+                    - {name: b, ssh: {user: root}, provider: {qemu: {disk: nowhere.qcow2}}}\n";
+        let Err(problems) = crate::config::parse("farm.yml", text, Path::new("/")) else { panic!("it is taken") };
+        let told = problems.to_string();
+        let expected = [
+            "there is nothing to boot",
+            "only a `kernel` has one",
+            "there is no disk",
+            "there is no file `/nowhere.qcow2`",
+        ];
+        for expected in expected {
+            assert!(told.contains(expected), "{told}");
+        }
     }
 
     #[test]

@@ -6,11 +6,13 @@
 //! ```
 //! Every host is known by its name alone: what was begun before a crash is found again, made once, and ended.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 
 use super::ec2::Ec2;
+use super::qemu::Qemu;
 use crate::config::hosts::ProviderConfig;
 
 /// What is asked for.
@@ -31,6 +33,8 @@ pub struct Found {
     pub id: String,
     /// Where it is, once it is known.
     pub address: Option<String>,
+    /// The port of its SSH server there, where it is another than its own.
+    pub port: Option<u16>,
 }
 
 /// Why a provider did not do it.
@@ -56,9 +60,11 @@ pub trait Provider: Send + Sync {
     fn list(&self) -> BoxFuture<'_, Result<Vec<String>, ProviderError>>;
 }
 
-/// The provider of an entry. `owner` tells this farm's hosts from those of others, `entry` those of this entry from the farm's others.
-pub fn build(config: &ProviderConfig, owner: &str, entry: &str) -> Arc<dyn Provider> {
+/// The provider of an entry. `owner` tells this farm's hosts from those of others, `entry` those of this entry from the farm's others;
+/// `state` is where what they need on this machine is kept.
+pub fn build(config: &ProviderConfig, owner: &str, entry: &str, state: &Path) -> Arc<dyn Provider> {
     match config {
         ProviderConfig::Ec2(config) => Arc::new(Ec2::new(config.clone(), owner, entry)),
+        ProviderConfig::Qemu(config) => Arc::new(Qemu::new(config.clone(), owner, entry, state)),
     }
 }

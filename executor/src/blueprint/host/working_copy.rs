@@ -41,6 +41,11 @@ impl WorkingCopy {
         format!("umask 077; cd && {} && mkdir -p -- {path} && cd -- {path} && uname -sm", self.remove())
     }
 
+    /// What makes it where it is not there yet, on a machine that nobody prepared.
+    pub fn need(&self) -> String {
+        format!("umask 077; cd && mkdir -p -- {}", quoted(&self.path()))
+    }
+
     /// What runs a command in it. `number` tells it from the lease's other commands.
     pub fn run(&self, number: u64, argv: &[String]) -> String {
         let words: Vec<_> = argv.iter().map(|word| quoted(word)).collect();

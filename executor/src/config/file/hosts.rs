@@ -6,7 +6,9 @@ use russh::keys::{PrivateKey, ssh_key};
 
 use super::on_demand::{AccessKey, PolicyKey, access, policy, shared_pool};
 use super::*;
-use crate::config::hosts::{Ec2Config, HostConfig, HostFrom, MadeConfig, ProviderConfig, Reach, SshConfig};
+use crate::config::hosts::{
+    Ec2Config, HostConfig, HostFrom, MadeConfig, Outside, ProviderConfig, QemuHostConfig, Reach, SshConfig,
+};
 use crate::config::on_demand::IDLE;
 use crate::ssh::HostKey;
 
@@ -81,10 +83,47 @@ pub(super) struct SshKeys {
 /// Exactly one of the makers of hosts.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
-#[schemars(extend("x-exactly-one" = ["ec2"]))]
+#[schemars(extend("x-exactly-one" = ["ec2", "qemu"]))]
 struct ProviderKeys {
     /// A cloud with the EC2 API.
     ec2: Option<Ec2Keys>,
+    /// QEMU on this machine.
+    qemu: Option<QemuHostKeys>,
+}
+
+/// QEMU on this machine.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+struct QemuHostKeys {
+    /// The image of its disk, qcow2 or as it is, relative to this file. It runs cloud-init, and stays as it is.
+    disk: Option<String>,
+    /// A kernel to boot, relative to this file; what is on the disk when absent.
+    kernel: Option<String>,
+    /// The kernel's initramfs, relative to this file.
+    initramfs: Option<String>,
+    /// The kernel's command line.
+    cmdline: Option<String>,
+    /// Guest memory in MiB; 1024 when absent.
+    #[schemars(range(min = 16, max = 1048576))]
+    memory_mib: Option<u32>,
+    /// Guest processors; 1 when absent.
+    #[schemars(range(min = 1, max = 255))]
+    cpus: Option<u32>,
+    /// The size of its disk in MiB; the image's when absent.
+    #[schemars(range(min = 1, max = 16777216))]
+    disk_mib: Option<u32>,
+    /// What it reaches besides us; `open` when absent.
+    outside: Option<OutsideKey>,
+}
+
+/// What a virtual machine reaches besides us.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum OutsideKey {
+    /// Whatever this machine reaches, its own loopback included.
+    Open,
+    /// Nothing.
+    Closed,
 }
 
 /// A cloud with the EC2 API.
@@ -210,7 +249,12 @@ impl Inventory<'_> {
         file: &FarmFile,
         findings: &mut Findings,
     ) -> Option<MadeConfig> {
-        let ec2 = provider.ec2.as_ref()?;
+        let made_by = match (&provider.ec2, &provider.qemu) {
+            (Some(ec2), None) => ProviderConfig::Ec2(self.ec2(index, ec2, findings)),
+            (None, Some(qemu)) => ProviderConfig::Qemu(self.qemu(index, qemu, &keys.ssh, findings)),
+            // Told already, by the schema.
+            (Some(_), Some(_)) | (None, None) => return None,
+        };
         let limit = keys.limit.unwrap_or(1);
         let preallocated = keys.preallocated.unwrap_or(0);
         if preallocated > limit {
@@ -219,13 +263,57 @@ impl Inventory<'_> {
         }
         let pool = keys.share.as_ref().and_then(|name| shared_pool(("hosts", index), name, &file.pools, findings));
         Some(MadeConfig {
-            provider: ProviderConfig::Ec2(self.ec2(index, ec2, findings)),
+            provider: made_by,
             limit,
             preallocated,
             pool,
             idle: keys.idle.map_or(IDLE, Duration::from_secs_f64),
             idle_min: keys.idle_min.map_or(Duration::ZERO, Duration::from_secs_f64),
         })
+    }
+
+    fn qemu(&self, index: usize, keys: &QemuHostKeys, ssh: &SshKeys, findings: &mut Findings) -> QemuHostConfig {
+        let at = |key: &str| {
+            let mut path = at("hosts", index, "provider");
+            path.extend(["qemu".to_owned(), key.to_owned()]);
+            path
+        };
+        let mut file = |key: &str, name: &Option<String>| {
+            let path = self.directory.join(name.as_ref()?);
+            if !path.is_file() {
+                let what = format!("there is no file {}", quoted(&path.display().to_string()));
+                findings.tell(&at(key), what, "name it relative to the farm file");
+            }
+            // QEMU's image names the one below it, wherever we are.
+            Some(std::path::absolute(&path).unwrap_or(path))
+        };
+        let (disk, kernel) = (file("disk", &keys.disk), file("kernel", &keys.kernel));
+        let initramfs = file("initramfs", &keys.initramfs);
+        if disk.is_none() && kernel.is_none() {
+            let hint = "name the image of a `disk`, or a `kernel`";
+            findings.tell(&at("disk"), "there is nothing to boot".to_owned(), hint);
+        }
+        let of_a_kernel = [("initramfs", keys.initramfs.is_some()), ("cmdline", keys.cmdline.is_some())];
+        for (key, _) in of_a_kernel.into_iter().filter(|(_, is_given)| *is_given && kernel.is_none()) {
+            findings.tell(&at(key), "only a `kernel` has one".to_owned(), "name the `kernel`, or leave it out");
+        }
+        if keys.disk_mib.is_some() && disk.is_none() {
+            findings.tell(&at("disk_mib"), "there is no disk".to_owned(), "name the `disk`, or leave it out");
+        }
+        QemuHostConfig {
+            disk,
+            kernel,
+            initramfs,
+            cmdline: keys.cmdline.clone().unwrap_or_default(),
+            memory_mib: keys.memory_mib.unwrap_or(1024),
+            cpus: keys.cpus.unwrap_or(1),
+            disk_mib: keys.disk_mib,
+            outside: match keys.outside {
+                None | Some(OutsideKey::Open) => Outside::Open,
+                Some(OutsideKey::Closed) => Outside::Closed,
+            },
+            ssh_port: ssh.port.unwrap_or(22),
+        }
     }
 
     fn ec2(&self, index: usize, keys: &Ec2Keys, findings: &mut Findings) -> Ec2Config {

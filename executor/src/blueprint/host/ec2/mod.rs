@@ -209,7 +209,7 @@ fn instances(document: &Document, reach: Reach) -> Vec<Instance> {
     let read = |node: Node| {
         let tags = node.children().find(|child| child.has_tag_name_of("tagSet"))?;
         let name = tags.children().find(|tag| text_of(*tag, "key").as_deref() == Some(NAME_TAG))?;
-        let found = Found { id: text_of(node, "instanceId")?, address: text_of(node, address) };
+        let found = Found { id: text_of(node, "instanceId")?, address: text_of(node, address), port: None };
         Some(Instance { name: text_of(name, "value")?, found })
     };
     ours.filter_map(read).collect()
