@@ -22,11 +22,13 @@ use crate::farm::WhenBusy;
 use crate::lease::rows::{Access, Patience};
 use crate::outlets::Policy;
 
+mod callers;
 mod discovery;
 mod file;
 pub mod hosts;
 mod on_demand;
 
+pub use callers::{IssuerConfig, OTHERS, ProjectConfig, Refs, RuleConfig, TlsConfig};
 pub use discovery::{DiscoveryConfig, SPARES, SpareConfig, Unknown};
 pub use file::{parse, parse_and, parse_pdu, schema};
 pub use on_demand::OnDemandConfig;
@@ -44,6 +46,12 @@ pub struct FarmConfig {
     pub tftp_engine: Engine,
     /// The operator's listener.
     pub api: SocketAddr,
+    /// Whether that speaks TLS.
+    pub tls: TlsConfig,
+    /// Forges whose id_tokens are believed.
+    pub issuers: Vec<IssuerConfig>,
+    /// What each project may use.
+    pub projects: BTreeMap<String, ProjectConfig>,
     /// Where outlets are served to lease holders alone, as pdudaemon serves them.
     pub power_listener: Option<SocketAddr>,
     /// How jobs are taken from CI-tron's clients.
@@ -76,6 +84,13 @@ pub struct FarmConfig {
     pub training: TrainingConfig,
     /// How many failures in a row are too many.
     pub patience: Patience,
+}
+
+impl FarmConfig {
+    /// What a project may use: as its own entry says, else as that of the others does.
+    pub fn project(&self, name: &str) -> Option<&ProjectConfig> {
+        self.projects.get(name).or_else(|| self.projects.get(OTHERS))
+    }
 }
 
 /// How machines show that they are well before they take jobs.

@@ -55,6 +55,7 @@ mod on_dut;
 mod pdus;
 mod pick_up;
 mod prepare;
+mod projects;
 mod reads;
 mod record;
 mod reload;
@@ -79,6 +80,7 @@ pub use host_use::{CommandAsk, CommandNews};
 pub use hosts::HostView;
 use ledger::{Kept, Reached};
 use machines::Machines;
+pub use network::AUTHORITY;
 pub use pdus::{Origin, OutletChange, OutletError, PduView};
 pub use prepare::{Planner, Preview};
 pub use record::DutRecord;
@@ -104,6 +106,8 @@ pub struct Farm {
     name: String,
     /// Where its API is.
     api: SocketAddr,
+    /// Where its own boot images are.
+    images: SocketAddr,
     /// Where its configuration comes from, where that is a file.
     source: OnceLock<Source>,
     /// Held by whoever changes the configuration.
@@ -273,6 +277,8 @@ pub struct JobRecord {
     pub source_name: String,
     /// Who submitted it.
     pub submitter: String,
+    /// The project whose it is.
+    pub subject: String,
     /// Everything it said.
     pub log: Arc<JobLog>,
     events: mpsc::Sender<Event>,
@@ -306,7 +312,7 @@ impl Farm {
     }
 
     /// What the farm file says now.
-    fn config(&self) -> Arc<FarmConfig> {
+    pub fn config(&self) -> Arc<FarmConfig> {
         self.planner.config.get()
     }
 
@@ -691,6 +697,7 @@ impl JobRecord {
             submitted,
             source_name: submission.source_name.clone(),
             submitter: submission.submitter.clone(),
+            subject: submission.subject.clone(),
             log,
             events,
             typed,

@@ -3,6 +3,7 @@
 mod api;
 mod blueprint;
 mod boot;
+mod callers;
 mod cli;
 mod config;
 mod console;

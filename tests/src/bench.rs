@@ -66,6 +66,8 @@ pub struct Surroundings {
     pub state_bytes: Option<u64>,
     /// The network that it is on; the host's when absent. With `state_bytes` it is the host's.
     pub lab: Option<Arc<Lab>>,
+    /// Where its API is, port and all; a free port of the loopback when absent. Only in a lab may that be any other address.
+    pub api: Option<String>,
 }
 
 /// A farm that tests share while any of them runs; the last one ends it.
@@ -157,7 +159,8 @@ impl Bench {
             (Some(bytes), _) => on_a_small_disk(wharf, &folder.path().join("state"), bytes),
         };
         command.envs(surroundings.environment.iter().map(|(name, value)| (name, value)));
-        command.arg("serve").arg("--farm").arg(&farm_file).args(["--api", "127.0.0.1:0", "--state"]);
+        let api = surroundings.api.as_deref().unwrap_or("127.0.0.1:0");
+        command.arg("serve").arg("--farm").arg(&farm_file).args(["--api", api, "--state"]);
         command.arg(folder.path().join("state")).env(MARK, &mark).current_dir(workspace::root());
         command.env("XDG_RUNTIME_DIR", folder.path().join("run")).env("TMPDIR", folder.path().join("tmp"));
         command.env("WHARF_CACHE", cache_folder()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -316,6 +319,11 @@ impl Bench {
         let mut body = Vec::new();
         stream.read_to_end(&mut body).unwrap_or_else(|error| panic!("{method} {path}: {error}"));
         Answer { status: status.unwrap_or_else(|| panic!("{method} {path}: {head:?}")), head, body }
+    }
+
+    /// A connection to the API, for whoever writes requests himself.
+    pub fn connected(&self) -> TcpStream {
+        self.connect()
     }
 
     fn connect(&self) -> TcpStream {
@@ -686,7 +694,7 @@ fn wait_for_address(stdout: impl Read + Send + 'static) -> Option<SocketAddr> {
     let (ready, address) = mpsc::channel();
     std::thread::spawn(move || {
         for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-            let found = line.strip_prefix("farm ").and_then(|line| line.split_once("http://"));
+            let found = line.strip_prefix("farm ").and_then(|line| line.split_once("://"));
             if let Some(address) = found.and_then(|(_, address)| address.trim().parse().ok()) {
                 let _ = ready.send(address);
             }

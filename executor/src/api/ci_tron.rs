@@ -29,11 +29,13 @@ use super::ci_tron_duts::dut_of;
 use super::ci_tron_session::{after_upgrade, call_back, converse};
 use super::discovery::running;
 use super::error::{ApiError, Dialect};
+use super::guard::{by, caller_of, in_words, shown_with};
 use super::owner::Owner;
 use super::serve::Peer;
 use super::submit::{self, Ask};
 use super::upload::{JOB_BYTES_MAX, Parts, Tarball, inspect_tarball, read_parts, text_of};
 use super::wire::pdus::http_date;
+use crate::callers::{Caller, Role};
 use crate::config::JobUrls;
 use crate::farm::{CancelledBy, DutView, Farm, JobRecord, Submission, TargetOverride, WhenBusy};
 use crate::job_log::{JobEvent, Severity};
@@ -97,18 +99,23 @@ pub(super) async fn submit(api: Api, ask: Ask, request: Request) -> Response {
 
 async fn take(api: Api, ask: Ask, mut request: Request) -> Result<Response, ApiError> {
     let peer = submit::peer_of(&request);
+    let (caller, shown) = (caller_of(&request), shown_with(request.headers()));
+    let (by_our_own, by_ci_tron) = (ask.submitter(&request), in_words(&request, Some("executorctl"), "executorctl"));
     let permit = request.extensions().get::<Arc<OwnedSemaphorePermit>>().cloned();
     let wants_upgrade = wants_upgrade(request.headers());
     let upgrade = wants_upgrade.then(|| hyper::upgrade::on(&mut request));
     let parts = read_parts(request).await?;
     let metadata = metadata_of(&parts)?;
     let viewer = viewer_of(wants_upgrade, metadata.callback.as_ref(), peer)?;
+    calls_back_its_client(&viewer, &caller, peer)?;
     let bucket = parts.bucket.as_deref().map(inspect_tarball).transpose()?;
     let mut submission = submission_of(&api, parts, metadata).await?;
-    ask.refine(&mut submission);
+    ask.refine(&mut submission, &caller)?;
+    // `-E '.*'` forwards the token, too; a template could print it on a console.
+    submission.environ.retain(|_, value| shown.as_ref().is_none_or(|shown| !value.contains(&*shown.0)));
     submission.submitter = match viewer {
-        Viewer::Upgrade | Viewer::Callback { .. } => format!("executorctl at {peer}"),
-        Viewer::Nobody => ask.submitter_at(peer),
+        Viewer::Upgrade | Viewer::Callback { .. } => by_ci_tron,
+        Viewer::Nobody => by_our_own,
     };
     submission.when_busy = match viewer {
         Viewer::Upgrade => api.farm.submission().upgraded_when_busy,
@@ -204,6 +211,21 @@ fn viewer_of(wants_upgrade: bool, callback: Option<&Callback>, peer: Peer) -> Re
     }
 }
 
+/// Who comes from elsewhere is called back at his own address: else he could have the server connect to whatever it reaches.
+fn calls_back_its_client(viewer: &Viewer, caller: &Caller, peer: Peer) -> Result<(), ApiError> {
+    let (Viewer::Callback { host, .. }, false) = (viewer, caller.role == Role::Administer) else { return Ok(()) };
+    let is_his_own = match peer {
+        Peer::Tcp(address) => host.parse() == Ok(address.ip().to_canonical()),
+        Peer::Unix => true,
+    };
+    if is_his_own {
+        return Ok(());
+    }
+    Err(ApiError::Forbidden(format!(
+        "`callback.host`: the console is shown to {peer} alone, not to `{host}`; leave it out"
+    )))
+}
+
 async fn submission_of(api: &Api, parts: Parts, metadata: Metadata) -> Result<Submission, ApiError> {
     if metadata.minio.and_then(|minio| minio.groups).is_some_and(|groups| !groups.is_empty()) {
         let text = "this farm has no MinIO, so a job cannot join its groups; leave --minio-group out";
@@ -284,7 +306,7 @@ pub(super) async fn cancel_job(
 ) -> Result<String, ApiError> {
     let dut = find(&api.farm, &name).await?;
     let running = api.farm.running_on(&dut.id).await;
-    let by = CancelledBy::Operator(submit::peer_of(&request).to_string());
+    let by = CancelledBy::Operator(by(&request));
     match running.map(|record| api.farm.cancel(&record.id, by)) {
         Some(Ok(())) => Ok("The job was marked for cancellation\n".into()),
         Some(Err(_)) | None => Err(ApiError::Malformed(format!("the DUT {} is not running a job", dut.full_name))),

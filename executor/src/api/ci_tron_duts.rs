@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use super::Api;
 use super::ci_tron::find;
 use super::error::ApiError;
-use super::submit::peer_of;
+use super::guard::by;
 use super::upload::JOB_BYTES_MAX;
 use crate::config::TrainingConfig;
 use crate::farm::{DutRecord, DutState, DutView, Farm, Found};
@@ -108,7 +108,7 @@ pub(super) async fn update(
     Path(name): Path<String>,
     request: Request,
 ) -> Result<String, ApiError> {
-    let by = peer_of(&request).to_string();
+    let by = by(&request);
     let body = axum::body::to_bytes(request.into_body(), JOB_BYTES_MAX).await;
     let body = body.map_err(|error| ApiError::TooLarge(format!("at most {JOB_BYTES_MAX} bytes: {error}")))?;
     let changes: BTreeMap<String, Value> = serde_json::from_slice(&body)
@@ -172,7 +172,7 @@ pub(super) async fn queue_quick_check(
     Path(name): Path<String>,
     request: Request,
 ) -> Result<String, ApiError> {
-    let by = peer_of(&request).to_string();
+    let by = by(&request);
     let dut = find(&api.farm, &name).await?;
     let name = dut.full_name;
     Ok(match api.farm.check(&dut.id, &by).await? {

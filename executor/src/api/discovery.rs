@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::Api;
 use super::error::ApiError;
-use super::submit;
+use super::guard::by;
 use super::wire::ErrorWire;
 use super::wire::discovery::{DiscoverWire, NewDutWire, NewsWire, OutletsWire};
 use crate::farm::{AddDut, AddError, DiscoverAsk, DiscoverError, DiscoveryRecord};
@@ -60,7 +60,7 @@ fn wire(record: &DiscoveryRecord) -> Value {
     )
 )]
 pub(super) async fn discover(State(api): State<Api>, request: Request) -> Result<Json<Value>, ApiError> {
-    let by = submit::peer_of(&request).to_string();
+    let by = by(&request);
     let wanted: DiscoverWire = body(request).await?;
     let timeout_s = wanted.timeout.unwrap_or(TIMEOUT_S);
     if !(1..=TIMEOUT_S_MAX).contains(&timeout_s) {
@@ -84,7 +84,7 @@ pub(super) async fn discover(State(api): State<Api>, request: Request) -> Result
 pub(super) async fn cancel(State(api): State<Api>, request: Request) -> Result<String, ApiError> {
     let running = api.farm.discovery().filter(|record| record.outcome().is_none());
     let record = running.ok_or_else(|| ApiError::Malformed("no discovery runs".into()))?;
-    record.cancel(&submit::peer_of(&request).to_string());
+    record.cancel(&by(&request));
     Ok(format!("{} is cancelled\n", record.in_words()))
 }
 

@@ -4,6 +4,7 @@
 //! |---|---|---|---|
 //! | the job has problems | 400 | `{"error", "problems": […]}` | the same: its `error` |
 //! | the request is malformed | 400 | `{"error"}` | the same |
+//! | who calls is not known, or what he shows does not hold | 401 | `{"error"}`, and how to show it | " |
 //! | not allowed: a foreign web page; MinIO groups | 403 | `{"error"}` | `{"version": 1, "error_msg"}` |
 //! | no such DUT, no such job | 404 | " | " |
 //! | no DUT has the tags | 406 | " | " |
@@ -11,15 +12,17 @@
 //! | the lease is over | 410 | `{"error"}` | – |
 //! | more than the server takes | 413 | " | " |
 //! | the tarball is none | 420 | – | plain text `Invalid tarball file` |
+//! | as much as the project may have | 429 | " | " |
 //! | no room for one more upload | 503 | " | " |
 //! | our own fault | 500 | " | " |
 
 use axum::Json;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use job_schema::problem::Problems;
 use serde_json::{Value, json};
 
+use super::guard::CHALLENGE;
 use crate::farm::{CancelError, RemoveError, SubmitError};
 
 /// Why a request is refused.
@@ -29,6 +32,8 @@ pub(super) enum ApiError {
     Problems(Problems),
     /// The request is not what the route takes.
     Malformed(String),
+    /// Nobody knows who calls, or what he shows does not hold.
+    Unauthorized(String),
     /// The caller may not.
     Forbidden(String),
     /// It names something that does not exist.
@@ -41,6 +46,8 @@ pub(super) enum ApiError {
     Gone(String),
     /// It is larger than the server takes.
     TooLarge(String),
+    /// His project has as much as it may.
+    TooMany(String),
     /// CI-tron's own status for a job bucket that is not a tar file.
     InvalidTarball,
     /// Too much is being done already.
@@ -62,12 +69,14 @@ impl ApiError {
     fn status(&self) -> StatusCode {
         match self {
             ApiError::Problems(_) | ApiError::Malformed(_) => StatusCode::BAD_REQUEST,
+            ApiError::Unauthorized(_) => StatusCode::UNAUTHORIZED,
             ApiError::Forbidden(_) => StatusCode::FORBIDDEN,
             ApiError::NotFound(_) => StatusCode::NOT_FOUND,
             ApiError::NotAcceptable(_) => StatusCode::NOT_ACCEPTABLE,
             ApiError::Conflict(_) => StatusCode::CONFLICT,
             ApiError::Gone(_) => StatusCode::GONE,
             ApiError::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            ApiError::TooMany(_) => StatusCode::TOO_MANY_REQUESTS,
             ApiError::InvalidTarball => StatusCode::from_u16(420).expect("420 is within 100 to 999"),
             ApiError::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
             ApiError::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
@@ -79,12 +88,14 @@ impl ApiError {
             ApiError::Problems(problems) => problems.to_string(),
             ApiError::InvalidTarball => "Invalid tarball file".into(),
             ApiError::Malformed(text)
+            | ApiError::Unauthorized(text)
             | ApiError::Forbidden(text)
             | ApiError::NotFound(text)
             | ApiError::NotAcceptable(text)
             | ApiError::Conflict(text)
             | ApiError::Gone(text)
             | ApiError::TooLarge(text)
+            | ApiError::TooMany(text)
             | ApiError::Unavailable(text)
             | ApiError::Internal(text) => text.clone(),
         }
@@ -108,10 +119,21 @@ impl ApiError {
     pub(super) fn respond(self, dialect: Dialect) -> Response {
         match self {
             ApiError::InvalidTarball => (self.status(), self.text()).into_response(),
-            other => (other.status(), Json(other.body(dialect))).into_response(),
+            other => {
+                let mut response = (other.status(), Json(other.body(dialect))).into_response();
+                if matches!(other, ApiError::Unauthorized(_)) {
+                    response.headers_mut().insert(header::WWW_AUTHENTICATE, CHALLENGE);
+                }
+                response.extensions_mut().insert(Why(other.text()));
+                response
+            }
         }
     }
 }
+
+/// The sentence of a refusal, beside its body, for the audit log.
+#[derive(Clone, Debug)]
+pub(super) struct Why(pub(super) String);
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {

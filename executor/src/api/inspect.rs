@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, Query, Request, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -16,17 +16,24 @@ use utoipa::OpenApi;
 
 use super::Api;
 use super::error::ApiError;
+use super::guard::caller_of;
 use super::owner::Owner;
 use super::wire::{ErrorWire, EventWire, JobWire, JobsWire, console_of};
+use crate::callers::Role;
+use crate::farm::JobRecord;
 use crate::job_log::{Follower, JobEvent, JobLog};
 
 /// An event stream without events gets an empty line this often: a reader that is gone is noticed by it, and a proxy between stays open.
 pub(super) const HEARTBEAT: Duration = Duration::from_secs(10);
 
 /// GET `/api/v1/jobs`
-#[utoipa::path(get, tag = "inspect", path = "/api/v1/jobs", responses((status = 200, description = "The newest first", body = JobsWire)))]
-pub(super) async fn jobs(State(api): State<Api>) -> Json<JobsWire> {
-    Json(JobsWire { jobs: api.farm.jobs().iter().map(|record| JobWire::of(record)).collect() })
+#[utoipa::path(get, tag = "inspect", path = "/api/v1/jobs", responses((status = 200, description = "The newest first; those of the caller's own project, unless he may operate", body = JobsWire)))]
+pub(super) async fn jobs(State(api): State<Api>, request: Request) -> Json<JobsWire> {
+    let caller = caller_of(&request);
+    let shows = |record: &&Arc<JobRecord>| {
+        caller.role >= Role::Operate || caller.project.as_ref().is_none_or(|own| *own == record.subject)
+    };
+    Json(JobsWire { jobs: api.farm.jobs().iter().filter(shows).map(|record| JobWire::of(record)).collect() })
 }
 
 /// GET `/api/v1/jobs/{id}`
@@ -160,6 +167,11 @@ pub(super) async fn job_schema() -> Json<Value> {
         events,
         job_schema,
         super::administer::reload,
+        super::callers::add,
+        super::callers::caller,
+        super::callers::revoke,
+        super::callers::session,
+        super::callers::tokens,
         super::found_pdus::adopt,
         super::found_pdus::discover,
         super::found_pdus::remove,
@@ -270,6 +282,7 @@ mod tests {
         paths.sort();
         let expected = [
             "/api/v1/authorizations",
+            "/api/v1/caller",
             "/api/v1/consoles",
             "/api/v1/consoles/{name}",
             "/api/v1/consoles/{name}/events",
@@ -318,6 +331,9 @@ mod tests {
             "/api/v1/resources/{name}",
             "/api/v1/resources/{name}/{verb}",
             "/api/v1/schema/job",
+            "/api/v1/session",
+            "/api/v1/tokens",
+            "/api/v1/tokens/{name}",
         ];
         assert_eq!(paths, expected);
         assert!(document["components"]["schemas"]["JobWire"].is_object());

@@ -23,13 +23,14 @@ use tokio::sync::watch;
 use super::Api;
 use super::error::ApiError;
 use super::fields::read_fields;
+use super::guard::{caller_of, in_words};
 use super::inspect::{HEARTBEAT, LogQuery};
-use super::submit::{ANYBODY, peer_of};
 use super::upload::read_job;
 use super::wire::leases::*;
 use super::wire::pdus::ServedPowerWire;
 use super::wire::{ErrorWire, EventWire, console_of};
 use crate::blueprint::power::PowerState;
+use crate::callers::ANYBODY;
 use crate::farm::{Asks, Farm, Keeps, LeaseAsk, LeaseError, Link, Until};
 use crate::job_log::{Follower, JobEvent, JobLog};
 use crate::lease::actor::Follow;
@@ -48,7 +49,7 @@ pub(super) struct By {
 
 impl By {
     fn in_words(&self, request: &Request) -> String {
-        format!("{} at {}", self.by.as_deref().unwrap_or("an operator"), peer_of(request))
+        in_words(request, self.by.as_deref(), "an operator")
     }
 }
 
@@ -90,9 +91,10 @@ pub(super) async fn leases(
     )
 )]
 pub(super) async fn take(State(api): State<Api>, request: Request) -> Result<Response, ApiError> {
-    let peer = peer_of(&request);
-    let wish: TakeWire = read_fields(request.into_body()).await?;
-    let name = wish.name.clone().unwrap_or_else(|| format!("a client at {peer}"));
+    let (by, caller) = (in_words(&request, None, "a client"), caller_of(&request));
+    let mut wish: TakeWire = read_fields(request.into_body()).await?;
+    wish.subject = Some(caller.acts_for(wish.subject.as_deref()).map_err(ApiError::Forbidden)?);
+    let name = wish.name.clone().unwrap_or(by);
     let id = api.farm.take_lease(ask_of(wish, name)?).await?;
     let location = format!("/api/v1/leases/{id}");
     let lease = shown(&api.farm, id.as_str()).await?;

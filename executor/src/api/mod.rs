@@ -1,23 +1,26 @@
 //! The operator's API: every route on one page, by audience. Nothing of it is reachable from the DUTs' network.
 //!
 //! ```text
-//!  serve.rs (listeners) ─► mod.rs (routes) ─┬─► submit.rs   hand in, type, cancel ──┐
-//!                                           ├─► inspect.rs  jobs, logs, documents ──┼─► Farm
-//!                                           ├─► leases.rs   leases, power, events ──┤
-//!                                           ├─► hosts.rs    commands and files ─────┤
-//!                                           ├─► disks.rs    disks that are kept ────┤
-//!                                           ├─► discovery.rs machines that register ┤
-//!                                           ├─► pdus.rs     power units, outlets ───┤
-//!                                           ├─► power_served.rs, power_text.rs  pdudaemon, labgrid ┤
-//!                                           ├─► consoles.rs what consoles say ──────┤
-//!                                           ├─► administer.rs  the farm file again ─┤
-//!                                           ├─► found_pdus.rs  power units found ───┤
-//!                                           └─► ci_tron.rs, ci_tron_duts.rs the compatible surface
-//!                                                └─► ci_tron_session.rs (one console) ─► ci_tron_console.rs (its bytes)
+//!  serve.rs, tls.rs (listeners) ─► guard.rs (who may?)
+//!                                     └─► mod.rs (routes) ─┬─► submit.rs   hand in, type, cancel ──┐
+//!                                                          ├─► inspect.rs  jobs, logs, documents ──┼─► Farm
+//!                                                          ├─► leases.rs   leases, power, events ──┤
+//!                                                          ├─► hosts.rs    commands and files ─────┤
+//!                                                          ├─► disks.rs    disks that are kept ────┤
+//!                                                          ├─► discovery.rs machines that register ┤
+//!                                                          ├─► pdus.rs     power units, outlets ───┤
+//!                                                          ├─► power_served.rs, power_text.rs  pdudaemon, labgrid ┤
+//!                                                          ├─► consoles.rs what consoles say ──────┤
+//!                                                          ├─► administer.rs  the farm file again ─┤
+//!                                                          ├─► found_pdus.rs  power units found ───┤
+//!                                                          ├─► callers.rs   tokens, who one is ──┤
+//!                                                          └─► ci_tron.rs, ci_tron_duts.rs the compatible surface
+//!                                                               └─► ci_tron_session.rs (one console) ─► ci_tron_console.rs (its bytes)
 //! ```
 //! `wire.rs` has the shapes, `error.rs` the statuses, `upload.rs` the limits, `owner.rs` what a lost connection means.
 
 mod administer;
+mod callers;
 mod ci_tron;
 mod ci_tron_console;
 mod ci_tron_duts;
@@ -29,6 +32,7 @@ mod disks;
 mod error;
 mod fields;
 mod found_pdus;
+mod guard;
 mod hosts;
 mod images;
 mod inspect;
@@ -39,6 +43,7 @@ mod power_served;
 mod power_text;
 mod serve;
 mod submit;
+mod tls;
 mod upload;
 pub(crate) mod wire;
 
@@ -51,131 +56,189 @@ use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::{HeaderMap, Method, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post, put};
 
+use crate::callers::{Callers, Role};
 use crate::farm::{Farm, JobRecord};
+pub use callers::token_of;
 use error::ApiError;
+pub use guard::Door;
+use guard::{Needs, Routes, delete, get, post, put};
+pub use tls::Tls;
 
+/// What the handlers behind one door work with.
 #[derive(Clone)]
-struct Api {
+pub struct Api {
     farm: Arc<Farm>,
+    callers: Arc<Callers>,
+    door: Door,
 }
 
 impl Api {
+    /// A farm's, for who comes by this door.
+    pub fn new(farm: &Arc<Farm>, callers: &Arc<Callers>, door: Door) -> Api {
+        Api { farm: Arc::clone(farm), callers: Arc::clone(callers), door }
+    }
+
     fn job(&self, id: &str) -> Result<Arc<JobRecord>, ApiError> {
         self.farm.job(id).ok_or_else(|| ApiError::NotFound(format!("no job `{id}`; `wharf jobs` lists them")))
     }
 }
 
-/// All routes.
-pub fn router(farm: Arc<Farm>) -> Router {
-    let dut = get(ci_tron::dut).patch(ci_tron_duts::update).delete(discovery::remove);
-    let discover = get(discovery::discovery).post(discovery::discover).delete(discovery::cancel);
-    let quick_check = get(ci_tron_duts::quick_check).post(ci_tron_duts::queue_quick_check);
-    Router::new()
+/// All routes, each with what it asks of who calls it.
+fn routes() -> Routes {
+    const NOTHING: Needs = Needs::Nothing;
+    const SUBMIT: Needs = Needs::Role(Role::Submit);
+    const OPERATE: Needs = Needs::Role(Role::Operate);
+    const ADMINISTER: Needs = Needs::Role(Role::Administer);
+    const JOB: Needs = Needs::Job(Role::Submit);
+    const LEASE: Needs = Needs::Lease(Role::Submit);
+    const MACHINE: Needs = Needs::Named(Role::Operate);
+    Routes::default()
         // Submit.
-        .route("/api/v1/jobs", get(inspect::jobs).post(submit::submit))
-        .route("/api/v1/jobs/{id}/cancel", post(submit::cancel))
-        .route("/api/v1/jobs/{id}/console", post(submit::type_on_console))
+        .at("/api/v1/jobs", get(SUBMIT, inspect::jobs).post(SUBMIT, submit::submit))
+        .at("/api/v1/jobs/{id}/cancel", post(JOB, submit::cancel))
+        .at("/api/v1/jobs/{id}/console", post(JOB, submit::type_on_console))
         // Inspect.
-        .route("/api/v1/jobs/{id}", get(inspect::job))
-        .route("/api/v1/jobs/{id}/log", get(inspect::log))
-        .route("/api/v1/jobs/{id}/events", get(inspect::events))
-        .route("/api/v1/consoles", get(consoles::consoles))
-        .route("/api/v1/consoles/{name}", get(consoles::console))
-        .route("/api/v1/consoles/{name}/log", get(consoles::log))
-        .route("/api/v1/consoles/{name}/events", get(consoles::events))
-        .route("/images/{name}", get(images::image))
-        .route("/api/v1/openapi.json", get(inspect::openapi))
-        .route("/api/v1/schema/job", get(inspect::job_schema))
+        .at("/api/v1/jobs/{id}", get(JOB, inspect::job))
+        .at("/api/v1/jobs/{id}/log", get(JOB, inspect::log))
+        .at("/api/v1/jobs/{id}/events", get(JOB, inspect::events))
+        .at("/api/v1/consoles", get(SUBMIT, consoles::consoles))
+        .at("/api/v1/consoles/{name}", get(SUBMIT, consoles::console))
+        .at("/api/v1/consoles/{name}/log", get(MACHINE, consoles::log))
+        .at("/api/v1/consoles/{name}/events", get(MACHINE, consoles::events))
+        .at("/images/{name}", get(NOTHING, images::image))
+        .at("/api/v1/openapi.json", get(NOTHING, inspect::openapi))
+        .at("/api/v1/schema/job", get(NOTHING, inspect::job_schema))
         // Leases.
-        .route("/api/v1/leases", get(leases::leases).post(leases::take))
-        .route("/api/v1/leases/{id}", get(leases::lease).patch(leases::change).delete(leases::release))
-        .route("/api/v1/leases/{id}/events", get(leases::events_of_lease))
-        .route("/api/v1/leases/{id}/log", get(leases::log))
-        .route("/api/v1/leases/{id}/beat", post(leases::beat))
-        .route("/api/v1/leases/{id}/abandon", post(leases::abandon))
-        .route("/api/v1/leases/{id}/power", get(leases::power).post(leases::switch))
-        .route("/api/v1/leases/{id}/power/served", get(leases::served_power))
-        .route("/api/v1/leases/{id}/boot", put(leases::boot))
-        .route("/api/v1/leases/{id}/console", get(leases::console).post(leases::type_on_console))
-        .route("/api/v1/leases/{id}/command", post(hosts::command))
-        .route("/api/v1/leases/{id}/file", get(hosts::get).put(hosts::put))
-        .route("/api/v1/leases/{id}/console/serve", post(console_port::serve))
-        .route("/api/v1/hosts", get(hosts::hosts))
-        .route("/api/v1/jobs/{id}/files/{name}", get(hosts::kept))
-        .route("/api/v1/resources", get(leases::resources))
-        .route("/api/v1/resources/{name}", get(leases::resource))
-        .route("/api/v1/resources/{name}/{verb}", post(leases::tell_resource))
-        .route("/api/v1/events", get(leases::events))
-        .route("/api/v1/authorizations", get(leases::authorizations).post(leases::authorize))
+        .at("/api/v1/leases", get(SUBMIT, leases::leases).post(SUBMIT, leases::take))
+        .at(
+            "/api/v1/leases/{id}",
+            get(LEASE, leases::lease).patch(LEASE, leases::change).delete(LEASE, leases::release),
+        )
+        .at("/api/v1/leases/{id}/events", get(LEASE, leases::events_of_lease))
+        .at("/api/v1/leases/{id}/log", get(LEASE, leases::log))
+        .at("/api/v1/leases/{id}/beat", post(LEASE, leases::beat))
+        .at("/api/v1/leases/{id}/abandon", post(Needs::Lease(Role::Operate), leases::abandon))
+        .at("/api/v1/leases/{id}/power", get(LEASE, leases::power).post(LEASE, leases::switch))
+        .at("/api/v1/leases/{id}/power/served", get(LEASE, leases::served_power))
+        .at("/api/v1/leases/{id}/boot", put(LEASE, leases::boot))
+        .at("/api/v1/leases/{id}/console", get(LEASE, leases::console).post(LEASE, leases::type_on_console))
+        .at("/api/v1/leases/{id}/command", post(LEASE, hosts::command))
+        .at("/api/v1/leases/{id}/file", get(LEASE, hosts::get).put(LEASE, hosts::put))
+        .at("/api/v1/leases/{id}/console/serve", post(LEASE, console_port::serve))
+        .at("/api/v1/hosts", get(SUBMIT, hosts::hosts))
+        .at("/api/v1/jobs/{id}/files/{name}", get(JOB, hosts::kept))
+        .at("/api/v1/resources", get(SUBMIT, leases::resources))
+        .at("/api/v1/resources/{name}", get(SUBMIT, leases::resource))
+        .at("/api/v1/resources/{name}/{verb}", post(MACHINE, leases::tell_resource))
+        .at("/api/v1/events", get(SUBMIT, leases::events))
+        .at("/api/v1/authorizations", get(OPERATE, leases::authorizations).post(ADMINISTER, leases::authorize))
         // Disks.
-        .route("/api/v1/disks", get(disks::disks))
-        .route("/api/v1/disks/{id}", delete(disks::remove))
+        .at("/api/v1/disks", get(OPERATE, disks::disks))
+        .at("/api/v1/disks/{id}", delete(OPERATE, disks::remove))
         // Administer.
-        .route("/api/v1/reload", post(administer::reload))
+        .at("/api/v1/reload", post(ADMINISTER, administer::reload))
+        .at("/api/v1/caller", get(SUBMIT, callers::caller))
+        .at("/api/v1/session", post(Needs::IdToken, callers::session))
+        .at("/api/v1/tokens", get(ADMINISTER, callers::tokens).post(ADMINISTER, callers::add))
+        .at("/api/v1/tokens/{name}", delete(ADMINISTER, callers::revoke))
         // CI-tron's; `machine` is its older word for `dut`.
-        .route("/api/v1/dut/discover", discover.clone())
-        .route("/api/v1/machine/discover", discover)
-        .route("/api/v1/dut/discover/outlets", get(discovery::outlets))
-        .route("/api/v1/dut/discover/{id}", get(discovery::news))
-        .route("/api/v1/dut/", post(discovery::add).put(discovery::add))
-        .route("/api/v1/machine/", post(discovery::add).put(discovery::add))
-        .route("/api/v1/duts", get(ci_tron::duts))
-        .route("/api/v1/machines", get(ci_tron::duts))
-        .route("/api/v1/dut/{name}", dut.clone())
-        .route("/api/v1/dut/{name}/", dut.clone())
-        .route("/api/v1/machine/{name}", dut.clone())
-        .route("/api/v1/machine/{name}/", dut)
-        .route("/api/v1/dut/{name}/cancel_job", post(ci_tron::cancel_job))
-        .route("/api/v1/machine/{name}/cancel_job", post(ci_tron::cancel_job))
-        .route("/api/v1/dut/{name}/quick_check", quick_check.clone())
-        .route("/api/v1/machine/{name}/quick_check", quick_check)
-        .route("/api/v1/dut/{name}/training/loop/{number}", get(ci_tron_duts::training_loop))
-        .route("/api/v1/machine/{name}/training/loop/{number}", get(ci_tron_duts::training_loop))
-        .route("/api/v1/full-state", get(ci_tron::full_state))
-        .route("/api/v1/pdus", get(pdus::pdus))
-        .route("/api/v1/pdus/discover", post(found_pdus::discover))
-        .route("/api/v1/pdus/adopt", post(found_pdus::adopt))
-        .route("/api/v1/pdu/{name}", get(pdus::pdu).delete(found_pdus::remove))
-        .route("/api/v1/pdu/{name}/port/{id}", get(pdus::port).patch(pdus::change_port))
-        .route("/api/v1/pdu/{name}/port/{id}/done", post(pdus::done))
+        .at_each(
+            &["/api/v1/dut/discover", "/api/v1/machine/discover"],
+            get(OPERATE, discovery::discovery)
+                .post(ADMINISTER, discovery::discover)
+                .delete(ADMINISTER, discovery::cancel),
+        )
+        .at("/api/v1/dut/discover/outlets", get(OPERATE, discovery::outlets))
+        .at("/api/v1/dut/discover/{id}", get(OPERATE, discovery::news))
+        .at_each(
+            &["/api/v1/dut/", "/api/v1/machine/"],
+            post(ADMINISTER, discovery::add).put(ADMINISTER, discovery::add),
+        )
+        .at_each(&["/api/v1/duts", "/api/v1/machines"], get(SUBMIT, ci_tron::duts))
+        .at_each(
+            &["/api/v1/dut/{name}", "/api/v1/dut/{name}/", "/api/v1/machine/{name}", "/api/v1/machine/{name}/"],
+            get(SUBMIT, ci_tron::dut).patch(MACHINE, ci_tron_duts::update).delete(ADMINISTER, discovery::remove),
+        )
+        .at_each(
+            &["/api/v1/dut/{name}/cancel_job", "/api/v1/machine/{name}/cancel_job"],
+            post(MACHINE, ci_tron::cancel_job),
+        )
+        .at_each(
+            &["/api/v1/dut/{name}/quick_check", "/api/v1/machine/{name}/quick_check"],
+            get(SUBMIT, ci_tron_duts::quick_check).post(MACHINE, ci_tron_duts::queue_quick_check),
+        )
+        .at_each(
+            &["/api/v1/dut/{name}/training/loop/{number}", "/api/v1/machine/{name}/training/loop/{number}"],
+            get(SUBMIT, ci_tron_duts::training_loop),
+        )
+        .at("/api/v1/full-state", get(SUBMIT, ci_tron::full_state))
+        .at("/api/v1/pdus", get(SUBMIT, pdus::pdus))
+        .at("/api/v1/pdus/discover", post(ADMINISTER, found_pdus::discover))
+        .at("/api/v1/pdus/adopt", post(ADMINISTER, found_pdus::adopt))
+        .at("/api/v1/pdu/{name}", get(SUBMIT, pdus::pdu).delete(ADMINISTER, found_pdus::remove))
+        .at("/api/v1/pdu/{name}/port/{id}", get(SUBMIT, pdus::port).patch(ADMINISTER, pdus::change_port))
+        .at("/api/v1/pdu/{name}/port/{id}/done", post(OPERATE, pdus::done))
         // For programs of others.
-        .merge(power_served::routes())
-        .fallback(nothing_here)
-        .method_not_allowed_fallback(wrong_method)
-        // upload.rs counts by itself, part by part.
-        .layer(DefaultBodyLimit::disable())
-        .layer(middleware::from_fn(refuse_foreign_pages))
-        .with_state(Api { farm })
+        .and(power_served::routes())
+}
+
+/// The API behind one door.
+fn router(api: Api) -> Router {
+    behind_guard(routes(), api)
+}
+
+fn behind_guard(routes: Routes, api: Api) -> Router {
+    routes.guarded(api, |router| {
+        router
+            .fallback(nothing_here)
+            .method_not_allowed_fallback(wrong_method)
+            // upload.rs counts by itself, part by part.
+            .layer(DefaultBodyLimit::disable())
+            .layer(middleware::from_fn(refuse_foreign_pages))
+    })
 }
 
 /// Serves the outlets of leases alone, where pdudaemon's clients look for it, until `shutdown` completes.
 pub async fn serve_power(
     listener: std::net::TcpListener,
-    farm: Arc<Farm>,
+    api: Api,
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
-    listener.set_nonblocking(true)?;
-    let listener = tokio::net::TcpListener::from_std(listener)?;
-    let foreign_pages = middleware::from_fn(refuse_foreign_pages);
-    let api = Api { farm };
-    let listener = power_text::EitherListener::of(listener, api.clone());
-    let router = power_served::routes().fallback(nothing_here).layer(foreign_pages).with_state(api);
-    serve::serve(listener, router, shutdown).await;
+    let listener = power_text::EitherListener::of(of_tokio(listener)?, api.clone());
+    serve::serve(listener, behind_guard(power_served::routes(), api), shutdown).await;
+    Ok(())
+}
+
+/// Serves the farm's boot images alone, which the farm itself fetches, until `shutdown` completes.
+pub async fn serve_images(
+    listener: std::net::TcpListener,
+    api: Api,
+    shutdown: impl Future<Output = ()>,
+) -> io::Result<()> {
+    let routes = Routes::default().at("/images/{name}", get(Needs::Nothing, images::image));
+    serve::serve(of_tokio(listener)?, behind_guard(routes, api), shutdown).await;
     Ok(())
 }
 
 /// Serves a farm's API over TCP until `shutdown` completes.
 pub async fn serve(
     listener: std::net::TcpListener,
-    farm: Arc<Farm>,
+    api: Api,
+    tls: Option<Tls>,
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
-    listener.set_nonblocking(true)?;
-    let listener = tokio::net::TcpListener::from_std(listener)?;
-    serve::serve(listener, router(farm), shutdown).await;
+    let listener = of_tokio(listener)?;
+    match tls {
+        None => serve::serve(listener, router(api), shutdown).await,
+        Some(tls) => serve::serve(tls.on(listener), router(api), shutdown).await,
+    }
     Ok(())
+}
+
+fn of_tokio(listener: std::net::TcpListener) -> io::Result<tokio::net::TcpListener> {
+    listener.set_nonblocking(true)?;
+    tokio::net::TcpListener::from_std(listener)
 }
 
 /// The unix socket by which `wharf` finds the server of its own host without being told an address. Opened before the server says that
@@ -200,9 +263,9 @@ impl LocalSocket {
     }
 
     /// Serves the same API there.
-    pub async fn serve(self, farm: Arc<Farm>, shutdown: impl Future<Output = ()>) {
+    pub async fn serve(self, api: Api, shutdown: impl Future<Output = ()>) {
         tracing::info!(path = %self.path.display(), "the API is at the local socket, too");
-        serve::serve(self.listener, router(farm), shutdown).await;
+        serve::serve(self.listener, router(api), shutdown).await;
         let _ = std::fs::remove_file(&self.path);
     }
 }
@@ -217,7 +280,7 @@ fn open_socket(path: &Path) -> io::Result<tokio::net::UnixListener> {
         _ => {}
     }
     let listener = tokio::net::UnixListener::bind(path)?;
-    // Whoever may open it may submit jobs: the server's user only. A group's access comes with roles.
+    // Whoever may open it may do everything: the server's user only. Others have tokens.
     std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
     Ok(listener)
 }
@@ -268,6 +331,26 @@ mod tests {
         let error = open_socket(&path).unwrap_err();
         assert_eq!(error.to_string(), "another server answers there");
         drop(living);
+    }
+
+    /// Every route with what it needs. A new one is added here by hand: somebody has thought of who may ask it.
+    #[test]
+    fn every_route_says_what_it_needs() {
+        let table = routes();
+        let lines = table.table().iter().map(|((path, method), needs)| {
+            let needs = match needs {
+                Needs::Nothing => "nothing".to_owned(),
+                Needs::Key => "its key".to_owned(),
+                Needs::IdToken => "an id_token".to_owned(),
+                Needs::Role(role) => role.to_string(),
+                Needs::Job(role) => format!("{role} job"),
+                Needs::Lease(role) => format!("{role} lease"),
+                Needs::Named(role) => format!("{role} machine"),
+            };
+            format!("{path} {method}: {needs}\n")
+        });
+        let expected = include_str!("../../../fixtures/api/roles.txt");
+        assert_eq!(lines.collect::<String>(), expected);
     }
 
     #[test]

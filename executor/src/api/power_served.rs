@@ -12,16 +12,15 @@
 
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
 use serde::Deserialize;
 
 use super::Api;
 use super::error::ApiError;
+use super::guard::{Needs, Routes, get};
 use crate::blueprint::power::PowerState;
 use crate::farm::{LeaseError, PowerAction};
 
@@ -34,11 +33,11 @@ const DELAY_MAX: Duration = Duration::from_secs(300);
 const BODY_BYTES_MAX: usize = 16;
 
 /// The routes.
-pub(super) fn routes() -> Router<Api> {
-    Router::new()
-        .route("/power/control/{request}", get(control))
-        .route("/power/{key}", get(read).put(put))
-        .route("/power/{key}/{value}", get(set))
+pub(super) fn routes() -> Routes {
+    Routes::default()
+        .at("/power/control/{request}", get(Needs::Key, control))
+        .at("/power/{key}", get(Needs::Key, read).put(Needs::Key, put))
+        .at("/power/{key}/{value}", get(Needs::Key, set))
 }
 
 /// pdudaemon's parameters.

@@ -42,7 +42,12 @@ impl EitherListener {
 }
 
 impl Accept for EitherListener {
+    type Raw = TcpStream;
     type Stream = TcpStream;
+
+    fn ready(&self, raw: TcpStream) -> impl Future<Output = io::Result<TcpStream>> + Send + 'static {
+        std::future::ready(Ok(raw))
+    }
 
     async fn next(&self) -> io::Result<(TcpStream, Peer)> {
         self.http.lock().await.recv().await.ok_or_else(|| io::Error::other("the listener has ended"))

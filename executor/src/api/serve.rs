@@ -63,14 +63,20 @@ impl std::fmt::Display for Peer {
 
 /// A listener of either kind.
 pub(super) trait Accept: Sync {
-    /// Its connections.
+    /// Its connections as they come.
+    type Raw: Send + 'static;
+    /// Its connections as they are served.
     type Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static;
 
     /// The next connection.
-    fn next(&self) -> impl Future<Output = io::Result<(Self::Stream, Peer)>> + Send;
+    fn next(&self) -> impl Future<Output = io::Result<(Self::Raw, Peer)>> + Send;
+
+    /// From the one to the other: nobody else waits for that.
+    fn ready(&self, raw: Self::Raw) -> impl Future<Output = io::Result<Self::Stream>> + Send + 'static;
 }
 
 impl Accept for TcpListener {
+    type Raw = TcpStream;
     type Stream = TcpStream;
 
     async fn next(&self) -> io::Result<(TcpStream, Peer)> {
@@ -78,14 +84,23 @@ impl Accept for TcpListener {
         prepare_tcp(&stream);
         Ok((stream, Peer::Tcp(address)))
     }
+
+    fn ready(&self, raw: TcpStream) -> impl Future<Output = io::Result<TcpStream>> + Send + 'static {
+        std::future::ready(Ok(raw))
+    }
 }
 
 impl Accept for UnixListener {
+    type Raw = UnixStream;
     type Stream = UnixStream;
 
     async fn next(&self) -> io::Result<(UnixStream, Peer)> {
         let (stream, _) = self.accept().await?;
         Ok((stream, Peer::Unix))
+    }
+
+    fn ready(&self, raw: UnixStream) -> impl Future<Output = io::Result<UnixStream>> + Send + 'static {
+        std::future::ready(Ok(raw))
     }
 }
 
@@ -105,7 +120,7 @@ pub(super) async fn serve(listener: impl Accept, router: Router, shutdown: impl 
             () = &mut shutdown => break,
             accepted = next => match accepted {
                 Ok((stream, peer, permit)) => {
-                    connections.spawn(connection(stream, peer, router.clone(), permit, stopped.clone()));
+                    connections.spawn(connection(listener.ready(stream), peer, router.clone(), permit, stopped.clone()));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection to the API");
@@ -120,7 +135,7 @@ pub(super) async fn serve(listener: impl Accept, router: Router, shutdown: impl 
 }
 
 async fn connection<S>(
-    stream: S,
+    ready: impl Future<Output = io::Result<S>>,
     peer: Peer,
     router: Router,
     permit: OwnedSemaphorePermit,
@@ -128,6 +143,10 @@ async fn connection<S>(
 ) where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
+    let stream = match ready.await {
+        Ok(stream) => stream,
+        Err(error) => return tracing::debug!(%peer, %error, "a connection to the API did not begin"),
+    };
     let permit = Arc::new(permit);
     let service = service_fn(move |request| answer(router.clone(), prepare(request, peer, &permit)));
     let connection = http1::Builder::new()

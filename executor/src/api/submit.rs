@@ -8,13 +8,12 @@ use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt;
 
 use super::error::ApiError;
+use super::guard::{caller_of, in_words};
 use super::serve::Peer;
 use super::wire::{ErrorWire, JobWire};
 use super::{Api, ci_tron, upload};
+use crate::callers::Caller;
 use crate::farm::{CancelledBy, JobRecord, Submission, TargetOverride, WhenBusy};
-
-/// In whose name a client asks that does not say.
-pub(super) const ANYBODY: &str = "anybody";
 
 /// What the address of a submission says, besides its body.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -52,24 +51,25 @@ impl Ask {
         Ok(ask)
     }
 
-    /// Overrides what the body said.
-    pub(super) fn refine(&self, submission: &mut Submission) {
+    /// Overrides what the body said. The project is one that the caller acts for.
+    pub(super) fn refine(&self, submission: &mut Submission, caller: &Caller) -> Result<(), ApiError> {
         if let Some(name) = &self.name {
             submission.source_name.clone_from(name);
         }
         if let Some(priority) = self.priority {
             submission.priority = priority;
         }
-        submission.subject = self.subject.clone().unwrap_or_else(|| ANYBODY.to_owned());
+        submission.subject = caller.acts_for(self.subject.as_deref()).map_err(ApiError::Forbidden)?;
         if self.dut.is_some() || !self.tags.is_empty() {
             let tags = (!self.tags.is_empty()).then(|| self.tags.clone());
             submission.target = Some(TargetOverride { id: self.dut.clone(), tags });
         }
+        Ok(())
     }
 
     /// Who asks, for the log.
-    pub(super) fn submitter_at(&self, peer: Peer) -> String {
-        format!("{} at {peer}", self.submitter.as_deref().unwrap_or("a client"))
+    pub(super) fn submitter(&self, request: &Request) -> String {
+        in_words(request, self.submitter.as_deref(), "a client")
     }
 
     /// Who can wait for an answer can wait for a DUT.
@@ -123,12 +123,12 @@ pub(super) async fn submit(
 }
 
 async fn submit_yaml(api: Api, ask: Ask, request: Request) -> Result<Response, ApiError> {
-    let peer = peer_of(&request);
+    let (submitter, caller) = (ask.submitter(&request), caller_of(&request));
     let text = upload::read_job(request.into_body()).await?;
     let mut submission = Submission { source_name: "job.yml".into(), text, ..Submission::default() };
-    ask.refine(&mut submission);
+    ask.refine(&mut submission, &caller)?;
     submission.when_busy = ask.when_busy();
-    submission.submitter = ask.submitter_at(peer);
+    submission.submitter = submitter;
     let record = api.farm.submit(submission).await?;
     Ok(created(&record))
 }
@@ -154,7 +154,7 @@ pub(super) async fn cancel(
     Path(id): Path<String>,
     request: Request,
 ) -> Result<Json<JobWire>, ApiError> {
-    let by = CancelledBy::Operator(format!("an operator at {}", peer_of(&request)));
+    let by = CancelledBy::Operator(in_words(&request, None, "an operator"));
     let record = api.job(&id)?;
     api.farm.cancel(&record.id, by)?;
     Ok(Json(JobWire::of(&record)))
@@ -198,7 +198,8 @@ mod tests {
     fn tags_in_the_address_replace_the_target_wholly() {
         let mut submission =
             Submission { target: Some(TargetOverride { id: Some("old".into()), tags: None }), ..Submission::default() };
-        ask(&[("tag", "a"), ("tag", "b"), ("priority", "-3"), ("name", "x.yml")]).unwrap().refine(&mut submission);
+        let asked = ask(&[("tag", "a"), ("tag", "b"), ("priority", "-3"), ("name", "x.yml")]).unwrap();
+        asked.refine(&mut submission, &Caller::local()).unwrap();
         let target = submission.target.unwrap();
         assert_eq!((target.id, target.tags), (None, Some(vec!["a".to_owned(), "b".to_owned()])));
         assert_eq!((submission.priority, submission.source_name.as_str()), (-3, "x.yml"));
@@ -209,7 +210,7 @@ mod tests {
         let target = TargetOverride { id: Some("kept".into()), tags: None };
         let mut submission = Submission { target: Some(target), ..Submission::default() };
         let asked = ask(&[("queue", "0")]).unwrap();
-        asked.refine(&mut submission);
+        asked.refine(&mut submission, &Caller::local()).unwrap();
         assert_eq!(submission.target.unwrap().id.as_deref(), Some("kept"));
         assert_eq!(asked.when_busy(), WhenBusy::Refuse);
     }

@@ -1,22 +1,34 @@
-//! The HTTP client of the command line: one connection per request, over TCP or over the server's local socket.
+//! The HTTP client of the command line: one connection per request, over TCP, TLS or the server's local socket.
+//!
+//! ```text
+//!  --server ─► http, https, socket         WHARF_TOKEN, --token-file ─► ours: sent    an id_token: exchanged for one first, once
+//! ```
+//! A token is never an argument: arguments are everybody's on the same host to read.
 
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, bail};
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, TryStreamExt};
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Body, Frame, Incoming};
-use hyper::header::{CONTENT_TYPE, HOST};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls_platform_verifier::BuilderVerifierExt;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use crate::api::local_sockets;
+use crate::api::wire::callers::SessionWire;
 use crate::api::wire::{ErrorWire, EventWire};
 
 /// The longest line of an event stream: a console record of 64 KiB is 90 KiB of base64.
@@ -25,24 +37,127 @@ const LINE_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// The longest answer that is read as a whole: ten thousand jobs.
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 
+/// What the command line says of tokens and certificates.
+#[derive(Debug, Default)]
+pub(super) struct Shown {
+    /// A file with the token.
+    pub(super) token_file: Option<PathBuf>,
+    /// The certificates to go by.
+    pub(super) ca: Option<PathBuf>,
+}
+
+static SHOWN: OnceLock<Shown> = OnceLock::new();
+
+/// Remembers it, once.
+pub(super) fn show(shown: Shown) {
+    let _ = SHOWN.set(shown);
+}
+
+/// A server, and what it is shown.
+#[derive(Clone, Debug)]
+pub(super) struct Server {
+    place: Place,
+    credential: Option<Credential>,
+}
+
 /// A server's address.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Server {
+enum Place {
     /// Host and port.
     Tcp(String),
+    /// The same, over TLS.
+    Tls(String),
     /// A socket of this host.
     Unix(PathBuf),
+}
+
+/// A token, which no log shows.
+#[derive(Clone)]
+struct Credential {
+    text: Arc<str>,
+    /// What an id_token was exchanged for.
+    session: Arc<tokio::sync::OnceCell<String>>,
+}
+
+impl std::fmt::Debug for Credential {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("a token")
+    }
+}
+
+impl Credential {
+    fn find() -> anyhow::Result<Option<Credential>> {
+        let file = SHOWN.get().and_then(|shown| shown.token_file.as_ref());
+        let text = match file {
+            Some(path) => Some(super::read_text(path)?),
+            None => std::env::var("WHARF_TOKEN").ok(),
+        };
+        let text = text.map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
+        if text.as_ref().is_some_and(|text| !text.bytes().all(|byte| byte.is_ascii_graphic())) {
+            bail!("the token has characters that no token has; is WHARF_TOKEN, or the file, the right one?");
+        }
+        Ok(text.map(|text| Credential { text: text.into(), session: Arc::default() }))
+    }
+
+    /// Three parts, the first of which is the beginning of a JSON object: a JWT.
+    fn is_id_token(&self) -> bool {
+        self.text.starts_with("eyJ") && self.text.split('.').count() == 3
+    }
 }
 
 impl Server {
     /// The server of `--server` or `WHARF_SERVER`; without, the one that runs on this host.
     pub(super) fn find(named: Option<String>) -> anyhow::Result<Server> {
+        let place = Place::find(named)?;
+        // The socket is the host's own, and asks for none.
+        let credential = if matches!(place, Place::Unix(_)) { None } else { Credential::find()? };
+        if let (Place::Tcp(authority), Some(_)) = (&place, &credential)
+            && !is_loopback(authority)
+        {
+            eprintln!(
+                "wharf: warning: the token goes to http://{authority} in clear, for everybody between to read; use https://"
+            );
+        }
+        Ok(Server { place, credential })
+    }
+
+    /// In whose name jobs and leases are asked for: a token says it itself.
+    pub(super) fn subject(&self) -> Option<String> {
+        self.credential.is_none().then(super::lease::user)
+    }
+
+    /// Exchanges an id_token; `None`: there is no token.
+    pub(super) async fn sign_in(&self) -> anyhow::Result<Option<SessionWire>> {
+        let Some(credential) = &self.credential else { return Ok(None) };
+        if !credential.is_id_token() {
+            bail!("the token is no id_token: it is good for more than one request as it is");
+        }
+        let request = Request::builder().method(Method::POST).uri("/api/v1/session").header(HOST, self.host());
+        let request = request.header(AUTHORIZATION, bearer(&credential.text)?).body(Full::new(Bytes::new()))?;
+        read_json(refuse(self.deliver(request).await?).await?).await.map(Some)
+    }
+
+    async fn authorization(&self) -> anyhow::Result<Option<HeaderValue>> {
+        let Some(credential) = &self.credential else { return Ok(None) };
+        if !credential.is_id_token() {
+            return bearer(&credential.text).map(Some);
+        }
+        let session = credential.session.get_or_try_init(|| async {
+            let session = self.sign_in().await?;
+            session.map(|session| session.token).context("there is no token any more")
+        });
+        bearer(session.await?).map(Some)
+    }
+}
+
+impl Place {
+    fn find(named: Option<String>) -> anyhow::Result<Place> {
         match named {
-            Some(named) => Server::parse(&named),
+            Some(named) => Place::parse(&named),
             None => {
                 let sockets = local_sockets();
                 let found = sockets.iter().find(|path| path.exists()).cloned();
-                found.map(Server::Unix).with_context(|| {
+                found.map(Place::Unix).with_context(|| {
                     let looked: Vec<_> = sockets.iter().map(|path| path.display().to_string()).collect();
                     format!(
                         "no server runs on this host (looked for {}); start one with `wharf serve --farm FILE`, or name one with \
@@ -54,24 +169,32 @@ impl Server {
         }
     }
 
-    fn parse(named: &str) -> anyhow::Result<Server> {
+    fn parse(named: &str) -> anyhow::Result<Place> {
         if let Some(path) = named.strip_prefix("unix:") {
-            return Ok(Server::Unix(path.into()));
+            return Ok(Place::Unix(path.into()));
         }
         if named.starts_with(['/', '.']) {
-            return Ok(Server::Unix(named.into()));
+            return Ok(Place::Unix(named.into()));
         }
-        if named.starts_with("https://") {
-            bail!("`{named}`: the API has no TLS of its own yet; use http:// or the path of the socket");
+        let (authority, port, of): (_, _, fn(String) -> Place) = match named.strip_prefix("https://") {
+            Some(authority) => (authority, 443, Place::Tls),
+            None => (named.strip_prefix("http://").unwrap_or(named), 80, Place::Tcp),
+        };
+        let authority = authority.trim_end_matches('/');
+        if authority.contains('@') {
+            bail!("an address is no place for a token: set WHARF_TOKEN or WHARF_TOKEN_FILE");
         }
-        let authority = named.strip_prefix("http://").unwrap_or(named).trim_end_matches('/');
         if authority.is_empty() || authority.contains('/') {
-            bail!("`{named}` is no server; write it as http://HOST:PORT, HOST:PORT or the path of a socket");
+            bail!(
+                "`{named}` is no server; write it as https://HOST:PORT, http://HOST:PORT, HOST:PORT or the path of a socket"
+            );
         }
         let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
-        Ok(Server::Tcp(if has_port { authority.to_owned() } else { format!("{authority}:80") }))
+        Ok(of(if has_port { authority.to_owned() } else { format!("{authority}:{port}") }))
     }
+}
 
+impl Server {
     /// Asks for JSON.
     pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
         let response = self.send(Method::GET, path, None, Bytes::new()).await?;
@@ -173,19 +296,36 @@ impl Server {
         self.exchange(request.body(Full::new(body))?).await
     }
 
-    async fn exchange<B>(&self, request: Request<B>) -> anyhow::Result<Response<Incoming>>
+    async fn exchange<B>(&self, mut request: Request<B>) -> anyhow::Result<Response<Incoming>>
+    where
+        B: Body + Send + 'static,
+        B::Data: Send,
+        B::Error: std::error::Error + Send + Sync,
+    {
+        if let Some(value) = self.authorization().await? {
+            request.headers_mut().insert(AUTHORIZATION, value);
+        }
+        self.deliver(request).await
+    }
+
+    async fn deliver<B>(&self, request: Request<B>) -> anyhow::Result<Response<Incoming>>
     where
         B: Body + Send + 'static,
         B::Data: Send,
         B::Error: std::error::Error + Send + Sync,
     {
         let no_answer = || format!("the server at {self} does not answer");
-        match self {
-            Server::Tcp(authority) => {
+        match &self.place {
+            Place::Tcp(authority) => {
                 let stream = TcpStream::connect(authority).await.with_context(no_answer)?;
                 exchange(stream, request).await.with_context(no_answer)
             }
-            Server::Unix(path) => {
+            Place::Tls(authority) => {
+                let stream = TcpStream::connect(authority).await.with_context(no_answer)?;
+                let stream = secured(stream, authority).await.with_context(no_answer)?;
+                exchange(stream, request).await.with_context(no_answer)
+            }
+            Place::Unix(path) => {
                 let stream = connect_unix(path).await.with_context(no_answer)?;
                 exchange(stream, request).await.with_context(no_answer)
             }
@@ -193,20 +333,63 @@ impl Server {
     }
 
     fn host(&self) -> &str {
-        match self {
-            Server::Tcp(authority) => authority,
-            Server::Unix(_) => "localhost",
+        match &self.place {
+            Place::Tcp(authority) | Place::Tls(authority) => authority,
+            Place::Unix(_) => "localhost",
         }
     }
 }
 
 impl std::fmt::Display for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Server::Tcp(authority) => write!(f, "http://{authority}"),
-            Server::Unix(path) => write!(f, "{}", path.display()),
+        match &self.place {
+            Place::Tcp(authority) => write!(f, "http://{authority}"),
+            Place::Tls(authority) => write!(f, "https://{authority}"),
+            Place::Unix(path) => write!(f, "{}", path.display()),
         }
     }
+}
+
+fn bearer(token: &str) -> anyhow::Result<HeaderValue> {
+    let mut value = HeaderValue::from_str(&format!("Bearer {token}")).context("the token cannot be sent")?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+fn is_loopback(authority: &str) -> bool {
+    let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host).trim_matches(['[', ']']);
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+/// TLS, vouched for by whom the command line names, else by whom the system trusts.
+async fn secured(stream: TcpStream, authority: &str) -> anyhow::Result<TlsStream<TcpStream>> {
+    let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host).trim_matches(['[', ']']);
+    let name = ServerName::try_from(host.to_owned()).with_context(|| format!("`{host}` is no name of a host"))?;
+    let builder = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()));
+    let builder = builder.with_safe_default_protocol_versions()?;
+    let config = match SHOWN.get().and_then(|shown| shown.ca.as_ref()) {
+        None => builder.with_platform_verifier()?,
+        Some(path) => builder.with_root_certificates(roots_in(path)?),
+    };
+    let connector = TlsConnector::from(Arc::new(config.with_no_client_auth()));
+    let hint = "its certificate is not trusted: --ca FILE, or WHARF_CA, names who vouches for it, such as the farm's own ca.pem";
+    connector.connect(name, stream).await.map_err(|error| {
+        let is_of_trust = error.to_string().contains("certificate");
+        let error = anyhow::Error::new(error);
+        if is_of_trust { error.context(hint) } else { error }
+    })
+}
+
+fn roots_in(path: &Path) -> anyhow::Result<rustls::RootCertStore> {
+    let cannot = || format!("cannot read certificates from `{}`", path.display());
+    let mut roots = rustls::RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(path).with_context(cannot)? {
+        roots.add(certificate.with_context(cannot)?).with_context(cannot)?;
+    }
+    if roots.is_empty() {
+        bail!("no certificate is in `{}`", path.display());
+    }
+    Ok(roots)
 }
 
 async fn connect_unix(path: &Path) -> std::io::Result<UnixStream> {
@@ -316,14 +499,16 @@ mod tests {
 
     #[test]
     fn a_server_is_an_url_an_authority_or_a_path() {
-        let tcp = |text: &str| Server::Tcp(text.into());
-        assert_eq!(Server::parse("http://127.0.0.1:8420/").unwrap(), tcp("127.0.0.1:8420"));
-        assert_eq!(Server::parse("http://farm.example").unwrap(), tcp("farm.example:80"));
-        assert_eq!(Server::parse("[::1]:8420").unwrap(), tcp("[::1]:8420"));
-        assert_eq!(Server::parse("/run/wharf.sock").unwrap(), Server::Unix("/run/wharf.sock".into()));
-        assert_eq!(Server::parse("unix:wharf.sock").unwrap(), Server::Unix("wharf.sock".into()));
-        assert!(Server::parse("https://farm.example").unwrap_err().to_string().contains("no TLS"));
-        assert!(Server::parse("http://a/b").unwrap_err().to_string().contains("HOST:PORT"));
+        let tcp = |text: &str| Place::Tcp(text.into());
+        assert_eq!(Place::parse("http://127.0.0.1:8420/").unwrap(), tcp("127.0.0.1:8420"));
+        assert_eq!(Place::parse("http://farm.example").unwrap(), tcp("farm.example:80"));
+        assert_eq!(Place::parse("[::1]:8420").unwrap(), tcp("[::1]:8420"));
+        assert_eq!(Place::parse("/run/wharf.sock").unwrap(), Place::Unix("/run/wharf.sock".into()));
+        assert_eq!(Place::parse("unix:wharf.sock").unwrap(), Place::Unix("wharf.sock".into()));
+        assert_eq!(Place::parse("https://farm.example").unwrap(), Place::Tls("farm.example:443".into()));
+        assert!(Place::parse("http://a/b").unwrap_err().to_string().contains("HOST:PORT"));
+        assert!(Place::parse("https://me:secret@farm").unwrap_err().to_string().contains("WHARF_TOKEN"));
+        assert!(is_loopback("127.0.0.1:8420") && is_loopback("[::1]:1") && !is_loopback("farm.example:80"));
     }
 
     #[test]

@@ -11,6 +11,8 @@ use gateway::dhcp::Role;
 
 use super::serve::{enter_private_world, install_for, run_threads, stop_signal};
 use super::view::View;
+use crate::api::{Api, Door};
+use crate::callers::Callers;
 use crate::config::{FarmConfig, NetworkConfig};
 use crate::farm::{CancelledBy, Farm, JobRecord, Submission};
 use crate::virtual_dut::network;
@@ -54,8 +56,10 @@ pub fn main(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let own_network = if config.network == NetworkConfig::Loopback { "" } else { " on a network of its own" };
     run_threads(async move {
         let address = listener.local_addr()?;
-        let farm = Farm::start(config, address).await?;
-        let api = crate::api::serve(listener, farm.clone(), std::future::pending());
+        let callers = Arc::new(Callers::open(state.path())?);
+        let farm = Farm::start(config, address, address).await?;
+        let api = Api::new(&farm, &callers, Door::Local);
+        let api = crate::api::serve(listener, api, None, std::future::pending());
         eprintln!("farm {}{own_network}; its API: http://{address}", farm.name());
         let submission = Submission { source_name, text, submitter: "wharf demo".into(), ..Submission::default() };
         let outcome = tokio::select! {

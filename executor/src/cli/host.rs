@@ -124,7 +124,7 @@ impl Run {
             priority: self.priority,
             owner: Some(OwnerWire::Connection),
             name: Some(user()),
-            subject: Some(user()),
+            subject: server.subject(),
             ..TakeWire::default()
         };
         let lease: LeaseWire = server.ask(Method::POST, "/api/v1/leases", &wish).await?;

@@ -188,7 +188,7 @@ fn by_us(path: &str) -> String {
 }
 
 async fn take(server: &Server, arguments: Take) -> anyhow::Result<ExitCode> {
-    let wish = wish(&arguments);
+    let wish = wish(&arguments, server.subject());
     let lease: LeaseWire = server.ask(Method::POST, "/api/v1/leases", &wish).await?;
     if !arguments.detach {
         return Taken { server, id: lease.id, owner: lease.owner, boot: arguments.boot, told: None }
@@ -204,7 +204,7 @@ async fn take(server: &Server, arguments: Take) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn wish(arguments: &Take) -> TakeWire {
+fn wish(arguments: &Take, subject: Option<String>) -> TakeWire {
     let (owner, hold_time) = match arguments.detach {
         true => (OwnerWire::Term, arguments.hold_time.clone().or_else(|| Some(DETACHED_TIME.into()))),
         false => (OwnerWire::Connection, arguments.hold_time.clone()),
@@ -220,7 +220,7 @@ fn wish(arguments: &Take) -> TakeWire {
         hold_time,
         owner: Some(owner),
         name: Some(user()),
-        subject: Some(user()),
+        subject,
         ..TakeWire::default()
     }
 }
@@ -468,7 +468,7 @@ mod tests {
     }
 
     fn wish_of(words: &[&str]) -> TakeWire {
-        wish(&Line::try_parse_from([&["take"], words].concat()).unwrap().take)
+        wish(&Line::try_parse_from([&["take"], words].concat()).unwrap().take, Some("anna".into()))
     }
 
     #[test]

@@ -33,6 +33,7 @@ mod run;
 mod schema;
 mod serve;
 mod terminal;
+mod token;
 mod view;
 mod virtual_;
 
@@ -48,6 +49,12 @@ struct Arguments {
     /// Where the server is: an URL such as `http://127.0.0.1:8420`, or the path of its socket
     #[arg(long, global = true, env = "WHARF_SERVER", value_name = "URL|PATH")]
     server: Option<String>,
+    /// A file with the token for it, instead of WHARF_TOKEN
+    #[arg(long, global = true, env = "WHARF_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// The certificates that a server with https:// is vouched for by, instead of the system's
+    #[arg(long, global = true, env = "WHARF_CA", value_name = "FILE")]
+    ca: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -100,6 +107,8 @@ enum Command {
     Authorizations(authorize::ListArguments),
     /// Answer whether somebody may lease something
     Authorize(authorize::Arguments),
+    /// Say who may call a server from elsewhere
+    Token(token::Arguments),
     /// Print the JSON Schema of job or farm files
     Schema(schema::Arguments),
     /// Virtual machines: what they need, what is there
@@ -121,6 +130,7 @@ pub fn main() -> ExitCode {
         }
     };
     let server = arguments.server;
+    client::show(client::Shown { token_file: arguments.token_file, ca: arguments.ca });
     let outcome = match arguments.command {
         Command::Demo(arguments) => demo::main(arguments),
         Command::Serve(arguments) => serve::main(arguments),
@@ -145,6 +155,7 @@ pub fn main() -> ExitCode {
         Command::Reload(arguments) => on_runtime(reload::run(arguments, server)),
         Command::Authorizations(arguments) => on_runtime(authorize::list(arguments, server)),
         Command::Authorize(arguments) => on_runtime(authorize::run(arguments, server)),
+        Command::Token(arguments) => on_runtime(token::run(arguments, server)),
         Command::Schema(arguments) => schema::run(arguments),
         Command::Virtual(arguments) => on_runtime(virtual_::run(arguments)),
         Command::Completions(arguments) => completions::run(arguments),

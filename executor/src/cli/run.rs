@@ -79,7 +79,7 @@ async fn submit(server: &Server, arguments: &Arguments) -> anyhow::Result<JobWir
     for attachment in &arguments.attachments {
         attachments.push(read_attachment(attachment)?);
     }
-    let path = address(arguments);
+    let path = address(arguments, server);
     if environ.is_empty() && attachments.is_empty() {
         return server.post(&path, Some("application/yaml"), text.into()).await;
     }
@@ -90,12 +90,14 @@ async fn submit(server: &Server, arguments: &Arguments) -> anyhow::Result<JobWir
     server.post(&path, Some(&content_type), body).await
 }
 
-fn address(arguments: &Arguments) -> String {
+fn address(arguments: &Arguments, server: &Server) -> String {
     let name = arguments.job.display().to_string();
     let user = std::env::var("USER").unwrap_or_else(|_| format!("user {}", nix::unistd::getuid()));
     let submitter = format!("wharf run of {user}");
     let mut path = format!("/api/v1/jobs?name={}&submitter={}", in_query(&name), in_query(&submitter));
-    path.push_str(&format!("&subject={}", in_query(&user)));
+    if let Some(subject) = server.subject() {
+        path.push_str(&format!("&subject={}", in_query(&subject)));
+    }
     path.push_str(&format!("&priority={}", arguments.priority));
     for tag in &arguments.tags {
         path.push_str(&format!("&tag={}", in_query(tag)));
@@ -108,7 +110,8 @@ fn address(arguments: &Arguments) -> String {
 
 fn forwarded(pattern: &job_schema::Pattern) -> anyhow::Result<BTreeMap<String, String>> {
     let mut environ = BTreeMap::new();
-    for (name, value) in std::env::vars() {
+    // The token is nobody's business, whatever the pattern is.
+    for (name, value) in std::env::vars().filter(|(name, _)| name != "WHARF_TOKEN") {
         if pattern.is_full_match(name.as_bytes()).with_context(|| format!("--forward-env-regex on {name}"))? {
             environ.insert(name, value);
         }

@@ -9,9 +9,10 @@ use anyhow::Context;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::api::LocalSocket;
-use crate::config::{FarmConfig, NetworkConfig};
-use crate::farm::{Farm, Source, needs_of};
+use crate::api::{Api, Door, LocalSocket, Tls};
+use crate::callers::Callers;
+use crate::config::{FarmConfig, NetworkConfig, TlsConfig};
+use crate::farm::{AUTHORITY, Farm, Source, needs_of};
 use crate::virtual_dut::install;
 use crate::virtual_dut::network;
 
@@ -36,28 +37,38 @@ pub fn main(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let source = Source { path: arguments.farm, api: arguments.api, state: arguments.state };
     let config = source.read()?;
     install_for(&config, &|line| eprintln!("{line}"))?;
-    // The listener is opened first: it belongs to the host's network, whatever network the farm makes for its DUTs.
+    let callers = Arc::new(Callers::open(&config.state)?);
+    let door = door_of(&config, &callers)?;
+    // The listeners are opened first: they belong to the host's network, whatever network the farm makes for its DUTs.
     let listener = std::net::TcpListener::bind(config.api)
         .with_context(|| format!("cannot listen on {}: choose another address with --api", config.api))?;
     let power = config.power_listener.map(std::net::TcpListener::bind).transpose();
     let power = power.context("cannot listen where `listen.power` says: another program may be there")?;
+    let tls = Tls::of(&config.tls, listener.local_addr()?, &config.state.join(AUTHORITY))?;
+    let images = images_listener(door, tls.as_ref())?;
     enter_private_world(&config)?;
     run_threads(async move {
         let address = listener.local_addr()?;
         // From here on a hang-up is no end of ours.
         let hang_ups = signal(SignalKind::hangup())?;
-        let farm = Farm::start(config, address).await?;
+        let images_at = images.as_ref().map_or(Ok(address), std::net::TcpListener::local_addr)?;
+        let farm = Farm::start(config, address, images_at).await?;
         farm.is_from(source);
         tokio::spawn(reload_on_hang_up(Arc::downgrade(&farm), hang_ups));
+        let behind = |door| Api::new(&farm, &callers, door);
         let (local, stop) = (LocalSocket::open(), stop_signal()?);
-        let local = local.map(|local| tokio::spawn(local.serve(farm.clone(), stop)));
+        let local = local.map(|local| tokio::spawn(local.serve(behind(Door::Local), stop)));
         if let Some(power) = power {
-            tokio::spawn(crate::api::serve_power(power, farm.clone(), stop_signal()?));
+            tokio::spawn(crate::api::serve_power(power, behind(Door::Open), stop_signal()?));
         }
-        println!("farm {} with {} DUTs: http://{address}", farm.name(), farm.size());
+        if let Some(images) = images {
+            tokio::spawn(crate::api::serve_images(images, behind(Door::Open), stop_signal()?));
+        }
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        println!("farm {} with {} DUTs: {scheme}://{address}", farm.name(), farm.size());
         // The API stays until the farm has stopped: who follows a job still gets its verdict.
         let stop = stop_signal()?;
-        let served = crate::api::serve(listener, farm.clone(), async {
+        let served = crate::api::serve(listener, behind(door), tls, async {
             stop.await;
             farm.clone().stop().await
         })
@@ -67,6 +78,32 @@ pub fn main(arguments: Arguments) -> anyhow::Result<ExitCode> {
         }
         served.map(|()| ExitCode::SUCCESS).map_err(Into::into)
     })
+}
+
+/// Whoever reaches an address other than the loopback must be known: without a way to know anybody there is no such listener.
+fn door_of(config: &FarmConfig, callers: &Callers) -> anyhow::Result<Door> {
+    let address = config.api;
+    if address.ip().is_loopback() {
+        return Ok(Door::Local);
+    }
+    if !callers.can_tell(&config.issuers)? {
+        anyhow::bail!(
+            "{address} can be reached from elsewhere, and nobody could show who he is: make a token with \
+             `wharf token add NAME --role administer --farm FILE`, or name a forge in `callers.issuers`, or listen on 127.0.0.1"
+        );
+    }
+    if config.tls == TlsConfig::None {
+        tracing::warn!(%address, "tokens come here in clear (`listen.tls: none`): something else must protect them on their way");
+    }
+    Ok(Door::Open)
+}
+
+/// The farm fetches its own boot images from its own listener, where nobody asks it for a token or shows it a certificate.
+fn images_listener(door: Door, tls: Option<&Tls>) -> anyhow::Result<Option<std::net::TcpListener>> {
+    if door == Door::Local && tls.is_none() {
+        return Ok(None);
+    }
+    std::net::TcpListener::bind(("127.0.0.1", 0)).map(Some).context("cannot listen on the loopback")
 }
 
 /// Every hang-up has the farm file read again, as `wharf reload` does.

@@ -25,6 +25,7 @@ use crate::boot::settings::Settings;
 use crate::farm::WhenBusy;
 use crate::lease::rows::{Access, PlacementPolicy};
 
+mod callers;
 mod console_log;
 mod discovery;
 mod hardware;
@@ -32,6 +33,7 @@ mod hosts;
 mod on_demand;
 mod training;
 
+use callers::{CallersKeys, ProjectKeys, TlsKey};
 use console_log::ConsoleLogKeys;
 use discovery::{DiscoveryKeys, SpareKeys};
 use hardware::{HardwareKeys, LineKeys, PduKeys, Shared};
@@ -85,6 +87,10 @@ struct FarmFile {
     training: TrainingKeys,
     /// How many failures in a row are too many.
     health: HealthKeys,
+    /// Who may call from elsewhere, besides who has a token.
+    callers: CallersKeys,
+    /// What each project may use, by its name; `others` for those that are not here.
+    projects: BTreeMap<String, ProjectKeys>,
     /// The boots database, relative to this file; all machines boot by iPXE when absent.
     boots: Option<String>,
 }
@@ -188,6 +194,14 @@ struct ListenKeys {
     /// Address and port of the API; `127.0.0.1:8420` when absent.
     #[schemars(extend("x-form" = "endpoint"))]
     api: Option<String>,
+    /// How it speaks there; in clear on the loopback and `own` elsewhere when absent.
+    tls: Option<TlsKey>,
+    /// Names under which it is known, for its certificate by the farm's own authority.
+    names: Vec<String>,
+    /// Its certificate with what is between it and its authority, in PEM, relative to this file.
+    certificate: Option<String>,
+    /// The private key of that, in PEM, relative to this file.
+    key: Option<String>,
     /// Address and port where whoever holds a lease switches its outlet as with pdudaemon, whose clients ask at port 16421.
     #[schemars(extend("x-form" = "endpoint"))]
     power: Option<String>,
@@ -438,6 +452,7 @@ fn check(file: FarmFile, findings: &mut Findings, directory: &Path) -> FarmConfi
     let discovery = discovery::discovery(&file.discovery, dhcp, directory, findings);
     let api = listener("api", file.listen.api.as_ref(), findings).unwrap_or(([127, 0, 0, 1], 8420).into());
     let power_listener = listener("power", file.listen.power.as_ref(), findings);
+    let tls = callers::tls(&file.listen, directory, findings);
     FarmConfig {
         state: file.state.map_or_else(|| default_state(&file.name), PathBuf::from),
         network,
@@ -447,6 +462,9 @@ fn check(file: FarmFile, findings: &mut Findings, directory: &Path) -> FarmConfi
             Some(TftpEngineKey::AsyncTftp) => Engine::AsyncTftp,
         },
         api,
+        tls,
+        issuers: callers::issuers(&file.callers, findings),
+        projects: callers::projects(&file.projects),
         power_listener,
         submission: submission(&file.listen),
         console_log: file.console_log.limits(findings),
@@ -776,17 +794,7 @@ fn listener(key: &str, text: Option<&String>, findings: &mut Findings) -> Option
     let text = text?;
     let at = ["listen".to_owned(), key.to_owned()];
     match text.parse::<SocketAddr>() {
-        Ok(address) if address.ip().is_loopback() => Some(address),
-        Ok(address) => {
-            let hint =
-                "authentication comes with a later version; put a reverse proxy in front of the loopback until then";
-            findings.tell(
-                &at,
-                format!("`{address}` is not a loopback address, and nobody would have to log in there"),
-                hint,
-            );
-            None
-        }
+        Ok(address) => Some(address),
         Err(_) => {
             findings.tell(&at, format!("`{text}` is not an address and port"), "write `127.0.0.1:8420`");
             None

@@ -27,7 +27,7 @@ use crate::virtual_dut::network::{NetworkError, PrivateNetwork};
 use crate::virtual_dut::{install, qemu, simulated};
 
 /// Where in the server's state the farm's own certificate authority is kept.
-const AUTHORITY: &str = "authority";
+pub const AUTHORITY: &str = "authority";
 /// Times that jobs of one DUT are told that it takes a wrong address: anybody on its link can say so in its name, as often as he likes.
 const COMPLAINTS_MAX: u32 = 100;
 

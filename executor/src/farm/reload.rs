@@ -170,7 +170,7 @@ impl Farm {
         let _turn = self.reloading.lock().await;
         let before = self.config();
         let mut file = file.unwrap_or_else(|| self.discovery.file());
-        images::add_variables(&mut file.job_variables, self.api);
+        images::add_variables(&mut file.job_variables, self.images);
         let (config, aside) = self.inventory().merged(file.clone());
         let needs = needs_of(&config);
         if !needs.is_empty() {
@@ -223,12 +223,13 @@ const DRIVERS: [&str; 3] = ["mac", "address", "machine"];
 
 /// What only a restart can bring about: all of it at once.
 fn fixed(before: &FarmConfig, after: &FarmConfig, findings: &mut Findings) {
-    let table: [(&[&str], bool); 8] = [
+    let table: [(&[&str], bool); 9] = [
         (&["name"], before.name != after.name),
         (&["network"], before.network != after.network),
         (&["dhcp"], before.dhcp != after.dhcp),
         (&["tftp", "engine"], before.tftp_engine != after.tftp_engine),
         (&["listen", "api"], before.api != after.api),
+        (&["listen", "tls"], before.tls != after.tls),
         (&["listen", "power"], before.power_listener != after.power_listener),
         (&["state"], before.state != after.state),
         (&["console_log"], before.console_log != after.console_log),
@@ -300,6 +301,8 @@ fn changes(before: &FarmConfig, after: &FarmConfig) -> Vec<Change> {
         ("variables", before.job_variables != after.job_variables),
         ("boots", before.boots != after.boots),
         ("listen.when_busy", before.submission.upgraded_when_busy != after.submission.upgraded_when_busy),
+        ("callers", before.issuers != after.issuers),
+        ("projects", before.projects != after.projects),
         ("listen.job_urls", before.submission.job_urls != after.submission.job_urls),
     ]);
     let changed = |name| Change { how: How::Changed, what: "the farm's".into(), name, keys: Vec::new(), after: None };

@@ -95,13 +95,13 @@ pub enum StartError {
 }
 
 impl Farm {
-    /// Starts the farm; its API will be at `api`, where the farm's own boot images are downloaded from.
-    pub async fn start(mut config: FarmConfig, api: SocketAddr) -> Result<Arc<Farm>, StartError> {
+    /// Starts the farm; its API will be at `api`, and its own boot images are downloaded from `images`.
+    pub async fn start(mut config: FarmConfig, api: SocketAddr, images: SocketAddr) -> Result<Arc<Farm>, StartError> {
         let state_lock = keep_state_in(&config.state)?;
         let kept_disks = |source| StartError::State { path: config.state.join(DISKS).display().to_string(), source };
         let shelf = Shelf::open(config.state.join(DISKS)).map_err(kept_disks)?;
         let (kept, last_number) = ledger::read(&config.state);
-        images::add_variables(&mut config.job_variables, api);
+        images::add_variables(&mut config.job_variables, images);
         let (listeners, strangers) = (Arc::new(Listeners::default()), Arc::new(Strangers::default()));
         let discovery = Discovery::open(&config, Arc::clone(&strangers))?;
         let (mut merged, aside) = discovery.inventory.merged(config.clone());
@@ -144,6 +144,7 @@ impl Farm {
         let farm = Farm {
             name,
             api,
+            images,
             source: std::sync::OnceLock::new(),
             reloading: tokio::sync::Mutex::default(),
             planner: Planner { config, place, nbd_port: addresses.nbd.map_or(gateway::nbd::PORT, |it| it.port()) },

@@ -24,7 +24,7 @@ use rcgen::{
 use rustls::RootCertStore;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::sign::CertifiedKey;
 use sha2::{Digest, Sha256};
@@ -128,12 +128,12 @@ impl Authority {
         roots
     }
 
-    /// A key and certificate for a server at `addresses`, from 1970 until [`LEAF_LIFETIME`] after `now`.
-    pub fn leaf(&self, addresses: &[IpAddr], now: SystemTime) -> Result<CertifiedKey, AuthorityError> {
+    /// A key and certificate for a server of these names and addresses, from 1970 until [`LEAF_LIFETIME`] after `now`.
+    pub fn leaf(&self, names: &[ServerName<'_>], now: SystemTime) -> Result<CertifiedKey, AuthorityError> {
         let key = KeyPair::generate().map_err(make)?;
         let mut wanted = CertificateParams::default();
         wanted.distinguished_name = name("Wharfinger gateway");
-        wanted.subject_alt_names = addresses.iter().map(|address| SanType::IpAddress(*address)).collect();
+        wanted.subject_alt_names = names.iter().filter_map(alternative).collect();
         wanted.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         wanted.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         wanted.use_authority_key_identifier_extension = true;
@@ -156,7 +156,7 @@ impl Authority {
         let certificate = certificate.map_err(|error| broken(format!("no certificate: {error}")))?;
         let issuer = Issuer::new(wanted(&key, now), key);
         let authority = Authority { issuer, certificate, pem: pem.to_owned() };
-        let leaf = authority.leaf(&[IpAddr::from([127, 0, 0, 1])], now)?;
+        let leaf = authority.leaf(&[ServerName::IpAddress(IpAddr::from([127, 0, 0, 1]).into())], now)?;
         holds(&leaf, &authority.roots(), now)
             .map_err(|error| broken(format!("it does not belong to the key {KEY_FILE}, or is over: {error}")))?;
         Ok(authority)
@@ -187,6 +187,15 @@ fn wanted(key: &KeyPair, now: SystemTime) -> CertificateParams {
     wanted.not_before = date_time_ymd(1970, 1, 1);
     wanted.not_after = date_time_ymd(1970, 1, 1) + (since_1970(now) + AUTHORITY_LIFETIME);
     wanted
+}
+
+/// `None`: no certificate can have it.
+fn alternative(name: &ServerName<'_>) -> Option<SanType> {
+    match name {
+        ServerName::DnsName(name) => name.as_ref().try_into().ok().map(SanType::DnsName),
+        ServerName::IpAddress(address) => Some(SanType::IpAddress((*address).into())),
+        _ => None,
+    }
 }
 
 fn name(text: &str) -> DistinguishedName {
@@ -256,18 +265,18 @@ mod tests {
         assert_eq!(std::fs::metadata(kept.join("key.pem")).unwrap().permissions().mode() & 0o777, 0o600);
         let again = Authority::kept_in(&kept, now).unwrap();
         assert_eq!(first.pem(), again.pem());
-        holds(&again.leaf(&[ADDRESS], now).unwrap(), &first.roots(), now).unwrap();
+        holds(&again.leaf(&[ServerName::IpAddress(ADDRESS.into())], now).unwrap(), &first.roots(), now).unwrap();
         // A server that was killed between the two files.
         std::fs::remove_file(kept.join("ca.pem")).unwrap();
         let third = Authority::kept_in(&kept, now).unwrap();
-        holds(&third.leaf(&[ADDRESS], now).unwrap(), &first.roots(), now).unwrap();
+        holds(&third.leaf(&[ServerName::IpAddress(ADDRESS.into())], now).unwrap(), &first.roots(), now).unwrap();
     }
 
     #[test]
     fn a_leaf_holds_for_a_board_without_a_clock_and_ends_after_a_month() {
         let now = SystemTime::now();
         let (authority, other) = (Authority::new(now).unwrap(), Authority::new(now).unwrap());
-        let leaf = authority.leaf(&[ADDRESS], now).unwrap();
+        let leaf = authority.leaf(&[ServerName::IpAddress(ADDRESS.into())], now).unwrap();
         for moment in [UNIX_EPOCH, now, now + 29 * DAY] {
             holds(&leaf, &authority.roots(), moment).unwrap();
         }

@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use rustls::crypto::ring;
+use rustls::pki_types::ServerName;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ServerConfig};
@@ -72,8 +73,7 @@ impl Tls {
         let client = builder(ClientConfig::builder_with_provider(Arc::new(ring::default_provider())))?
             .with_root_certificates(authority.roots())
             .with_no_client_auth();
-        let leaves = Arc::new(Leaves { authority, address, current: Mutex::new(None) });
-        leaves.at(SystemTime::now())?;
+        let leaves = Arc::new(Leaves::new(authority, vec![ServerName::IpAddress(address.into())])?);
         let config = |inside| server_config(inside, Arc::clone(&leaves));
         let (http, nbd) = (config(Inside::Http)?, config(Inside::Nbd)?);
         let (client, handshakes) = (Arc::new(client), Mutex::default());
@@ -137,14 +137,21 @@ fn builder<S: rustls::ConfigSide>(
     builder.with_safe_default_protocol_versions().map_err(|error| AuthorityError::Make(error.to_string()))
 }
 
-/// The certificate that is shown, made again in time.
-struct Leaves {
+/// The certificate that is shown for some names, made again in time.
+pub struct Leaves {
     authority: Authority,
-    address: IpAddr,
+    names: Vec<ServerName<'static>>,
     current: Mutex<Option<(Arc<CertifiedKey>, SystemTime)>>,
 }
 
 impl Leaves {
+    /// Of this authority, for a server of these names and addresses.
+    pub fn new(authority: Authority, names: Vec<ServerName<'static>>) -> Result<Leaves, AuthorityError> {
+        let leaves = Leaves { authority, names, current: Mutex::new(None) };
+        leaves.at(SystemTime::now())?;
+        Ok(leaves)
+    }
+
     /// The leaf for a handshake at `now`.
     fn at(&self, now: SystemTime) -> Result<Arc<CertifiedKey>, AuthorityError> {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
@@ -153,7 +160,7 @@ impl Leaves {
         {
             return Ok(Arc::clone(leaf));
         }
-        let leaf = Arc::new(self.authority.leaf(&[self.address], now)?);
+        let leaf = Arc::new(self.authority.leaf(&self.names, now)?);
         *current = Some((Arc::clone(&leaf), now));
         Ok(leaf)
     }
@@ -172,7 +179,7 @@ impl ResolvesServerCert for Leaves {
 
 impl fmt::Debug for Leaves {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "leaves for {}", self.address)
+        write!(f, "leaves for {:?}", self.names)
     }
 }
 
@@ -221,7 +228,8 @@ mod tests {
         let day = Duration::from_secs(24 * 3600);
         assert!(is_fresh(now, now) && is_fresh(now, now + 14 * day));
         assert!(!is_fresh(now, now + 16 * day) && !is_fresh(now, now - day));
-        let leaves = Leaves { authority: Authority::new(now).unwrap(), address: ADDRESS, current: Mutex::new(None) };
+        let names = vec![ServerName::IpAddress(ADDRESS.into())];
+        let leaves = Leaves { authority: Authority::new(now).unwrap(), names, current: Mutex::new(None) };
         let first = leaves.at(now).unwrap();
         assert!(Arc::ptr_eq(&first, &leaves.at(now + 14 * day).unwrap()));
         assert!(!Arc::ptr_eq(&first, &leaves.at(now + 16 * day).unwrap()));

@@ -55,6 +55,7 @@ const NO_DOOR: &[(&str, &[&str])] = &[
         "executor/src/boot/",
         &["crate::api", "crate::blueprint", "crate::cli", "crate::farm", "crate::lease", "crate::session"],
     ),
+    ("executor/src/callers", &["crate::api", "crate::cli", "crate::farm", "crate::lease", "crate::session"]),
     ("executor/src/console", &["crate::api", "crate::cli", "crate::farm", "crate::runner", "crate::session"]),
     ("executor/src/farm/", &["crate::api", "crate::cli"]),
     ("executor/src/farm.rs", &["crate::api", "crate::cli"]),
