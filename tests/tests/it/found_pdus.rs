@@ -27,23 +27,12 @@ dhcp: {range: [10.88.0.100, 10.88.0.120]}
 
 /// Two plugs, one of which the farm has already, and a printer.
 const RESPONDER: &str = r#"
-import json, socket
+import json, socket, threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from urllib.parse import parse_qs, urlsplit
 from zeroconf import ServiceInfo, Zeroconf
 
-responder = Zeroconf(interfaces=["10.88.0.40"])
-def announce(name, kind, address, texts):
-    kind += ".local."
-    addresses = [socket.inet_aton(address)]
-    responder.register_service(ServiceInfo(kind, f"{name}.{kind}", port=80, addresses=addresses, properties=texts, server=f"{name}.local."))
-
-announce("shellyplusplugs-80646fd61f2c", "_shelly._tcp", "10.88.0.40", {"gen": "2"})
-announce("shellyplusplugs-80646fd61f2c", "_http._tcp", "10.88.0.40", {"gen": "2"})
-announce("shelly1-5ECF7F1632E8", "_http._tcp", "10.88.0.41", {"id": "shelly1-5ECF7F1632E8"})
-announce("printer", "_http._tcp", "10.88.0.42", {})
-
-# The plug itself: the documented answers of a second generation's relay.
+# The plug itself, there before it is announced: the documented answers of a second generation's relay.
 class Plug(BaseHTTPRequestHandler):
     def do_GET(self):
         path = urlsplit(self.path)
@@ -61,7 +50,20 @@ class Plug(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 Plug.on = False
-HTTPServer(("10.88.0.40", 80), Plug).serve_forever()
+plug = HTTPServer(("10.88.0.40", 80), Plug)
+threading.Thread(target=plug.serve_forever, daemon=True).start()
+
+responder = Zeroconf(interfaces=["10.88.0.40"])
+def announce(name, kind, address, texts):
+    kind += ".local."
+    addresses = [socket.inet_aton(address)]
+    responder.register_service(ServiceInfo(kind, f"{name}.{kind}", port=80, addresses=addresses, properties=texts, server=f"{name}.local."))
+
+announce("shellyplusplugs-80646fd61f2c", "_shelly._tcp", "10.88.0.40", {"gen": "2"})
+announce("shellyplusplugs-80646fd61f2c", "_http._tcp", "10.88.0.40", {"gen": "2"})
+announce("shelly1-5ECF7F1632E8", "_http._tcp", "10.88.0.41", {"id": "shelly1-5ECF7F1632E8"})
+announce("printer", "_http._tcp", "10.88.0.42", {})
+threading.Event().wait()
 "#;
 
 #[test]
