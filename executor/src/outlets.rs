@@ -612,7 +612,7 @@ mod tests {
         let of_seven = switch(&board(0), Policy::VIRTUAL, Store::none());
         let eight = of_seven.unit().switch(&Outlet("8".into()));
         let error = eight.set(PowerState::Off).await.unwrap_err().to_string();
-        assert_eq!(error, "outlet `8`: it is reserved; `wharf pdu unreserve board 8` frees it");
+        assert_eq!(error, "outlet `8`: the farm file reserves it; take it out of `reserved` there, and `wharf reload`");
         assert!(eight.reserve(Reserved::No).await.is_err());
         assert!(eight.view().reserved);
     }
