@@ -72,7 +72,7 @@ pub use adopted_pdus::{AdoptError, AdoptPdu};
 use announced::Announcements;
 pub use current::Current;
 pub use discovery::{
-    AddDut, AddError, DiscoverAsk, DiscoverError, DiscoveryOutcome, DiscoveryRecord, Found, OutletView,
+    AddDut, AddError, DiscoverAsk, DiscoverError, DiscoveryOutcome, DiscoveryRecord, Found, LoaderView, OutletView,
 };
 pub use duts::{DutState, DutView};
 pub use hold::{Asks, Keeps, LeaseAsk, LeaseError, Link, PowerAction, Until};

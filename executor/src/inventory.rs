@@ -21,6 +21,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use crate::blueprint::power::Outlet;
+use crate::boot::settings::{Settings, UsbLoader};
 use crate::config::{BeforeService, DutConfig, FarmConfig, HardwareConfig, MachineConfig, PowerConfig, SPARES, Whose};
 use crate::lease::rows::Access;
 
@@ -85,6 +86,9 @@ pub struct Entry {
     /// A note of the admin's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub comment: Option<String>,
+    /// The serial number of its fastboot loader, on USB of this host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fastboot_serial: Option<String>,
     /// When it came.
     pub first_seen: jiff::Timestamp,
 }
@@ -171,10 +175,10 @@ impl Inventory {
         self.lock().duts.clone()
     }
 
-    /// One machine, by id or full name; with its id.
-    pub fn find(&self, id_or_full_name: &str) -> Option<(String, Entry)> {
+    /// One machine, by id, full name or MAC; with its id.
+    pub fn find(&self, name: &str) -> Option<(String, Entry)> {
         let kept = self.lock();
-        let found = kept.duts.iter().find(|(id, entry)| *id == id_or_full_name || entry.full_name == id_or_full_name);
+        let found = kept.duts.iter().find(|(id, entry)| is_called(id, entry, name));
         found.map(|(id, entry)| (id.clone(), entry.clone()))
     }
 
@@ -189,20 +193,20 @@ impl Inventory {
         })
     }
 
-    /// Changes a machine that is there, by id or full name. Blocks until it is on the disk.
+    /// Changes a machine that is there, by id, full name or MAC. Blocks until it is on the disk.
     pub fn edit(&self, name: &str, edit: impl FnOnce(&mut Entry)) -> Result<(String, Entry), InventoryError> {
         self.change(|File { duts, .. }| {
-            let found = duts.iter_mut().find(|(id, entry)| *id == name || entry.full_name == name);
+            let found = duts.iter_mut().find(|(id, entry)| is_called(id, entry, name));
             let (id, entry) = found.ok_or_else(|| InventoryError::NoSuchDut(name.to_owned()))?;
             edit(entry);
             Ok((id.clone(), entry.clone()))
         })
     }
 
-    /// Forgets a machine, by id or full name. Blocks until that is on the disk.
+    /// Forgets a machine, by id, full name or MAC. Blocks until that is on the disk.
     pub fn remove(&self, name: &str) -> Result<(String, Entry), InventoryError> {
         self.change(|File { duts, .. }| {
-            let found = duts.iter().find(|(id, entry)| *id == name || entry.full_name == name);
+            let found = duts.iter().find(|(id, entry)| is_called(id, entry, name));
             let id = found.map(|(id, _)| id.clone()).ok_or_else(|| InventoryError::NoSuchDut(name.to_owned()))?;
             let entry = duts.remove(&id).expect("it was just found");
             Ok((id, entry))
@@ -271,6 +275,10 @@ impl Inventory {
     fn lock(&self) -> MutexGuard<'_, File> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn is_called(id: &str, entry: &Entry, name: &str) -> bool {
+    id == name || entry.full_name == name || entry.mac_address == name
 }
 
 fn write_whole(path: &Path, file: &File) -> io::Result<()> {
@@ -443,9 +451,14 @@ fn dut_of(id: &str, entry: &Entry, machine: MachineConfig) -> DutConfig {
         needs: Vec::new(),
         machine,
         off_time: None,
-        boot: None,
+        boot: entry.fastboot_serial.as_deref().map(by_fastboot),
         before_service: BeforeService::Training,
     }
+}
+
+fn by_fastboot(serial: &str) -> Settings {
+    let usb = UsbLoader { serial: Some(serial.to_owned()), path: None };
+    Settings { method: "fastboot".to_owned(), usb: Some(usb), ..Settings::default() }
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use super::Api;
 use super::error::ApiError;
 use super::guard::by;
 use super::wire::ErrorWire;
-use super::wire::discovery::{DiscoverWire, NewDutWire, NewsWire, OutletsWire};
+use super::wire::discovery::{DiscoverWire, LoadersWire, NewDutWire, NewsWire, OutletsWire};
 use crate::farm::{AddDut, AddError, DiscoverAsk, DiscoverError, DiscoveryRecord};
 use crate::inventory::OutletName;
 
@@ -134,6 +134,12 @@ pub(super) async fn news(
 #[utoipa::path(get, tag = "administer", path = "/api/v1/dut/discover/outlets", responses((status = 200, description = "By unit; a discovery may switch those without a DUT", body = OutletsWire)))]
 pub(super) async fn outlets(State(api): State<Api>) -> Json<OutletsWire> {
     Json(OutletsWire { outlets: api.farm.outlets().await })
+}
+
+/// GET `/api/v1/dut/discover/usb`
+#[utoipa::path(get, tag = "administer", path = "/api/v1/dut/discover/usb", responses((status = 200, description = "Fastboot loaders that are plugged in, and whose they are", body = LoadersWire)))]
+pub(super) async fn loaders(State(api): State<Api>) -> Json<LoadersWire> {
+    Json(LoadersWire { loaders: api.farm.loaders() })
 }
 
 /// POST, PUT `/api/v1/dut/`: a machine that an admin adds by hand, or changes; CI-tron's keys, and where its outlet and its console are.

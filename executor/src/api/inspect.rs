@@ -180,6 +180,7 @@ pub(super) async fn job_schema() -> Json<Value> {
         super::discovery::cancel,
         super::discovery::discover,
         super::discovery::discovery,
+        super::discovery::loaders,
         super::discovery::news,
         super::discovery::outlets,
         super::discovery::remove,

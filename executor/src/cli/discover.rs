@@ -9,8 +9,8 @@ use serde_json::Value;
 
 use super::client::Server;
 use super::view::print;
-use crate::api::wire::discovery::{DiscoverWire, NameWire, NewDutWire, NewsWire, OutletsWire, PduWire};
-use crate::farm::{DiscoveryOutcome, OutletView};
+use crate::api::wire::discovery::{DiscoverWire, LoadersWire, NameWire, NewDutWire, NewsWire, OutletsWire, PduWire};
+use crate::farm::{DiscoveryOutcome, LoaderView, OutletView};
 
 /// Arguments of `wharf dut discover`.
 #[derive(clap::Args)]
@@ -31,6 +31,9 @@ pub struct Arguments {
     /// Cancel the discovery that runs
     #[arg(long, conflicts_with_all = ["pdu", "outlet", "all"])]
     cancel: bool,
+    /// List the fastboot loaders that are plugged in by USB where the server runs, and whose they are
+    #[arg(long, conflicts_with_all = ["pdu", "outlet", "all", "cancel"])]
+    usb: bool,
     /// Print the last machine that registered as JSON
     #[arg(long)]
     json: bool,
@@ -40,7 +43,11 @@ pub struct Arguments {
 #[derive(clap::Args)]
 pub struct AddArguments {
     /// The MAC that it boots with
-    mac: String,
+    #[arg(required_unless_present = "fastboot")]
+    mac: Option<String>,
+    /// The serial number of its fastboot loader on USB, of `wharf dut discover --usb`: its id
+    #[arg(long, value_name = "SERIAL")]
+    fastboot: Option<String>,
     /// Its address on the farm's network; the one that it got from the farm when absent
     #[arg(long)]
     address: Option<String>,
@@ -86,6 +93,11 @@ pub async fn run(arguments: Arguments, server: Option<String>) -> anyhow::Result
     if arguments.cancel {
         server.put(Method::DELETE, "/api/v1/dut/discover", "application/json", Bytes::new()).await?;
         print("the discovery is cancelled")?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if arguments.usb {
+        let LoadersWire { loaders } = server.get("/api/v1/dut/discover/usb").await?;
+        print(&if arguments.json { serde_json::to_string_pretty(&loaders)? } else { listed(&loaders) })?;
         return Ok(ExitCode::SUCCESS);
     }
     let mut places = vec![(arguments.pdu.clone(), arguments.outlet.clone())];
@@ -149,12 +161,25 @@ async fn follow(server: &Server, wanted: &DiscoverWire) -> anyhow::Result<Discov
     }
 }
 
+fn listed(loaders: &[LoaderView]) -> String {
+    if loaders.is_empty() {
+        return "no fastboot loader is plugged in by USB".to_owned();
+    }
+    let line = |LoaderView { serial, path, product, dut }: &LoaderView| {
+        let product = product.as_ref().map(|product| format!(" ({product})")).unwrap_or_default();
+        let whose = dut.clone().unwrap_or_else(|| format!("nobody's; `wharf dut add --fastboot {serial}` adds it"));
+        format!("{serial} at {path}{product}: {whose}")
+    };
+    loaders.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
 /// Adds one machine.
 pub async fn add(arguments: AddArguments, server: Option<String>) -> anyhow::Result<ExitCode> {
-    let AddArguments { mac, address, base_name, tags, pdu, outlet, console, comment, json } = arguments;
+    let AddArguments { mac, fastboot, address, base_name, tags, pdu, outlet, console, comment, json } = arguments;
     let outlet = outlet.map(NameWire::Text);
     let wanted = NewDutWire {
-        mac_address: Some(mac),
+        mac_address: mac,
+        fastboot_serial: fastboot,
         ip_address: address,
         base_name,
         manual_tags: (!tags.is_empty()).then_some(tags),
@@ -180,6 +205,20 @@ pub async fn add(arguments: AddArguments, server: Option<String>) -> anyhow::Res
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn loaders_are_listed_with_whose_they_are_or_how_they_become_a_machine() {
+        let loader = |serial: &str, path: &str, product: Option<&str>, dut: Option<&str>| LoaderView {
+            serial: serial.into(),
+            path: path.into(),
+            product: product.map(str::to_owned),
+            dut: dut.map(str::to_owned),
+        };
+        assert_eq!(listed(&[]), "no fastboot loader is plugged in by USB");
+        let all = [loader("A1", "1-1", None, Some("lab-phone-1")), loader("B2", "1-4.2", Some("Pixel 5"), None)];
+        let expected = "A1 at 1-1: lab-phone-1\nB2 at 1-4.2 (Pixel 5): nobody's; `wharf dut add --fastboot B2` adds it";
+        assert_eq!(listed(&all), expected);
+    }
 
     #[test]
     fn a_timeout_is_seconds_or_minutes() {

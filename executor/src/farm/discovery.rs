@@ -35,6 +35,7 @@ use crate::inventory::{Entry, Inventory, InventoryError, OutletName, SetAside, o
 mod add;
 mod boot;
 mod left;
+mod loaders;
 mod outlets;
 mod record;
 mod registrar;
@@ -44,6 +45,7 @@ mod strangers;
 mod view;
 
 pub use add::{AddDut, AddError};
+pub use loaders::LoaderView;
 pub use outlets::OutletView;
 pub use view::Found;
 
@@ -240,6 +242,7 @@ impl Farm {
             firmware_boot_time_s: record.and_then(DiscoveryRecord::boot_time_s).or(said.firmware_boot_time_s),
             facts,
             comment: None,
+            fastboot_serial: None,
             first_seen: jiff::Timestamp::now(),
         }
     }

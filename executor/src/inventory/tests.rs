@@ -26,6 +26,7 @@ fn entry() -> Entry {
         firmware_boot_time_s: Some(12.5),
         facts: BTreeMap::from([("cpu".to_owned(), "a processor".to_owned())]),
         comment: None,
+        fastboot_serial: None,
         first_seen: "2026-11-21T12:00:00Z".parse().unwrap(),
     }
 }
@@ -234,4 +235,16 @@ fn an_adopted_unit_that_cannot_be_is_left_out_and_the_farm_file_wins() {
     let (config, _) = inventory.merged(farm());
     let units: Vec<_> = config.pdus.iter().map(|pdu| (pdu.name.as_str(), pdu.unit.driver)).collect();
     assert_eq!(units, [("rack", "exec")]);
+}
+
+#[test]
+fn a_machine_with_a_fastboot_loader_is_called_by_its_serial_number_and_boots_by_it() {
+    let (_folder, inventory) = inventory();
+    inventory.put("0a3828e1", Entry { fastboot_serial: Some("0a3828e1".into()), ..entry() }).unwrap();
+    assert_eq!(inventory.find(ID).unwrap().0, "0a3828e1", "its MAC is known, too");
+    let (config, aside) = inventory.merged(farm());
+    assert_eq!(aside, []);
+    let dut = config.duts.iter().find(|dut| dut.id == "0a3828e1").unwrap();
+    let boot = dut.boot.as_ref().unwrap();
+    assert_eq!((boot.method.as_str(), boot.usb.as_ref().unwrap().serial.as_deref()), ("fastboot", Some("0a3828e1")));
 }

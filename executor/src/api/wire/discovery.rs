@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::farm::{AddDut, DiscoveryOutcome, OutletView};
+use crate::farm::{AddDut, DiscoveryOutcome, LoaderView, OutletView};
 use crate::inventory::OutletName;
 
 /// A text or a number: CI-tron's clients write outlets as either.
@@ -56,6 +56,13 @@ pub struct OutletsWire {
     pub outlets: Vec<OutletView>,
 }
 
+/// Fastboot loaders on USB of the server's host.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct LoadersWire {
+    /// By place.
+    pub loaders: Vec<LoaderView>,
+}
+
 /// Where a machine's power comes from.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -92,13 +99,18 @@ pub struct NewDutWire {
     pub pdu: Option<PduWire>,
     /// Its console: a name of the farm file's `consoles`.
     pub console: Option<String>,
+    /// The serial number of its fastboot loader on USB of the server's host: its id, and `mac_address` may be absent.
+    pub fastboot_serial: Option<String>,
 }
 
 impl From<NewDutWire> for AddDut {
     fn from(wire: NewDutWire) -> AddDut {
         let outlet = wire.pdu.map(|pdu| OutletName { pdu: pdu.name, outlet: pdu.port_id.text() });
         AddDut {
-            mac: wire.mac_address.or(wire.id).unwrap_or_default(),
+            mac: wire
+                .mac_address
+                .or(wire.id.filter(|id| wire.fastboot_serial.as_ref() != Some(id)))
+                .unwrap_or_default(),
             address: wire.ip_address,
             base_name: wire.base_name,
             tags: wire.tags,
@@ -108,6 +120,7 @@ impl From<NewDutWire> for AddDut {
             comment: wire.comment,
             outlet,
             console: wire.console,
+            fastboot_serial: wire.fastboot_serial,
         }
     }
 }

@@ -18,6 +18,7 @@ use gateway::content::{ContentError, Reader};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 pub mod dialogue;
+pub mod plugged;
 pub mod tcp;
 pub mod usb;
 

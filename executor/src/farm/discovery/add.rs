@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use gateway::dhcp::Mac;
 
+use super::loaders::{id_of, mac_of};
 use super::said;
 use crate::farm::Farm;
 use crate::inventory::{Entry, OutletName};
@@ -32,6 +33,8 @@ pub struct AddDut {
     pub outlet: Option<OutletName>,
     /// Its console.
     pub console: Option<String>,
+    /// The serial number of its fastboot loader on USB; its id, then.
+    pub fastboot_serial: Option<String>,
 }
 
 /// Why a machine is not added.
@@ -49,13 +52,21 @@ impl Farm {
     /// Writes the machine down, and takes it into the farm if it can be; its id.
     pub async fn add_dut(self: &Arc<Self>, add: AddDut) -> Result<String, AddError> {
         let wrong = |why: String| AddError::Wrong(why);
-        let mac: Mac = add.mac.parse().map_err(|error| wrong(format!("`mac_address`: {error}")))?;
-        let id = mac.to_string();
+        let mac: Mac = match &add.fastboot_serial {
+            Some(serial) if add.mac.is_empty() => mac_of(serial),
+            _ => add.mac.parse().map_err(|error| wrong(format!("`mac_address`: {error}")))?,
+        };
+        let mac_address = mac.to_string();
         let config = self.config();
         let inventory = self.inventory();
-        let before = inventory.find(&id).map(|(_, entry)| entry);
+        let found = inventory.find(add.fastboot_serial.as_ref().unwrap_or(&mac_address));
+        let (id, before) = match (found, &add.fastboot_serial) {
+            (Some((id, entry)), _) => (id, Some(entry)),
+            (None, Some(serial)) => (id_of(serial).map_err(wrong)?, None),
+            (None, None) => (mac_address.clone(), None),
+        };
         if before.is_none()
-            && let Some(dut) = config.duts.iter().find(|dut| dut.mac == id)
+            && let Some(dut) = config.duts.iter().find(|dut| dut.mac == mac_address || dut.id == id)
         {
             return Err(wrong(format!("{id} is {}; change it in the farm file, and `wharf reload`", dut.full_name)));
         }
@@ -65,6 +76,8 @@ impl Farm {
             }
             None => before.as_ref().map(|entry| entry.ip_address).or_else(|| self.gateway.dhcp().address_of(mac)),
         };
+        // What boots by fastboot asks nobody for an address before.
+        let address = address.or_else(|| add.fastboot_serial.as_ref().and_then(|_| self.free_address()));
         let address = address.ok_or_else(|| {
             wrong(format!("{id} has no address here yet; say one of the farm's network: `--address ADDRESS`"))
         })?;
@@ -74,7 +87,7 @@ impl Farm {
             Entry {
                 full_name: inventory.full_name(&config, &base_name),
                 base_name,
-                mac_address: id.clone(),
+                mac_address,
                 ip_address: address,
                 tags: Vec::new(),
                 manual_tags: Vec::new(),
@@ -84,6 +97,7 @@ impl Farm {
                 firmware_boot_time_s: None,
                 facts: Default::default(),
                 comment: None,
+                fastboot_serial: None,
                 first_seen: jiff::Timestamp::now(),
             }
         });
@@ -95,6 +109,7 @@ impl Farm {
         entry.comment = add.comment.or(entry.comment);
         entry.power = add.outlet.or(entry.power);
         entry.console = add.console.or(entry.console);
+        entry.fastboot_serial = add.fastboot_serial.or(entry.fastboot_serial);
         // What could never be in the farm is told to who says it, and not written down.
         inventory.check(self.discovery.file(), &id, &entry).map_err(AddError::Wrong)?;
         self.keep(&id, entry).await.map_err(|(_, why)| AddError::Farm(why))?;

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use super::outlets::Socket;
 use super::record::{Bind, DiscoveryOutcome, DiscoveryRecord};
 use super::said::Said;
-use super::{Farm, Sighting, left};
+use super::{Farm, LoaderView, Sighting, left};
 use crate::blueprint::console::Console;
 use crate::blueprint::power::PowerState;
 use crate::config::SPARES;
@@ -30,6 +30,8 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 const GONE_TIME: Duration = Duration::from_secs(5);
 /// Sightings that wait to be looked at: a rack that is switched on at once.
 const SIGHTINGS_MAX: usize = 64;
+/// Between two looks at the fastboot loaders on USB, as often as for one that is waited for.
+const LOOK_ON_USB: Duration = Duration::from_millis(500);
 
 /// From the begin to the outcome.
 pub(super) async fn run(farm: Arc<Farm>, record: Arc<DiscoveryRecord>, socket: Option<Socket>) {
@@ -95,6 +97,7 @@ async fn look(
     socket: Option<&Socket>,
     mut sightings: mpsc::Receiver<Sighting>,
 ) -> Result<Mac, DiscoveryOutcome> {
+    let mut plugged = farm.loaders();
     if let Some(socket) = socket {
         let failed = |why: String| DiscoveryOutcome::Failed { why };
         let was_on = socket.state().await.map_err(|error| failed(error.to_string()))? == PowerState::On;
@@ -108,6 +111,7 @@ async fn look(
         }
         // Who asked before this is on another outlet.
         while sightings.try_recv().is_ok() {}
+        plugged = farm.loaders();
         // A spare goes with its server.
         if let Some(outlet) = record.outlet.as_ref().filter(|outlet| outlet.pdu != SPARES) {
             left::note(&farm.config().state, outlet)
@@ -122,6 +126,7 @@ async fn look(
     let mut changed = record.watch();
     let mut until = Instant::now() + record.timeout;
     let mut early = std::pin::pin!(ended_early(farm, record));
+    let mut look_on_usb = tokio::time::interval(LOOK_ON_USB);
     loop {
         if let Some(mac) = record.who_registered().and_then(|id| id.parse().ok()) {
             return registered(farm, record, mac).await;
@@ -133,9 +138,24 @@ async fn look(
                 }
             }
             Ok(()) = changed.changed() => {}
+            _ = look_on_usb.tick(), if record.bound().is_none() => {
+                if let Some(loader) = farm.new_loader(&plugged) {
+                    take(farm, record, &loader).await;
+                    plugged.push(loader);
+                }
+            }
             () = sleep_until(until) => return too_late(farm, record).await,
             outcome = &mut early => return Err(outcome),
         }
+    }
+}
+
+/// A loader that was not there before is the machine.
+async fn take(farm: &Arc<Farm>, record: &Arc<DiscoveryRecord>, loader: &LoaderView) {
+    let LoaderView { serial, path, .. } = loader;
+    record.tell(format!("a fastboot loader shows up on USB at {path}: serial number `{serial}`"));
+    if let Err(why) = farm.take_loader(record, loader).await {
+        record.tell(format!("it is not taken: {why}"));
     }
 }
 
@@ -212,7 +232,8 @@ impl Farm {
     /// A machine of the inventory becomes one of the farm, if it can.
     async fn settle(self: &Arc<Self>, mac: Mac) -> DiscoveryOutcome {
         self.discovery.strangers.forget(mac);
-        let id = mac.to_string();
+        let mac = mac.to_string();
+        let id = self.inventory().find(&mac).map_or(mac, |(id, _)| id);
         if let Err(error) = self.follow_inventory().await {
             return DiscoveryOutcome::Failed {
                 why: format!("{id} is in the inventory, but the farm cannot take it: {error}"),
