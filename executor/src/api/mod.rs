@@ -150,7 +150,7 @@ fn routes() -> Routes {
                 .delete(ADMINISTER, discovery::cancel),
         )
         .at("/api/v1/dut/discover/outlets", get(OPERATE, discovery::outlets))
-        .at("/api/v1/dut/discover/loaders", get(OPERATE, discovery::loaders))
+        .at("/api/v1/dut/discover/usb", get(OPERATE, discovery::loaders))
         .at("/api/v1/dut/discover/{id}", get(OPERATE, discovery::news))
         .at_each(
             &["/api/v1/dut/", "/api/v1/machine/"],
