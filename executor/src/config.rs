@@ -142,6 +142,17 @@ pub enum BeforeService {
     Nothing,
     /// It trains; also when it has failed a quick check.
     Training,
+    /// It shows by one health job that it is well, and trains when it is not.
+    QuickCheck,
+    /// Nothing: it is out of service until somebody activates it, and trains when its quick check fails then.
+    Retired,
+}
+
+impl BeforeService {
+    /// Whether such a machine is one that trains.
+    pub fn trains(self) -> bool {
+        self != BeforeService::Nothing
+    }
 }
 
 /// How jobs are taken from CI-tron's clients.

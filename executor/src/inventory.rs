@@ -17,6 +17,7 @@ use std::io::{self, Write};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -89,8 +90,24 @@ pub struct Entry {
     /// The serial number of its fastboot loader, on USB of this host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fastboot_serial: Option<String>,
+    /// The least time without power; as its unit has it when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub off_time_s: Option<f64>,
+    /// How a machine begins that was in service elsewhere; it trains when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arrives: Option<Arrives>,
     /// When it came.
     pub first_seen: jiff::Timestamp,
+}
+
+/// How a machine begins that was in service elsewhere before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Arrives {
+    /// It has shown there that it is well: one health job is enough.
+    QuickCheck,
+    /// It was out of service there.
+    Retired,
 }
 
 /// A machine that is in the inventory and not in the farm.
@@ -281,6 +298,12 @@ fn is_called(id: &str, entry: &Entry, name: &str) -> bool {
     id == name || entry.full_name == name || entry.mac_address == name
 }
 
+/// The text of an inventory with these machines, by id, and its file's name in the state folder.
+pub fn file_of(duts: BTreeMap<String, Entry>) -> (&'static str, String) {
+    let text = serde_yaml::to_string(&File { duts, ..File::default() }).expect("texts and numbers always become YAML");
+    (FILE, format!("{HEAD}{text}"))
+}
+
 fn write_whole(path: &Path, file: &File) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     let text = serde_yaml::to_string(file).map_err(io::Error::other)?;
@@ -450,9 +473,13 @@ fn dut_of(id: &str, entry: &Entry, machine: MachineConfig) -> DutConfig {
         access: Access::Everyone,
         needs: Vec::new(),
         machine,
-        off_time: None,
+        off_time: entry.off_time_s.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
         boot: entry.fastboot_serial.as_deref().map(by_fastboot),
-        before_service: BeforeService::Training,
+        before_service: match entry.arrives {
+            None => BeforeService::Training,
+            Some(Arrives::QuickCheck) => BeforeService::QuickCheck,
+            Some(Arrives::Retired) => BeforeService::Retired,
+        },
     }
 }
 

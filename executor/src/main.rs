@@ -8,6 +8,7 @@ mod cli;
 mod config;
 mod console;
 mod farm;
+mod import;
 mod interface;
 mod inventory;
 mod job_log;

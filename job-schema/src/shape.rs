@@ -96,6 +96,11 @@ impl Findings {
         let location = Some(place_of(&self.root, path));
         self.problems.push(Problem { location, field: field_of(path), what, hint: Some(hint.to_owned()) });
     }
+
+    /// Where the value at `path` is, for what is no mistake and is told all the same.
+    pub fn place(&self, path: &[String]) -> Location {
+        place_of(&self.root, path)
+    }
 }
 
 /// A path as problems write it: `duts[1].mac`.

@@ -43,6 +43,9 @@ use crate::job_log::{JobEvent, Severity};
 /// A job description behind an URL is some kilobytes: a server that needs longer does not answer.
 const JOB_URL_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// A job source's name in a list of jobs; those of forges have some ten letters.
+const SOURCE_LETTERS_MAX: usize = 64;
+
 /// The part `metadata`, as client 0.2.1 sends it. Keys of newer clients are ignored.
 #[derive(Debug, Default, Deserialize)]
 struct Metadata {
@@ -52,6 +55,8 @@ struct Metadata {
     job_id: Option<String>,
     #[serde(default)]
     job_desc_url: Option<String>,
+    #[serde(default)]
+    job_cookie: Option<String>,
     #[serde(default)]
     minio: Option<Minio>,
     #[serde(default)]
@@ -109,12 +114,16 @@ async fn take(api: Api, ask: Ask, mut request: Request) -> Result<Response, ApiE
     let viewer = viewer_of(wants_upgrade, metadata.callback.as_ref(), peer)?;
     calls_back_its_client(&viewer, &caller, peer)?;
     let bucket = parts.bucket.as_deref().map(inspect_tarball).transpose()?;
+    let source = metadata.job_cookie.as_deref().and_then(job_source);
     let mut submission = submission_of(&api, parts, metadata).await?;
     ask.refine(&mut submission, &caller)?;
     // `-E '.*'` forwards the token, too; a template could print it on a console.
     submission.environ.retain(|_, value| shown.as_ref().is_none_or(|shown| !value.contains(&*shown.0)));
     submission.submitter = match viewer {
-        Viewer::Upgrade | Viewer::Callback { .. } => by_ci_tron,
+        Viewer::Upgrade | Viewer::Callback { .. } => match source {
+            Some(source) => format!("{by_ci_tron} for the job source {source}"),
+            None => by_ci_tron,
+        },
         Viewer::Nobody => by_our_own,
     };
     submission.when_busy = match viewer {
@@ -166,7 +175,7 @@ fn switching_protocols() -> Response {
     let headers = [
         (header::CONNECTION, HeaderValue::from_static("Upgrade")),
         (header::UPGRADE, HeaderValue::from_static(PROTOCOL)),
-        (header::HeaderName::from_static("ci_tron_version"), HeaderValue::from_static("1")),
+        (super::error::VERSION, HeaderValue::from_static("1")),
     ];
     (StatusCode::SWITCHING_PROTOCOLS, headers, Body::empty()).into_response()
 }
@@ -246,6 +255,15 @@ async fn submission_of(api: &Api, parts: Parts, metadata: Metadata) -> Result<Su
         attachments: parts.attachments,
         ..Submission::default()
     })
+}
+
+/// Who made a job cookie, `<source>_<64 hexadecimal digits>`, for people: nothing is held for a source here, so a cookie opens nothing. Its
+/// digits may be a secret elsewhere, and so may one of another form: neither is kept.
+fn job_source(cookie: &str) -> Option<String> {
+    let (source, digits) = cookie.rsplit_once('_')?;
+    let is_whole = digits.len() == 64 && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+    (is_whole && !source.is_empty())
+        .then(|| source.chars().filter(|it| !it.is_control()).take(SOURCE_LETTERS_MAX).collect())
 }
 
 async fn fetch(url: &str, urls: JobUrls) -> Result<String, ApiError> {
@@ -352,6 +370,15 @@ mod tests {
         assert_eq!(metadata.callback.unwrap().port, 35000);
         assert_eq!(metadata.target.unwrap().id.as_deref(), Some("dut-1"));
         assert_eq!(metadata.environ.unwrap()["CI_TRON_A"], "b");
+    }
+
+    #[test]
+    fn a_job_cookie_tells_its_source_and_never_its_secret() {
+        let digits = "0123456789abcdef".repeat(4);
+        assert_eq!(job_source(&format!("fdo_gitlab_{digits}")).as_deref(), Some("fdo_gitlab"));
+        for other in ["", "secret", "a_secret", &digits, &format!("_{digits}")] {
+            assert_eq!(job_source(other), None, "{other}");
+        }
     }
 
     #[test]

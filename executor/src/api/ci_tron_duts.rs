@@ -4,11 +4,13 @@
 //! |---|---|
 //! | PATCH `is_retired` | retired: no job gets it; back by a quick check |
 //! | PATCH `ready_for_service` | true: in service, whoever held it back. false: it trains where machines train, else it is cordoned |
+//! | PATCH `pdu_off_delay` | the off-time of its outlet, on a unit that the farm file names |
 //! | PATCH `comment`, `manual_tags` | of machines that registered; those of the farm file are changed there |
 //! | POST `quick_check` | one health job; nobody else gets the machine before it has passed |
 //! | GET `training/loop/<n>` | the console of that boot of its training |
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
@@ -21,13 +23,18 @@ use super::ci_tron::find;
 use super::error::ApiError;
 use super::guard::by;
 use super::upload::JOB_BYTES_MAX;
+use super::wire::pdus::OFF_TIME_MAX;
 use crate::config::TrainingConfig;
 use crate::farm::{DutRecord, DutState, DutView, Farm, Found};
 use crate::lease::rows::{Health, Trial};
 
 /// A DUT with what it has done so far.
 pub(super) fn dut_of(farm: &Farm, dut: &DutView) -> Value {
-    dut_json(dut, &farm.record_of(&dut.id), &farm.found(&dut.id), &farm.training())
+    let found = farm.found(&dut.id);
+    let mut json = dut_json(dut, &farm.record_of(&dut.id), &found, &farm.training());
+    let outlet = found.outlet.and_then(|outlet| farm.outlet(&outlet.pdu, &outlet.outlet).ok());
+    json["pdu_off_delay"] = outlet.map(|outlet| outlet.off_time.as_secs_f64()).into();
+    json
 }
 
 /// CI-tron's keys, all of them, in its order; then ours.
@@ -53,8 +60,10 @@ fn dut_json(dut: &DutView, record: &DutRecord, found: &Found, config: &TrainingC
         },
         "pdu_off_delay": null,
         "firmware_boot_time": registered.and_then(|entry| entry.firmware_boot_time_s),
+        "boot_sequence_power": null,
         "comment": dut.comment,
         "logs_endpoint": null,
+        "job_sources": {},
         "job": dut.job,
         "holder": dut.holder,
         "power": dut.power,
@@ -124,6 +133,16 @@ pub(super) async fn update(
         )));
     }
     let (comment, tags) = (word(&changes, "comment")?, words(&changes, "manual_tags")?);
+    if let Some(off_time) = off_delay(&changes)? {
+        let outlet = api.farm.found(&dut.id).outlet.ok_or_else(|| {
+            let text = format!(
+                "`pdu_off_delay`: {} has no outlet of a unit under `pdus`; say `off_time` in the farm file",
+                dut.full_name
+            );
+            ApiError::Malformed(text)
+        })?;
+        api.farm.set_off_time(&outlet.pdu, &outlet.outlet, off_time).await?;
+    }
     if comment.is_some() || tags.is_some() {
         api.farm.edit_dut(&dut.id, comment, tags).await?;
     }
@@ -141,7 +160,20 @@ pub(super) async fn update(
 }
 
 /// What may be changed here; `reason` and `by` are ours.
-const KEYS: [&str; 6] = ["comment", "manual_tags", "is_retired", "ready_for_service", "reason", "by"];
+const KEYS: [&str; 7] = ["comment", "manual_tags", "is_retired", "ready_for_service", "pdu_off_delay", "reason", "by"];
+
+/// Seconds, as a number or in a text: CI-tron takes both.
+fn off_delay(changes: &BTreeMap<String, Value>) -> Result<Option<Duration>, ApiError> {
+    let Some(value) = changes.get("pdu_off_delay") else { return Ok(None) };
+    let seconds = value.as_f64().or_else(|| value.as_str()?.trim().parse().ok());
+    match seconds.map(Duration::try_from_secs_f64) {
+        Some(Ok(time)) if time <= OFF_TIME_MAX => Ok(Some(time)),
+        _ => {
+            let most = OFF_TIME_MAX.as_secs();
+            Err(ApiError::Malformed(format!("`pdu_off_delay`: `{value}` is no number of seconds from 0 to {most}")))
+        }
+    }
+}
 
 fn truth(changes: &BTreeMap<String, Value>, key: &str) -> Result<Option<bool>, ApiError> {
     let wrong = || ApiError::Malformed(format!("`{key}` is neither true nor false"));

@@ -17,7 +17,7 @@
 //! | our own fault | 500 | " | " |
 
 use axum::Json;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use job_schema::problem::Problems;
 use serde_json::{Value, json};
@@ -55,6 +55,9 @@ pub(super) enum ApiError {
     /// The server failed.
     Internal(String),
 }
+
+/// From where clients since 0.2.0 take the version of an answer, before they look into its body.
+pub(super) const VERSION: HeaderName = HeaderName::from_static("ci_tron_version");
 
 /// Whose client reads the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,11 +109,16 @@ impl ApiError {
         (self.status(), self.text())
     }
 
-    /// The JSON of the answer. What CI-tron answers with 400 has no `version`, and its clients then read `error`.
+    /// The JSON of the answer. What CI-tron answers with 400 has no `version`, and its clients then read `error`; all but 0.2.0, which gives
+    /// up without one (`client.py`, `Response.version`). That one takes the version from [`VERSION`] and reads `error_msg`.
     fn body(&self, dialect: Dialect) -> Value {
         match (self, dialect) {
-            (ApiError::Problems(problems), _) => json!({"error": self.text(), "problems": problems}),
-            (ApiError::Malformed(_), _) | (_, Dialect::Ours) => json!({"error": self.text()}),
+            (ApiError::Problems(problems), Dialect::Ours) => json!({"error": self.text(), "problems": problems}),
+            (ApiError::Problems(problems), Dialect::CiTron) => {
+                json!({"error": self.text(), "error_msg": self.text(), "problems": problems})
+            }
+            (ApiError::Malformed(_), Dialect::CiTron) => json!({"error": self.text(), "error_msg": self.text()}),
+            (_, Dialect::Ours) => json!({"error": self.text()}),
             (_, Dialect::CiTron) => json!({"version": 1, "error_msg": self.text()}),
         }
     }
@@ -121,6 +129,9 @@ impl ApiError {
             ApiError::InvalidTarball => (self.status(), self.text()).into_response(),
             other => {
                 let mut response = (other.status(), Json(other.body(dialect))).into_response();
+                if dialect == Dialect::CiTron {
+                    response.headers_mut().insert(VERSION, HeaderValue::from_static("1"));
+                }
                 if matches!(other, ApiError::Unauthorized(_)) {
                     response.headers_mut().insert(header::WWW_AUTHENTICATE, CHALLENGE);
                 }
@@ -210,7 +221,10 @@ mod tests {
         assert_eq!(value.get("version"), None);
         assert!(value["error"].as_str().unwrap().contains("error: bad"));
         assert_eq!(value["problems"][0]["hint"], "mend it");
-        assert_eq!(body(Dialect::Ours).1, text);
+        // Client 0.2.0 reads this one, by the version of the header.
+        assert_eq!(value["error_msg"], value["error"]);
+        let ours: Value = serde_json::from_str(&body(Dialect::Ours).1).unwrap();
+        assert_eq!((&ours["error"], ours.get("error_msg")), (&value["error"], None));
     }
 
     #[test]

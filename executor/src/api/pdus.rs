@@ -131,6 +131,9 @@ mod tests {
         assert_eq!(wish(r#"{"state": "ON", "reserved": false}"#).unwrap(), expected);
         let expected = OutletChange { off_time: Some(Duration::from_millis(2500)), ..OutletChange::default() };
         assert_eq!(wish(r#"{"min_off_time": 2.5}"#).unwrap(), expected);
+        let expected = OutletChange { reserved: Some(Reserved::Yes), ..OutletChange::default() };
+        assert_eq!(wish(r#"{"reserved": "True"}"#).unwrap(), expected);
+        assert!(wish(r#"{"reserved": "perhaps"}"#).unwrap_err().contains("neither true nor false"));
         assert!(wish(r#"{"state": "reboot"}"#).unwrap_err().contains("neither `on` nor `off`"));
         assert!(wish(r#"{"min_off_time": -1}"#).unwrap_err().contains("not between 0 and 3600 s"));
         assert!(wish(r#"{"label": "x"}"#).unwrap_err().contains("unknown field"));

@@ -11,7 +11,9 @@
 use std::time::Duration;
 
 use crate::config::{BeforeService, DutConfig, FarmConfig, GearConfig, OnDemandConfig};
-use crate::lease::rows::{Access, Blueprint, Claim, ClaimOn, Kind, Patience, PlacementPolicy, Service, Trial};
+use crate::lease::rows::{
+    Access, Admin, Blueprint, Claim, ClaimOn, Kind, Patience, PlacementPolicy, Service, Standing, Trial,
+};
 
 /// How long making a resource ready, or bringing up the parts of a lease, may take. Today's parts take milliseconds; the room is for one
 /// whose outlet has to be switched and read first: two calls of 45 s, tried twice.
@@ -56,10 +58,23 @@ fn machine(dut: &DutConfig, farm: &str) -> [Blueprint; 3] {
     let tags = tagged(&dut.tags, farm);
     let trial = match dut.before_service {
         BeforeService::Nothing => None,
-        BeforeService::Training => Some(Trial::Training),
+        BeforeService::Training | BeforeService::Retired => Some(Trial::Training),
+        BeforeService::QuickCheck => Some(Trial::QuickCheck),
     };
+    // Only of a machine that is new here: what is known of one goes before this.
+    let before = (dut.before_service == BeforeService::Retired).then(|| {
+        let reason = "it was retired in the farm that it comes from".to_owned();
+        Standing { admin: Admin::Retired { reason }, ..Standing::default() }
+    });
     [
-        Blueprint { tags, gang, access: dut.access, trial, ..lone(Kind::Dut, dut.id.clone(), dut.full_name.clone()) },
+        Blueprint {
+            tags,
+            gang,
+            access: dut.access,
+            trial,
+            before,
+            ..lone(Kind::Dut, dut.id.clone(), dut.full_name.clone())
+        },
         lone(Kind::Console, console, console_name(&dut.full_name)),
         lone(Kind::Power, power, power_name(&dut.full_name)),
     ]

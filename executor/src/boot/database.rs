@@ -100,6 +100,12 @@ impl Database {
         Some(database)
     }
 
+    /// The mistakes of a text that is to be one.
+    pub fn check(source_name: &str, text: &str) -> Result<(), Problems> {
+        let database = Database { source_name: source_name.into(), text: text.into(), directory: PathBuf::new() };
+        database.entries(&Variables::new()).map(drop)
+    }
+
     fn entries(&self, variables: &Variables) -> Result<Vec<Entry>, Problems> {
         let rendered = render(&self.source_name, &self.text, variables, &Limits::default())?;
         job_schema::load_checked::<DatabaseFile, _>(&self.source_name, &rendered.text, |file, findings| {

@@ -67,7 +67,7 @@ fn check_farm(path: &Path, text: &str) -> bool {
 }
 
 /// With colours for a terminal.
-fn draw(problems: &Problems) {
+pub(super) fn draw(problems: &Problems) {
     match std::io::stderr().is_terminal() {
         true => eprintln!("{}", problems.render_coloured()),
         false => eprintln!("{problems}"),

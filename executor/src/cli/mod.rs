@@ -21,6 +21,7 @@ mod events;
 mod found_pdus;
 mod host;
 mod hosts;
+mod import;
 mod job;
 mod jobs;
 mod lease;
@@ -109,6 +110,8 @@ enum Command {
     Authorize(authorize::Arguments),
     /// Say who may call a server from elsewhere
     Token(token::Arguments),
+    /// Make a farm file and an inventory of another program's farm
+    Import(import::Arguments),
     /// Print the JSON Schema of job or farm files
     Schema(schema::Arguments),
     /// Virtual machines: what they need, what is there
@@ -156,6 +159,7 @@ pub fn main() -> ExitCode {
         Command::Authorizations(arguments) => on_runtime(authorize::list(arguments, server)),
         Command::Authorize(arguments) => on_runtime(authorize::run(arguments, server)),
         Command::Token(arguments) => on_runtime(token::run(arguments, server)),
+        Command::Import(arguments) => import::run(arguments),
         Command::Schema(arguments) => schema::run(arguments),
         Command::Virtual(arguments) => on_runtime(virtual_::run(arguments)),
         Command::Completions(arguments) => completions::run(arguments),

@@ -243,6 +243,8 @@ impl Farm {
             facts,
             comment: None,
             fastboot_serial: None,
+            off_time_s: None,
+            arrives: None,
             first_seen: jiff::Timestamp::now(),
         }
     }

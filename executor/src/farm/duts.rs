@@ -20,7 +20,7 @@ use super::machines::Dut;
 use super::record::{DutRecord, Opinion, opinion};
 use super::{AddError, Farm};
 use crate::blueprint::power::PowerState;
-use crate::config::{BeforeService, DutConfig, TrainingConfig};
+use crate::config::{DutConfig, TrainingConfig};
 use crate::lease::Snapshot;
 use crate::lease::rows::{
     Admin, Health, Kind, Lease, LeaseState, Owner, Purpose, Resource, ResourceId, ResourceState, Trial, Verb,
@@ -169,7 +169,7 @@ impl Farm {
 
     /// Takes a DUT out of service as CI-tron does: where machines train it trains, else a person has to put it back.
     pub async fn take_out_of_service(&self, dut: &str, reason: &str) {
-        let trains = self.config().member(dut).is_some_and(|it| it.before_service == BeforeService::Training);
+        let trains = self.config().member(dut).is_some_and(|it| it.before_service.trains());
         let rows = self.snapshot().await;
         let Some(row) = row_of(&rows, dut).filter(|_| trains) else {
             return self.hold_back(dut, Some(format!("taken out of service {reason}"))).await;

@@ -124,6 +124,14 @@ impl Farm {
         Ok(switch.view())
     }
 
+    /// How long an outlet stays off at least, from now on; also while a machine is on it.
+    pub async fn set_off_time(&self, unit: &str, outlet: &str, off_time: Duration) -> Result<(), OutletError> {
+        let unit = self.unit(unit)?;
+        let switch = unit.find(outlet).ok_or_else(|| no_outlet(&unit, outlet))?;
+        switch.set_off_time(off_time).await;
+        Ok(())
+    }
+
     /// A person says what an outlet of a unit without a drive of its own does; what was asked for, when he does not say it.
     pub fn outlet_was_switched(
         &self,

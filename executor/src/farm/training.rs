@@ -318,10 +318,8 @@ impl Farm {
         let verb = match (verdict.status, verdict.cause, before_service) {
             // Whoever cancels it says that it is not needed.
             (Status::Pass, ..) | (_, Cause::Cancelled, _) => Verb::Uncordon,
-            (_, _, BeforeService::Training) => Verb::Try { trial: Trial::Training },
-            (_, _, BeforeService::Nothing) => {
-                Verb::Cordon { reason: format!("its quick check ended {}", first_line(&verdict)) }
-            }
+            (_, _, before) if before.trains() => Verb::Try { trial: Trial::Training },
+            _ => Verb::Cordon { reason: format!("its quick check ended {}", first_line(&verdict)) },
         };
         self.decide(row, verb, "its quick check").await
     }

@@ -27,6 +27,8 @@ fn entry() -> Entry {
         facts: BTreeMap::from([("cpu".to_owned(), "a processor".to_owned())]),
         comment: None,
         fastboot_serial: None,
+        off_time_s: None,
+        arrives: None,
         first_seen: "2026-11-21T12:00:00Z".parse().unwrap(),
     }
 }
@@ -247,4 +249,21 @@ fn a_machine_with_a_fastboot_loader_is_called_by_its_serial_number_and_boots_by_
     let dut = config.duts.iter().find(|dut| dut.id == "0a3828e1").unwrap();
     let boot = dut.boot.as_ref().unwrap();
     assert_eq!((boot.method.as_str(), boot.usb.as_ref().unwrap().serial.as_deref()), ("fastboot", Some("0a3828e1")));
+}
+
+#[test]
+fn a_machine_of_another_farm_keeps_its_off_time_and_begins_as_it_was_there() {
+    let (_folder, inventory) = inventory();
+    let of = |arrives| Entry { off_time_s: Some(2.5), arrives, ..entry() };
+    for (arrives, begins) in [
+        (None, BeforeService::Training),
+        (Some(Arrives::QuickCheck), BeforeService::QuickCheck),
+        (Some(Arrives::Retired), BeforeService::Retired),
+    ] {
+        inventory.put(ID, of(arrives)).unwrap();
+        let (config, aside) = inventory.merged(farm());
+        assert_eq!(aside, []);
+        let dut = config.duts.iter().find(|dut| dut.id == ID).unwrap();
+        assert_eq!((dut.off_time, dut.before_service), (Some(Duration::from_millis(2500)), begins));
+    }
 }

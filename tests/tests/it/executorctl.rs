@@ -1,5 +1,12 @@
-//! CI-tron's own client, unmodified from PyPI, on our server: the newest one, which upgrades its request to a console, and the last one
-//! that is called back.
+//! CI-tron's own client, unmodified from PyPI, on our server: every version from 0.0.9 on, side by side. Those since 0.2.0 upgrade their
+//! request to a console, the others are called back.
+//!
+//! | option | tried here |
+//! |---|---|
+//! | `-w` | on a busy farm |
+//! | `-c`, `-j`, `-t`, `-i`, `-E`, `-f`, `--job-cookie`, `-a` | what the server makes of each |
+//! | `-g` | refused |
+//! | a job by URL | fetched by the server, over TLS |
 //!
 //! They live in virtual environments, made once.
 
@@ -18,6 +25,12 @@ use crate::farms::{HELLO, WHARF, farm_of, linux_job, simulated};
 const UPGRADES: &str = "0.2.1";
 /// Listens, and is called back.
 const IS_CALLED_BACK: &str = "0.0.9";
+/// The first with `-E`, `-f` and `--job-cookie`, and the last that is called back.
+const LAST_CALLED_BACK: &str = "0.1.0";
+/// The first that upgrades; it reads refusals otherwise than all others.
+const FIRST_TO_UPGRADE: &str = "0.2.0";
+/// All of them.
+const VERSIONS: [&str; 4] = [IS_CALLED_BACK, LAST_CALLED_BACK, FIRST_TO_UPGRADE, UPGRADES];
 
 /// A client with the folder that its job file and its `mcli` are in.
 struct Client {
@@ -118,23 +131,88 @@ fn an_old_client_runs_hello_and_is_called_back() {
 }
 
 #[test]
-fn a_job_that_fails_is_status_3_for_both() {
+fn the_first_client_that_upgrades_runs_hello() {
+    runs_hello(FIRST_TO_UPGRADE, "The http connection got upgraded to the ci-tron console protocol");
+}
+
+/// A client of each version at the same time, and what each said.
+fn side_by_side(bench: &Bench, job: &str, arguments: &[&str]) -> Vec<(&'static str, Output)> {
+    let clients = VERSIONS.map(|version| (version, Client::new(version, bench)));
+    let piped = |client: &Client| {
+        let mut command = client.run_command(job, arguments);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let running: Vec<_> = clients.iter().map(|(version, client)| (*version, piped(client))).collect();
+    running.into_iter().map(|(version, child)| (version, child.wait_with_output().unwrap())).collect()
+}
+
+#[test]
+fn a_job_that_fails_is_status_3_for_every_version_side_by_side() {
     let bench = simulated();
     let job = HELLO.replace("^wharf: job done", "^this is never said");
-    for version in [UPGRADES, IS_CALLED_BACK] {
-        let output = Client::new(version, &bench).run(&job, &["--wait"]);
+    for (version, output) in side_by_side(&bench, &job, &["--wait"]) {
         assert_eq!(output.status.code(), Some(3), "{version}: {output:?}");
+        assert!(stdout(&output).contains("wharf: job done\r\n"), "{version}: {output:?}");
     }
 }
 
 #[test]
-fn a_job_with_problems_is_status_6_with_the_drawing_of_them() {
+fn a_job_with_problems_is_status_6_with_the_drawing_of_them_in_every_version() {
     let bench = simulated();
     let job = HELLO.replace("minutes: 10", "minuets: 10");
-    let output = Client::new(UPGRADES, &bench).run(&job, &[]);
+    for (version, output) in side_by_side(&bench, &job, &[]) {
+        assert_eq!(output.status.code(), Some(6), "{version}: {output:?}");
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(told.contains("minuets") && told.contains("timeouts.overall"), "{version}: {told}");
+        assert!(!told.contains("Traceback"), "{version}: {told}");
+    }
+}
+
+#[test]
+fn a_group_of_minio_is_refused_by_its_option_in_every_version() {
+    let bench = simulated();
+    for (version, output) in side_by_side(&bench, HELLO, &["-a", "access:secret", "-g", "team"]) {
+        assert_eq!(output.status.code(), Some(6), "{version}: {output:?}");
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(told.contains("--minio-group"), "{version}: {told}");
+    }
+}
+
+#[test]
+fn every_option_of_the_last_client_that_is_called_back_means_something() {
+    let bench = simulated();
+    let client = Client::new(LAST_CALLED_BACK, &bench);
+    let attached = client.folder.path().join("attached");
+    std::fs::write(&attached, "x".repeat(54_321)).unwrap();
+    let storage = "    storage:\n      http: [{path: /mine, attached: mine}]\n";
+    let words = "word={{ environ.WORD_ONE }} other={{ environ.OTHER }}. wharf.url={{ job.http.url }}/mine";
+    let job = linux_job("nobody-has-this", words, "overall: {minutes: 2}", storage);
+    let attached = format!("mine:{}", attached.display());
+    let cookie = format!("forge_{}", "0123456789abcdef".repeat(4));
+    let options = ["-w", "-c", "127.0.0.2", "-j", "my-own-name", "-t", "simulated", "-E", "WORD_.*", "-a", "any:thing"];
+    let mut command = client.run_command(&job, &[&options[..], &["--job-cookie", &cookie, "-f", &attached]].concat());
+    let output = command.env("WORD_ONE", "forwarded").env("OTHER", "kept").output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let said = stdout(&output);
+    for words in ["(my-own-name) is accepted", "word=forwarded other=. ", "/mine 54321 bytes"] {
+        assert!(said.contains(words), "no `{words}`: {said}");
+    }
+    let jobs = bench.get("/api/v1/jobs").json();
+    let of_mine = |job: &&serde_json::Value| {
+        job["submitter"].as_str().is_some_and(|it| it.ends_with(" for the job source forge"))
+    };
+    assert!(jobs["jobs"].as_array().unwrap().iter().any(|job| of_mine(&job)), "{jobs}");
+    assert!(!jobs.to_string().contains("0123456789abcdef"), "the cookie's secret is not kept: {jobs}");
+}
+
+#[test]
+fn a_console_that_cannot_be_reached_is_told_with_the_option_that_names_another() {
+    let bench = simulated();
+    // The client listens on IPv4 alone.
+    let output = Client::new(IS_CALLED_BACK, &bench).run(HELLO, &["--wait", "-c", "::1"]);
     assert_eq!(output.status.code(), Some(6), "{output:?}");
     let told = String::from_utf8_lossy(&output.stderr);
-    assert!(told.contains("minuets") && told.contains("timeouts.overall"), "{told}");
+    assert!(told.contains("cannot connect to your console at ::1:") && told.contains("--callback"), "{told}");
 }
 
 #[test]
@@ -163,6 +241,57 @@ fn the_newest_client_forwards_its_environment_and_attaches_a_file() {
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let said = stdout(&output);
     assert!(said.contains("word=forwarded ") && said.contains("/mine 12345 bytes"), "{said}");
+}
+
+/// A server with one file over TLS, whose certificate is its own authority. It ends with its standard input.
+const HTTPS: &str = "
+import http.server, os, ssl, sys, threading
+os.chdir(sys.argv[1])
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_): pass
+server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Quiet)
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain('certificate.pem', 'key.pem')
+server.socket = context.wrap_socket(server.socket, server_side=True)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+print(server.server_address[1], flush=True)
+sys.stdin.read()
+";
+
+fn certificate_in(folder: &std::path::Path) {
+    tests::bench::need_programs(&[("/usr/bin/openssl", "openssl")]);
+    let words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=here -keyout key.pem \
+                 -out certificate.pem -addext subjectAltName=IP:127.0.0.1 -addext basicConstraints=critical,CA:FALSE";
+    let output = Command::new("openssl").args(words.split_whitespace()).current_dir(folder).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+#[test]
+fn a_job_by_url_is_fetched_by_the_server_over_tls() {
+    let folder = tempfile::tempdir().unwrap();
+    certificate_in(folder.path());
+    std::fs::write(folder.path().join("hello.yml"), linux_job("only", "x=1", "overall: {minutes: 2}", "")).unwrap();
+    let mut server = Command::new("python3");
+    server.args(["-c", HTTPS]).arg(folder.path()).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut server = server.spawn().unwrap();
+    let mut port = String::new();
+    BufReader::new(server.stdout.take().unwrap()).read_line(&mut port).unwrap();
+    let certificate = folder.path().join("certificate.pem").display().to_string();
+    let environment = vec![("SSL_CERT_FILE".to_owned(), certificate)];
+    let surroundings = tests::bench::Surroundings { environment, ..Default::default() };
+    let bench = Bench::start_with(WHARF, &farm_of(&[("only", "")]), surroundings);
+    let url = format!("https://127.0.0.1:{}/hello.yml", port.trim());
+    for version in [LAST_CALLED_BACK, UPGRADES] {
+        let output = Client::new(version, &bench).command(&["run", "-w", &url]).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{version}: {output:?}");
+        assert!(stdout(&output).contains("wharf: job done\r\n"), "{version}: {output:?}");
+    }
+    let missing = Client::new(UPGRADES, &bench).command(&["run", &url.replace("hello", "absent")]).output().unwrap();
+    assert_eq!(missing.status.code(), Some(6), "{missing:?}");
+    let told = String::from_utf8_lossy(&missing.stderr).into_owned();
+    assert!(told.contains("cannot fetch the job from https://") && told.contains("404"), "{told}");
+    drop(server.stdin.take());
+    server.wait().unwrap();
 }
 
 #[track_caller]
@@ -264,7 +393,7 @@ fn on_a_busy_farm_an_old_client_is_refused_and_with_wait_comes_again() {
 #[test]
 fn the_machines_are_listed_and_one_is_shown() {
     let bench = simulated();
-    for version in [UPGRADES, IS_CALLED_BACK] {
+    for version in VERSIONS {
         let client = Client::new(version, &bench);
         let list = client.command(&["duts"]).output().unwrap();
         assert!(list.status.success(), "{list:?}");

@@ -22,6 +22,7 @@
 //! | `fuzz` | what strangers send, changed a thousand times over, breaks no promise of any core |
 //! | `hosts` | commands and files on hosts by SSH, by their tags, with their keys, and nothing is left of them |
 //! | `http_clients` | curl reads whole, in part and resumed, over a bad link too, and is told what it may not |
+//! | `import` | a CI-tron farm is moved from its files: nothing is lost unsaid, nothing is overwritten unasked |
 //! | `large_file` | ranges of a file of 5 GiB over HTTP, and no memory for it; all of it with a variable |
 //! | `leases` | a person takes, uses, hands over and gives back a DUT; who waits knows why; what happened can be read |
 //! | `licences` | what we build on may be given away, and there is one TLS stack |
@@ -76,6 +77,7 @@ mod found_pdus;
 mod fuzz;
 mod hosts;
 mod http_clients;
+mod import;
 mod large_file;
 mod leases;
 mod licences;

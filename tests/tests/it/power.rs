@@ -164,6 +164,15 @@ fn an_admin_switches_and_reserves_what_no_machine_in_service_has() {
     let wish = br#"{"min_off_time": 1.5}"#;
     let answer = bench.ask("PATCH", "/api/v1/pdu/rack/port/9", "Content-Type: application/json\r\n", wish);
     assert_eq!((answer.status, &answer.json()["min_off_time"]), (200, &Value::from(1.5)));
+    // CI-tron's word for the same, by the machine's name, and in CI-tron's two forms.
+    for (delay, is) in [("\"0.75\"", 0.75), ("0.5", 0.5)] {
+        let wish = format!(r#"{{"pdu_off_delay": {delay}}}"#);
+        let answer = bench.ask("PATCH", "/api/v1/dut/lab-dut-1", "Content-Type: application/json\r\n", wish.as_bytes());
+        assert_eq!((answer.status, &bench.dut("lab-dut-1")["pdu_off_delay"]), (200, &Value::from(is)), "{delay}");
+    }
+    let wish = br#"{"pdu_off_delay": "soon"}"#;
+    let answer = bench.ask("PATCH", "/api/v1/dut/lab-dut-1", "Content-Type: application/json\r\n", wish);
+    assert!(answer.status == 400 && answer.text().contains("no number of seconds from 0 to 3600"), "{}", answer.text());
 }
 
 /// A plug with a meter and a machine that says what it should once it has power. Every reading is 0.01 Wh, 36 J, more than the one before.

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::farm::{AddDut, DiscoveryOutcome, LoaderView, OutletView};
-use crate::inventory::OutletName;
+use crate::inventory::{Arrives, OutletName};
 
 /// A text or a number: CI-tron's clients write outlets as either.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -95,6 +95,10 @@ pub struct NewDutWire {
     pub firmware_boot_time: Option<f64>,
     /// A note.
     pub comment: Option<String>,
+    /// Of a machine that is new: it was in service elsewhere, and one health job is enough.
+    pub ready_for_service: Option<bool>,
+    /// Of a machine that is new: it takes no jobs until somebody activates it.
+    pub is_retired: Option<bool>,
     /// Where its power comes from.
     pub pdu: Option<PduWire>,
     /// Its console: a name of the farm file's `consoles`.
@@ -121,6 +125,11 @@ impl From<NewDutWire> for AddDut {
             outlet,
             console: wire.console,
             fastboot_serial: wire.fastboot_serial,
+            arrives: match (wire.is_retired, wire.ready_for_service) {
+                (Some(true), _) => Some(Arrives::Retired),
+                (_, Some(true)) => Some(Arrives::QuickCheck),
+                _ => None,
+            },
         }
     }
 }

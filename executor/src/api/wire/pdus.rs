@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
 use crate::blueprint::power::{Errand, PowerState, ReadBack};
@@ -154,11 +155,28 @@ pub struct PortWishWire {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<String>,
     /// Whether nobody may switch it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "truth")]
     pub reserved: Option<bool>,
     /// The least time without power, in seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_off_time: Option<f64>,
+}
+
+/// True or false; CI-tron's server wants them as a text, `"True"`.
+fn truth<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<bool>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Said {
+        Truth(bool),
+        Text(String),
+    }
+    match Option::<Said>::deserialize(deserializer)? {
+        None => Ok(None),
+        Some(Said::Truth(truth)) => Ok(Some(truth)),
+        Some(Said::Text(text)) if text.eq_ignore_ascii_case("true") => Ok(Some(true)),
+        Some(Said::Text(text)) if text.eq_ignore_ascii_case("false") => Ok(Some(false)),
+        Some(Said::Text(text)) => Err(D::Error::custom(format!("`{text}` is neither true nor false"))),
+    }
 }
 
 /// How the programs of others name the outlet of a lease.

@@ -8,7 +8,7 @@ use gateway::dhcp::Mac;
 use super::loaders::{id_of, mac_of};
 use super::said;
 use crate::farm::Farm;
-use crate::inventory::{Entry, OutletName};
+use crate::inventory::{Arrives, Entry, OutletName};
 
 /// What is said of it; what is absent stays as it is, or is not known.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -35,6 +35,8 @@ pub struct AddDut {
     pub console: Option<String>,
     /// The serial number of its fastboot loader on USB; its id, then.
     pub fastboot_serial: Option<String>,
+    /// How it begins, when it is new.
+    pub arrives: Option<Arrives>,
 }
 
 /// Why a machine is not added.
@@ -70,6 +72,10 @@ impl Farm {
         {
             return Err(wrong(format!("{id} is {}; change it in the farm file, and `wharf reload`", dut.full_name)));
         }
+        if let (Some(before), true) = (&before, add.arrives.is_some()) {
+            let name = &before.full_name;
+            return Err(wrong(format!("{id} is {name} already; PATCH its `ready_for_service` or `is_retired`")));
+        }
         let address = match &add.address {
             Some(text) => {
                 Some(text.parse::<Ipv4Addr>().map_err(|_| wrong(format!("`{text}` is not an IPv4 address")))?)
@@ -98,6 +104,8 @@ impl Farm {
                 facts: Default::default(),
                 comment: None,
                 fastboot_serial: None,
+                off_time_s: None,
+                arrives: add.arrives,
                 first_seen: jiff::Timestamp::now(),
             }
         });
