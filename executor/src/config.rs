@@ -25,6 +25,7 @@ use crate::outlets::Policy;
 mod callers;
 mod discovery;
 mod file;
+pub mod gitlab;
 pub mod hosts;
 mod on_demand;
 
@@ -78,6 +79,8 @@ pub struct FarmConfig {
     pub gear: Vec<GearConfig>,
     /// Machines that run commands and keep files.
     pub hosts: Vec<hosts::HostConfig>,
+    /// GitLab instances whose jobs the farm takes.
+    pub gitlab: Vec<gitlab::GitlabConfig>,
     /// How machines boot that do not say it themselves.
     pub boots: Option<Database>,
     /// How machines show that they are well.

@@ -42,6 +42,7 @@ mod discovery;
 mod disks;
 mod duts;
 mod fetching;
+mod forges;
 mod hand_over;
 mod hardware;
 mod hold;
@@ -75,6 +76,7 @@ pub use discovery::{
     AddDut, AddError, DiscoverAsk, DiscoverError, DiscoveryOutcome, DiscoveryRecord, Found, LoaderView, OutletView,
 };
 pub use duts::{DutState, DutView};
+pub use forges::{ForgeDut, Forges};
 pub use hold::{Asks, Keeps, LeaseAsk, LeaseError, Link, PowerAction, Until};
 pub use host_use::{CommandAsk, CommandNews};
 pub use hosts::HostView;

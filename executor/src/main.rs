@@ -8,6 +8,7 @@ mod cli;
 mod config;
 mod console;
 mod farm;
+mod forge;
 mod import;
 mod interface;
 mod inventory;

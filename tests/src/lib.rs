@@ -6,6 +6,7 @@
 //!  rack        a farm whose power unit is a script
 //!  packages    programs of Debian that a test needs
 //!  workspace   the tree of sources and pages, for the rules that it shall keep
+//!  coordinator a GitLab instance as runners see it
 //!  crowd       a thousand DUTs and their queue, read back from events
 //!  lab         network namespaces
 //!  bad_link    a wire between two of them that loses and delays
@@ -17,6 +18,7 @@
 pub mod bad_link;
 pub mod bench;
 pub mod board;
+pub mod coordinator;
 pub mod crowd;
 pub mod lab;
 pub mod measure;

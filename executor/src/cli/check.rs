@@ -185,6 +185,7 @@ fn no_farm() -> FarmConfig {
         spares: Vec::new(),
         gear: Vec::new(),
         hosts: Vec::new(),
+        gitlab: Vec::new(),
         boots: None,
         training: Default::default(),
         patience: Default::default(),

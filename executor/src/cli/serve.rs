@@ -66,11 +66,13 @@ pub fn main(arguments: Arguments) -> anyhow::Result<ExitCode> {
         }
         let scheme = if tls.is_some() { "https" } else { "http" };
         println!("farm {} with {} DUTs: {scheme}://{address}", farm.name(), farm.size());
+        let forges = crate::forge::ask(&farm);
         // The API stays until the farm has stopped: who follows a job still gets its verdict.
         let stop = stop_signal()?;
         let served = crate::api::serve(listener, behind(door), tls, async {
             stop.await;
-            farm.clone().stop().await
+            farm.clone().stop().await;
+            forges.stop().await
         })
         .await;
         if let Some(local) = local {

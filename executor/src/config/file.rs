@@ -28,6 +28,7 @@ use crate::lease::rows::{Access, PlacementPolicy};
 mod callers;
 mod console_log;
 mod discovery;
+mod gitlab;
 mod hardware;
 mod hosts;
 mod on_demand;
@@ -36,6 +37,7 @@ mod training;
 use callers::{CallersKeys, ProjectKeys, TlsKey};
 use console_log::ConsoleLogKeys;
 use discovery::{DiscoveryKeys, SpareKeys};
+use gitlab::GitlabKeys;
 use hardware::{HardwareKeys, LineKeys, PduKeys, Shared};
 use hosts::HostKeys;
 use on_demand::{AccessKey, GearKeys, OnDemandKeys, PoolKeys};
@@ -83,6 +85,8 @@ struct FarmFile {
     gear: Vec<GearKeys>,
     /// Machines that run commands and keep files, reached by SSH.
     hosts: Vec<HostKeys>,
+    /// GitLab instances whose jobs the farm takes.
+    gitlab: Vec<GitlabKeys>,
     /// How machines show that they are well before they take jobs.
     training: TrainingKeys,
     /// How many failures in a row are too many.
@@ -471,6 +475,7 @@ fn check(file: FarmFile, findings: &mut Findings, directory: &Path) -> FarmConfi
         job_variables: file.variables,
         training: training::training(&file.training, directory, findings),
         patience: training::patience(&file.health, findings),
+        gitlab: gitlab::gitlab(&file.gitlab, directory, findings),
         boots: file.boots.and_then(|name| Database::read(&directory.join(name), findings)),
         duts,
         on_demand,

@@ -296,6 +296,7 @@ fn changes(before: &FarmConfig, after: &FarmConfig) -> Vec<Change> {
     let line = |one: &LineConfig, two: &LineConfig| keys([("its entry", one != two)]);
     differences("console", (&before.consoles, &after.consoles), |it| (&it.name, &it.name), line, &mut list);
     let of_farm = keys([
+        ("gitlab", before.gitlab != after.gitlab),
         ("training", before.training != after.training),
         ("health", before.patience != after.patience),
         ("variables", before.job_variables != after.job_variables),

@@ -59,7 +59,7 @@ impl Asked {
 }
 
 impl Wants {
-    fn request(&self, submission: &Submission, job: &str, gang: Option<Gang>) -> LeaseRequest {
+    pub(super) fn request(&self, submission: &Submission, job: &str, gang: Option<Gang>) -> LeaseRequest {
         let left = self.deadline.map(|deadline| deadline.duration_since(jiff::Timestamp::now()).as_millis().max(0));
         let gear = |name: &String| Want {
             kind: Kind::Gear,

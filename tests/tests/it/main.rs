@@ -20,6 +20,7 @@
 //! | `firmware` | machines that are not ours boot by GRUB on arm64, and beside another DHCP server |
 //! | `found_pdus` | power units that tell of themselves are found, with the lines that a farm file needs for them |
 //! | `fuzz` | what strangers send, changed a thousand times over, breaks no promise of any core |
+//! | `gitlab` | GitLab's jobs run here, and their states, logs and files go back, whatever goes wrong on the way |
 //! | `hosts` | commands and files on hosts by SSH, by their tags, with their keys, and nothing is left of them |
 //! | `http_clients` | curl reads whole, in part and resumed, over a bad link too, and is told what it may not |
 //! | `import` | a CI-tron farm is moved from its files: nothing is lost unsaid, nothing is overwritten unasked |
@@ -75,6 +76,7 @@ mod faults;
 mod firmware;
 mod found_pdus;
 mod fuzz;
+mod gitlab;
 mod hosts;
 mod http_clients;
 mod import;

@@ -57,8 +57,12 @@ const NO_DOOR: &[(&str, &[&str])] = &[
     ),
     ("executor/src/callers", &["crate::api", "crate::cli", "crate::farm", "crate::lease", "crate::session"]),
     ("executor/src/console", &["crate::api", "crate::cli", "crate::farm", "crate::runner", "crate::session"]),
-    ("executor/src/farm/", &["crate::api", "crate::cli"]),
-    ("executor/src/farm.rs", &["crate::api", "crate::cli"]),
+    ("executor/src/farm/", &["crate::api", "crate::cli", "crate::forge"]),
+    ("executor/src/farm.rs", &["crate::api", "crate::cli", "crate::forge"]),
+    (
+        "executor/src/forge",
+        &["crate::api", "crate::blueprint", "crate::cli", "crate::lease", "crate::runner", "crate::session"],
+    ),
     (
         "executor/src/lease/",
         &["crate::api", "crate::blueprint", "crate::cli", "crate::farm", "crate::session", "gateway"],

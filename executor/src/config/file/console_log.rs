@@ -23,7 +23,7 @@ const BYTES_MIN: u64 = 4 << 20;
 const AGE_MIN: Duration = Duration::from_secs(86_400);
 
 /// The schema of a size, in words.
-struct SizeForm;
+pub(super) struct SizeForm;
 
 impl JsonSchema for SizeForm {
     fn schema_name() -> Cow<'static, str> {

@@ -1,0 +1,79 @@
+//! GitLab instances whose jobs the farm takes.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// An instance.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GitlabConfig {
+    /// Where it is, without a slash at the end.
+    pub url: String,
+    /// Certificates of its authority, where it is none that this host trusts.
+    pub certificate_authority: Option<PathBuf>,
+    /// Has the token that creates runners; without it none are registered.
+    pub token_file: Option<PathBuf>,
+    /// Whose the runners are that are registered.
+    pub registered_for: RegisteredFor,
+    /// What is offered.
+    pub runners: Vec<RunnerConfig>,
+    /// The farm's project for a project of the instance, by its number.
+    pub projects: BTreeMap<u64, String>,
+    /// Whose jobs are taken: of protected branches and tags, or of all.
+    pub refs: Refs,
+    /// The longest that a job of it may take.
+    pub maximum_timeout: Duration,
+    /// Of a job's log, so much is sent.
+    pub log_bytes_max: u64,
+    /// The job that runs plain scripts: its name and its text.
+    pub script_job: Option<(String, String)>,
+}
+
+/// Whose a runner is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RegisteredFor {
+    /// Everybody's.
+    #[default]
+    Instance,
+    /// A group's, by its number.
+    Group(u64),
+    /// A project's, by its number.
+    Project(u64),
+}
+
+/// Whose jobs are taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Refs {
+    /// Of every branch and tag.
+    #[default]
+    All,
+    /// Of protected ones.
+    Protected,
+}
+
+/// What is offered to GitLab: one runner for each DUT that it means, or one for all of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunnerConfig {
+    /// What it is called here.
+    pub name: String,
+    /// The DUTs that it means: those with all of these tags.
+    pub tags: Vec<String>,
+    /// The one DUT that it means, by id or full name.
+    pub dut: Option<String>,
+    /// Whether each of those DUTs has a runner of its own.
+    pub per: Per,
+    /// The queues it is registered for, each with what goes into the farm's own queue.
+    pub priorities: Vec<(String, i32)>,
+    /// Has the runner's own token, where a person registered it.
+    pub token_file: Option<PathBuf>,
+}
+
+/// Who has a runner of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Per {
+    /// Each DUT.
+    #[default]
+    Dut,
+    /// All of them together.
+    Class,
+}

@@ -1,0 +1,66 @@
+//! What forges need of a farm: what the farm file says of them, which DUTs there are, and whether a job would find one free.
+
+use std::path::PathBuf;
+
+use super::wants::{self, Wants};
+use super::{Asks, Farm, Submission, TargetOverride};
+use crate::config::gitlab::GitlabConfig;
+
+/// What forges go by.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Forges {
+    /// GitLab instances.
+    pub gitlab: Vec<GitlabConfig>,
+    /// The DUTs that there are.
+    pub duts: Vec<ForgeDut>,
+    /// The farm's folder.
+    pub state: PathBuf,
+}
+
+/// A DUT as forges know it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForgeDut {
+    /// What jobs name it by.
+    pub id: String,
+    /// What it is called in GitLab's list.
+    pub full_name: String,
+    /// Its tags, the farm's included.
+    pub tags: Vec<String>,
+}
+
+impl Farm {
+    /// What forges go by now.
+    pub fn forges(&self) -> Forges {
+        let config = self.config();
+        let of = |dut: &crate::config::DutConfig| ForgeDut {
+            id: dut.id.clone(),
+            full_name: dut.full_name.clone(),
+            tags: wants::tags_of(&config, dut),
+        };
+        Forges {
+            gitlab: config.gitlab.clone(),
+            duts: config.duts.iter().map(of).collect(),
+            state: config.state.clone(),
+        }
+    }
+
+    /// Whether a job for this target would have its DUT at once.
+    pub async fn has_room(&self, target: &TargetOverride, subject: &str) -> bool {
+        let wants = Wants {
+            asks: Asks::Dut,
+            id: target.id.clone(),
+            tags: target.tags.clone().unwrap_or_default(),
+            ..Wants::default()
+        };
+        let submission = Submission { subject: subject.to_owned(), ..Submission::default() };
+        self.keeper.free_now(wants.request(&submission, "", None)).await.is_ok()
+    }
+
+    /// Resolves when the farm begins to stop.
+    pub fn stopping(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut stopping = self.stopping.subscribe();
+        async move {
+            let _ = stopping.wait_for(|stopping| *stopping).await;
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! Where jobs come from by themselves: forges that have jobs to be run, asked by the farm.
+//!
+//! ```text
+//!  farm file ─► gitlab/: runners, their questions, their jobs ─► Farm::submit, its log, Farm::cancel
+//! ```
+//! They use the farm as the API does, and the farm knows nothing of them.
+
+mod gitlab;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+
+use crate::farm::Farm;
+
+/// At a stop, so long is left to tell forges how jobs have ended. What could not be told is told at the next start.
+const LAST_WORDS: Duration = Duration::from_secs(4);
+
+/// The forges of a farm, being asked.
+pub struct Asking {
+    supervisor: JoinHandle<()>,
+    carriers: Arc<gitlab::Carriers>,
+}
+
+/// Asks the forges that the farm file names, from now on.
+pub fn ask(farm: &Arc<Farm>) -> Asking {
+    let carriers = Arc::new(gitlab::Carriers::default());
+    let supervisor = tokio::spawn(gitlab::supervise(Arc::downgrade(farm), Arc::clone(&carriers)));
+    Asking { supervisor, carriers }
+}
+
+impl Asking {
+    /// Asks no more; the farm must have stopped.
+    pub async fn stop(self) {
+        self.supervisor.abort();
+        let _ = tokio::time::timeout(LAST_WORDS, self.carriers.all_done()).await;
+    }
+}

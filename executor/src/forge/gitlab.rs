@@ -1,0 +1,84 @@
+//! Jobs of GitLab instances: the farm is their runner.
+//!
+//! ```text
+//!  farm file, DUTs ─► register.rs: runners and their tokens ─► source.rs: one question per runner ─► carry.rs: one job
+//!       (looked at every few seconds)                              ▲ refused tokens                     │
+//!                                                                  └────────────────────────────────────┘
+//!  a job: forms.rs ◆ what it asks for, ci_tron.rs ◆ and variables.rs ◆ too · courier.rs ◆ what is told when · its log: spool.rs,
+//!  trace.rs ◆, mask.rs ◆ · produce.rs its files · client.rs the calls, wire.rs ◆ their JSON
+//! ```
+
+mod carry;
+mod ci_tron;
+mod client;
+mod courier;
+mod describe;
+mod forms;
+mod mask;
+mod produce;
+mod register;
+mod source;
+mod spool;
+mod trace;
+mod variables;
+mod wire;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+
+pub use carry::Carriers;
+use register::{Registry, Wanted};
+use source::Desk;
+
+use crate::farm::Farm;
+
+/// Between two looks at the farm file and the DUTs' tags: a reload shows in GitLab within seconds.
+const LOOK: Duration = Duration::from_secs(2);
+/// Refused tokens that wait: one per runner at most, and a farm of hundreds may have them all refused at once.
+const REFUSALS_MAX: usize = 64;
+
+/// Keeps runners registered and asking, for as long as the farm lives.
+pub(super) async fn supervise(farm: Weak<Farm>, carriers: Arc<Carriers>) {
+    let Some(state) = farm.upgrade().map(|farm| farm.forges().state) else { return };
+    let mut registry = Registry::open(state.join("gitlab.json"));
+    carriers.resume(&farm, &state);
+    let (tokens, all_tokens) = watch::channel(BTreeMap::new());
+    let (refusals, mut refused) = mpsc::channel(REFUSALS_MAX);
+    let system_id = registry.system_id().to_owned();
+    let desk = Desk { farm: Weak::clone(&farm), system_id, tokens: all_tokens, refusals, carriers };
+    let mut sources: BTreeMap<String, watch::Sender<Wanted>> = BTreeMap::new();
+    loop {
+        let Some(forges) = farm.upgrade().map(|farm| farm.forges()) else { return };
+        let wanted = register::wanted(&forges);
+        if !wanted.is_empty() || !registry.is_empty() {
+            registry.keep_in_step(&wanted).await;
+        }
+        // A source whose sender is gone ends after its question.
+        sources.retain(|key, source| wanted.contains_key(key) && !source.is_closed());
+        for (key, wanted) in &wanted {
+            let source = sources.entry(key.clone()).or_insert_with(|| {
+                let (sender, receiver) = watch::channel(wanted.clone());
+                tokio::spawn(source::run(desk.clone(), key.clone(), receiver));
+                sender
+            });
+            source.send_if_modified(|current| {
+                let is_other = current != wanted;
+                current.clone_from(wanted);
+                is_other
+            });
+        }
+        let current = registry.tokens(&wanted);
+        tokens.send_if_modified(|tokens| {
+            let is_other = *tokens != current;
+            *tokens = current;
+            is_other
+        });
+        tokio::select! {
+            () = tokio::time::sleep(LOOK) => {}
+            Some((key, token)) = refused.recv() => registry.was_refused(&key, &token, &wanted).await,
+        }
+    }
+}

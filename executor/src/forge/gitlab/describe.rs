@@ -1,0 +1,292 @@
+//! From a GitLab job to what the farm is handed: its text, its variables, the files that it names.
+//!
+//! ```text
+//!  Job ─► variables expanded ─► form ─┬─ text in a variable
+//!                                     ├─ a file of the repository, of an artifact, of a URL: fetched
+//!                                     ├─ CI_TRON_*: glartifact:// links looked up, then ci_tron.rs
+//!                                     └─ script: the farm's own job, or the farm file's
+//! ```
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use super::ci_tron::{self, Environment};
+use super::client::{Client, in_query};
+use super::forms::{self, Form, PipelineArtifact};
+use super::produce::unpacked;
+use super::register::Wanted;
+use super::wire::{Dependency, Job};
+use crate::config::JobUrls;
+use crate::farm::TargetOverride;
+
+/// A job description, as the API takes them.
+const TEXT_BYTES_MAX: usize = 256 * 1024;
+/// An archive of artifacts; it is in memory while it is looked into.
+const ARCHIVE_BYTES_MAX: usize = 256 << 20;
+/// All files that come along, as the API takes them.
+const ATTACHED_BYTES_MAX: usize = 64 << 20;
+/// A pipeline's jobs come in pages of 100.
+const PAGES_MAX: usize = 20;
+/// What plain scripts run in.
+const SCRIPT_JOB: &str = include_str!("../../../../fixtures/jobs/good/gitlab-script.yml");
+
+/// What the farm is handed.
+#[derive(Debug, Default)]
+pub(super) struct Described {
+    pub source_name: String,
+    pub text: String,
+    pub environ: Environment,
+    pub attachments: BTreeMap<String, Bytes>,
+    /// Sentences for the job's log.
+    pub notes: Vec<String>,
+    /// Whether its verdict is a script's exit status.
+    pub is_script: Kind,
+}
+
+/// What a job's verdict is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(super) enum Kind {
+    /// What the console's patterns say.
+    #[default]
+    Patterns,
+    /// A script's exit status.
+    Script,
+}
+
+/// The error is a sentence for the job's author.
+pub(super) async fn describe(
+    client: &Client,
+    job: &Job,
+    runner: &Wanted,
+    dut: Option<String>,
+    urls: JobUrls,
+) -> Result<Described, String> {
+    let mut environ = super::variables::expanded(&job.variables);
+    let form = forms::form(job, &environ)?;
+    let mut described = Described { source_name: "job.yml".into(), ..Described::default() };
+    let pipeline = Pipeline { client, job };
+    match form {
+        Form::Text(text) => {
+            described.source_name = "WHARF_JOB".into();
+            described.text = text;
+        }
+        Form::File(path) => {
+            described.text = pipeline.file(&path).await?;
+            described.source_name = path;
+        }
+        Form::Artifact(path) => {
+            let found = pipeline.artifact(&path).await?;
+            let bytes = found.ok_or_else(|| {
+                format!("no `{path}` in the artifacts of the jobs that this one needs ({})", pipeline.needed())
+            })?;
+            described.text = text_of(bytes)?;
+            described.source_name = path;
+        }
+        Form::Url(url) => {
+            described.text = text_of(client.fetch_url(&url, urls, TEXT_BYTES_MAX).await?.to_vec())?;
+            described.source_name = url;
+        }
+        Form::CiTron => {
+            described.notes = pipeline.look_up(&mut environ).await?;
+            described.text = ci_tron::description(&environ, &target_of(&runner.target, dut))?;
+            described.source_name = "CI_TRON_*".into();
+        }
+        Form::Script(script) => {
+            let own = || ("script:".to_owned(), SCRIPT_JOB.to_owned());
+            (described.source_name, described.text) = runner.instance.script_job.clone().unwrap_or_else(own);
+            environ.insert("WHARF_SCRIPT".to_owned(), script);
+            described.is_script = Kind::Script;
+        }
+    }
+    if described.text.len() > TEXT_BYTES_MAX {
+        return Err(format!("the job description has more than {} KiB", TEXT_BYTES_MAX >> 10));
+    }
+    described.attachments = pipeline.attachments(&described.text).await?;
+    described.environ = environ;
+    Ok(described)
+}
+
+/// The DUT by its full name, as people know it.
+fn target_of(target: &TargetOverride, dut: Option<String>) -> Value {
+    match (dut.or_else(|| target.id.clone()), &target.tags) {
+        (Some(id), _) => json!({"id": id}),
+        (None, tags) => json!({"tags": tags.clone().unwrap_or_default()}),
+    }
+}
+
+fn text_of(bytes: Vec<u8>) -> Result<String, String> {
+    String::from_utf8(bytes).map_err(|_| "the job description is no UTF-8 text".to_owned())
+}
+
+/// What belongs to a job on its instance.
+struct Pipeline<'a> {
+    client: &'a Client,
+    job: &'a Job,
+}
+
+impl Pipeline<'_> {
+    /// A file of the repository, at the pipeline's commit.
+    async fn file(&self, path: &str) -> Result<String, String> {
+        let (project, sha) = (self.job.job_info.project_id, in_query(&self.job.git_info.sha));
+        let url = format!("/projects/{project}/repository/files/{}/raw?ref={sha}", in_query(path));
+        let hint = "the job's token may not read the repository, or it is not there; pass it as an artifact with \
+                    WHARF_JOB_ARTIFACT, or in a variable with WHARF_JOB";
+        let fetched = self.client.fetch(&url, &self.job.token, TEXT_BYTES_MAX).await;
+        text_of(fetched.map_err(|error| format!("cannot fetch `{path}` of the repository: {error}; {hint}"))?.to_vec())
+    }
+
+    fn dependencies(&self) -> impl Iterator<Item = &Dependency> {
+        self.job.dependencies.iter().filter(|earlier| earlier.artifacts_file.is_some())
+    }
+
+    fn needed(&self) -> String {
+        let names: Vec<_> = self.dependencies().map(|earlier| earlier.name.as_str()).collect();
+        if names.is_empty() { "none of them has any: see `needs:`".to_owned() } else { names.join(", ") }
+    }
+
+    async fn archive(&self, earlier: &Dependency) -> Result<Bytes, String> {
+        let token = if earlier.token.is_empty() { &self.job.token } else { &earlier.token };
+        let url = format!("/jobs/{}/artifacts?direct_download=true", earlier.id);
+        let fetched = self.client.fetch(&url, token, ARCHIVE_BYTES_MAX).await;
+        fetched.map_err(|error| format!("cannot fetch the artifacts of `{}`: {error}", earlier.name))
+    }
+
+    /// A file of the earlier jobs' artifacts; the first that has it.
+    async fn artifact(&self, path: &str) -> Result<Option<Vec<u8>>, String> {
+        for earlier in self.dependencies() {
+            let archive = self.archive(earlier).await?;
+            let found = unpacked(&archive, path, TEXT_BYTES_MAX as u64);
+            if let Some(bytes) = found.map_err(|error| format!("the artifacts of `{}`: {error}", earlier.name))? {
+                return Ok(Some(bytes));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The files of the earlier jobs' artifacts that the text attaches. What is missing the farm will say, with its place in the text.
+    async fn attachments(&self, text: &str) -> Result<BTreeMap<String, Bytes>, String> {
+        let names = forms::attached_names(text);
+        let mut attachments = BTreeMap::new();
+        if names.is_empty() {
+            return Ok(attachments);
+        }
+        let mut left = ATTACHED_BYTES_MAX;
+        for earlier in self.dependencies() {
+            let archive = self.archive(earlier).await?;
+            for name in names.iter().filter(|name| !attachments.contains_key(*name)).cloned().collect::<Vec<_>>() {
+                let found = unpacked(&archive, &name, left as u64);
+                if let Some(bytes) = found.map_err(|error| format!("the artifacts of `{}`: {error}", earlier.name))? {
+                    left = left.saturating_sub(bytes.len());
+                    attachments.insert(name, bytes.into());
+                }
+            }
+        }
+        Ok(attachments)
+    }
+
+    /// Replaces `glartifact://` in the addresses of CI-tron's variables; a note for each that is not in the pipeline.
+    async fn look_up(&self, environ: &mut Environment) -> Result<Vec<String>, String> {
+        let is_link = |(name, value): &(&String, &String)| {
+            name.starts_with("CI_TRON_") && name.ends_with("__URL") && value.starts_with("glartifact://")
+        };
+        let links: Vec<_> = environ.iter().filter(is_link).map(|(name, value)| (name.clone(), value.clone())).collect();
+        if links.is_empty() {
+            return Ok(Vec::new());
+        }
+        let pipeline = environ.get("CI_PIPELINE_ID").cloned().unwrap_or_default();
+        let jobs = self.jobs(&pipeline).await?;
+        let mut notes = Vec::new();
+        for (name, value) in links {
+            let Some(link) = PipelineArtifact::read(&value) else { continue };
+            let url = match jobs.get(&link.job) {
+                Some(id) => self
+                    .client
+                    .api_url(&format!("/projects/{}/jobs/{id}/artifacts{}", self.job.job_info.project_id, link.path)),
+                None if !link.default.is_empty() => {
+                    notes.push(format!("The job `{}` is not in this pipeline: {name} is its default", link.job));
+                    link.default
+                }
+                None => {
+                    return Err(format!(
+                        "{name}: the job `{}` is not in this pipeline, and there is no default",
+                        link.job
+                    ));
+                }
+            };
+            environ.insert(name, url);
+        }
+        Ok(notes)
+    }
+
+    /// The pipeline's successful jobs by name: the newest of each, which come first.
+    async fn jobs(&self, pipeline: &str) -> Result<BTreeMap<String, u64>, String> {
+        let mut jobs = BTreeMap::new();
+        for page in 1..=PAGES_MAX {
+            let url = format!(
+                "/projects/{}/pipelines/{}/jobs?scope%5B%5D=success&include_retried=true&per_page=100&page={page}",
+                self.job.job_info.project_id,
+                in_query(pipeline)
+            );
+            let fetched = self.client.fetch(&url, &self.job.token, ARCHIVE_BYTES_MAX).await;
+            let bytes = fetched.map_err(|error| format!("cannot look for the pipeline's jobs: {error}"))?;
+            let list: Vec<Value> =
+                serde_json::from_slice(&bytes).map_err(|error| format!("the pipeline's jobs: {error}"))?;
+            let count = list.len();
+            for job in list {
+                if let (Some(name), Some(id)) = (job["name"].as_str(), job["id"].as_u64()) {
+                    jobs.entry(name.to_owned()).or_insert(id);
+                }
+            }
+            if count < 100 {
+                break;
+            }
+        }
+        Ok(jobs)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ci_tron_job_is_for_the_runners_dut_or_its_tags() {
+        let one = TargetOverride { id: Some("52:54:00:00:00:01".into()), tags: None };
+        assert_eq!(target_of(&one, Some("lab-dut-1".into())), json!({"id": "lab-dut-1"}));
+        let class = TargetOverride { id: None, tags: Some(vec!["arm".into()]) };
+        assert_eq!(target_of(&class, None), json!({"tags": ["arm"]}));
+    }
+
+    #[test]
+    fn the_environments_of_real_jobs_give_job_descriptions() {
+        let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/corpus/gitlab-ci-tron-env");
+        let Ok(files) = std::fs::read_dir(&corpus) else {
+            return println!("skipped: no corpus at {}", corpus.display());
+        };
+        let mut seen = 0;
+        for path in files.map(|file| file.unwrap().path()) {
+            let sets: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+            let raw = sets["raw"].as_object().unwrap().iter().map(|(key, value)| super::super::wire::Variable {
+                key: key.clone(),
+                value: value.as_str().map_or_else(|| value.to_string(), str::to_owned),
+                ..Default::default()
+            });
+            let environ = super::super::variables::expanded(&raw.collect::<Vec<_>>());
+            for (key, value) in sets["expanded"].as_object().unwrap() {
+                assert_eq!(Some(environ[key].as_str()), value.as_str(), "{key} of {}", path.display());
+            }
+            let text = ci_tron::description(&environ, &json!({"id": "box"})).unwrap();
+            let variables = job_schema::template::Variables::new();
+            let rendered =
+                job_schema::template::render("job.yml", &text, &variables, &job_schema::Limits::default()).unwrap();
+            let job = job_schema::Job::parse_all(&rendered)
+                .unwrap_or_else(|error| panic!("{}: {error}\n{text}", path.display()));
+            let start = &job.list[0].job.start;
+            assert!(start.cmdline_text().contains("SALAD.machine_id={{ dut.id }}"), "{text}");
+            seen += 1;
+        }
+        assert!(seen >= 3);
+    }
+}

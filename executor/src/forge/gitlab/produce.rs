@@ -1,0 +1,293 @@
+//! What a job leaves for GitLab: files of ours under `wharf/`, chosen by the job's `artifacts:` as files of a checkout would be.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | `wharf/console.log` | all that the console said |
+//! | `wharf/events.jsonl` | all that happened, a line of JSON each |
+//! | `wharf/job.yml` | the job description as it was submitted |
+//! | `wharf/junit.xml` | the verdict as a test case |
+//! | `wharf/verdict.json` | the verdict with its evidence |
+//!
+//! All of them are masked as the log is.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use zip::write::SimpleFileOptions;
+
+use super::client::Upload;
+use super::forms::is_meant;
+use super::mask::Masker;
+use super::wire::{Artifacts, Job, Outcome};
+use crate::job_log::JobLog;
+use crate::verdict::{Status, Verdict};
+
+/// Read of the console at a time.
+const PIECE_BYTES: usize = 256 * 1024;
+/// Where the console is.
+pub(super) const CONSOLE: &str = "wharf/console.log";
+
+/// What is left of a job that has ended.
+pub(super) struct Left<'a> {
+    pub log: &'a JobLog,
+    pub text: &'a str,
+    pub name: &'a str,
+    pub verdict: &'a Verdict,
+}
+
+/// Whether the console has to go along, because the log does not have all of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Console {
+    Shown,
+    Cut,
+}
+
+/// A file and its name.
+type Named = (&'static str, PathBuf);
+
+/// Writes the files into `folder`, each through a new masker.
+pub(super) fn write(folder: &Path, left: &Left<'_>, masker: &dyn Fn() -> Masker) -> io::Result<Vec<Named>> {
+    let verdict = serde_json::to_string_pretty(left.verdict)?;
+    let events: Vec<String> =
+        left.log.records().iter().map(|record| serde_json::to_string(&**record)).collect::<Result<_, _>>()?;
+    let texts = [
+        ("wharf/events.jsonl", events.join("\n") + "\n"),
+        ("wharf/job.yml", left.text.to_owned()),
+        ("wharf/junit.xml", junit(left.name, left.verdict)),
+        ("wharf/verdict.json", verdict + "\n"),
+    ];
+    let mut files = Vec::new();
+    for (index, (name, text)) in texts.into_iter().enumerate() {
+        let path = folder.join(format!("file-{index}"));
+        let mut masker = masker();
+        let mut file = File::create(&path)?;
+        file.write_all(&masker.push(text.as_bytes()))?;
+        file.write_all(&masker.finish())?;
+        files.push((name, path));
+    }
+    let path = folder.join("console.log");
+    let (mut masker, mut file) = (masker(), File::create(&path)?);
+    let mut offset = 0;
+    while offset < left.log.console_length() {
+        let length = PIECE_BYTES.min(usize::try_from(left.log.console_length() - offset).unwrap_or(PIECE_BYTES));
+        file.write_all(&masker.push(&left.log.console_bytes(offset, length)?))?;
+        offset += length as u64;
+    }
+    file.write_all(&masker.finish())?;
+    files.push((CONSOLE, path));
+    Ok(files)
+}
+
+/// What is uploaded, and a sentence for each entry of `artifacts:` that means nothing of it.
+pub(super) fn uploads(
+    folder: &Path,
+    job: &Job,
+    outcome: &Outcome,
+    files: &[Named],
+    console: Console,
+) -> io::Result<(Vec<Upload>, Vec<String>)> {
+    let (mut uploads, mut missing) = (Vec::new(), Vec::new());
+    let mut wanted: Vec<(Artifacts, Vec<Named>)> = Vec::new();
+    for entry in job.artifacts.iter().filter(|entry| outcome.uploads(&entry.when)) {
+        let is_out = |name: &str| entry.exclude.iter().any(|pattern| is_meant(pattern, name));
+        let is_in = |name: &str| entry.paths.iter().any(|pattern| is_meant(pattern, name)) && !is_out(name);
+        let chosen: Vec<_> = files.iter().filter(|(name, _)| is_in(name)).cloned().collect();
+        if chosen.is_empty() {
+            missing.push(format!("artifacts: {}: no such file; there are those under wharf/", entry.paths.join(", ")));
+        }
+        wanted.push((entry.clone(), chosen));
+    }
+    if console == Console::Cut {
+        add_console(&mut wanted, files);
+    }
+    for (index, (entry, chosen)) in wanted.into_iter().enumerate().filter(|(_, (_, chosen))| !chosen.is_empty()) {
+        uploads.push(pack(&folder.join(format!("upload-{index}")), &entry, &chosen)?);
+    }
+    Ok((uploads, missing))
+}
+
+fn is_archive(entry: &Artifacts) -> bool {
+    matches!(entry.artifact_type.as_str(), "" | "archive")
+}
+
+/// A job has one archive: the console goes into it, or is all of it.
+fn add_console(wanted: &mut Vec<(Artifacts, Vec<Named>)>, files: &[Named]) {
+    let console = files.iter().find(|(name, _)| *name == CONSOLE).cloned();
+    match wanted.iter_mut().find(|(entry, _)| is_archive(entry)) {
+        Some((_, chosen)) if chosen.iter().any(|(name, _)| *name == CONSOLE) => {}
+        Some((_, chosen)) => chosen.extend(console),
+        None => wanted
+            .push((Artifacts { artifact_format: "zip".into(), ..Artifacts::default() }, console.into_iter().collect())),
+    }
+}
+
+fn pack(path: &Path, entry: &Artifacts, files: &[Named]) -> io::Result<Upload> {
+    let kind = if is_archive(entry) { "archive" } else { entry.artifact_type.as_str() };
+    let format = match entry.artifact_format.as_str() {
+        "" if kind == "archive" => "zip",
+        "" => "gzip",
+        format => format,
+    };
+    let base =
+        if entry.name.is_empty() { if kind == "archive" { "artifacts" } else { kind } } else { entry.name.as_str() };
+    let end = match format {
+        "zip" => {
+            let mut archive = zip::ZipWriter::new(File::create(path)?);
+            for (name, source) in files {
+                archive.start_file(*name, SimpleFileOptions::default()).map_err(io::Error::other)?;
+                io::copy(&mut File::open(source)?, &mut archive)?;
+            }
+            archive.finish().map_err(io::Error::other)?;
+            ".zip"
+        }
+        "gzip" => {
+            let mut packed = GzEncoder::new(File::create(path)?, Compression::default());
+            for (_, source) in files {
+                io::copy(&mut File::open(source)?, &mut packed)?;
+            }
+            packed.finish()?;
+            ".gz"
+        }
+        _ => {
+            let mut whole = File::create(path)?;
+            for (_, source) in files {
+                io::copy(&mut File::open(source)?, &mut whole)?;
+            }
+            ""
+        }
+    };
+    Ok(Upload {
+        path: path.to_owned(),
+        name: format!("{base}{end}"),
+        kind: kind.to_owned(),
+        format: format.to_owned(),
+        expire_in: entry.expire_in.clone(),
+    })
+}
+
+/// One test case, which GitLab shows beside the pipeline's others.
+fn junit(name: &str, verdict: &Verdict) -> String {
+    let evidence = verdict.evidence.join("\n");
+    let (failures, errors, inside) = match verdict.status {
+        Status::Pass => (0, 0, String::new()),
+        Status::Warn | Status::Complete | Status::Fail => (1, 0, fault("failure", verdict)),
+        Status::Incomplete | Status::Unknown | Status::SetupFail => (0, 1, fault("error", verdict)),
+    };
+    format!(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites>\n<testsuite name=\"wharf\" tests=\"1\" failures=\"{failures}\" \
+         errors=\"{errors}\">\n<testcase classname=\"wharf\" name=\"{}\">{inside}<system-out>{}</system-out></testcase>\n\
+         </testsuite>\n</testsuites>\n",
+        escaped(name),
+        escaped(&evidence)
+    )
+}
+
+fn fault(element: &str, verdict: &Verdict) -> String {
+    format!("<{element} message=\"{}\" type=\"{}\"/>", escaped(&verdict.summary), verdict.cause)
+}
+
+/// Without the control characters that XML does not have (XML 1.0 §2.2).
+fn escaped(text: &str) -> String {
+    let mut out = String::new();
+    for letter in text.chars() {
+        match letter {
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '&' => out.push_str("&amp;"),
+            '"' => out.push_str("&quot;"),
+            '\n' | '\t' => out.push(letter),
+            letter if letter.is_control() => {}
+            letter => out.push(letter),
+        }
+    }
+    out
+}
+
+/// A file of an archive of an earlier job, of at most so many bytes.
+pub(super) fn unpacked(archive: &[u8], path: &str, bytes_max: u64) -> Result<Option<Vec<u8>>, String> {
+    let mut archive = zip::ZipArchive::new(io::Cursor::new(archive)).map_err(|error| error.to_string())?;
+    let file = match archive.by_name(path) {
+        Ok(file) => file,
+        Err(zip::result::ZipError::FileNotFound) => return Ok(None),
+        Err(error) => return Err(error.to_string()),
+    };
+    let mut bytes = Vec::new();
+    // What it says of its length may be wrong.
+    file.take(bytes_max + 1).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
+    if bytes.len() as u64 > bytes_max {
+        return Err(format!("{path} has more than {} MiB", bytes_max >> 20));
+    }
+    Ok(Some(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job_log::JobEvent;
+    use crate::verdict::Cause;
+
+    fn verdict(status: Status) -> Verdict {
+        Verdict { status, cause: Cause::Test, summary: "the <end>".into(), evidence: vec!["seen hunter2!".into()] }
+    }
+
+    fn entry(kind: &str, paths: &[&str]) -> Artifacts {
+        let paths = paths.iter().map(|path| (*path).to_owned()).collect();
+        Artifacts { artifact_type: kind.into(), paths, when: "always".into(), ..Artifacts::default() }
+    }
+
+    fn left(folder: &Path, artifacts: Vec<Artifacts>, console: Console) -> (Vec<Upload>, Vec<String>) {
+        let log = JobLog::create(&folder.join("log")).unwrap();
+        log.append_console(b"say hunter2! aloud\r\n").unwrap();
+        let verdict = verdict(Status::Fail);
+        log.append(JobEvent::Ended { verdict: verdict.clone() });
+        let left = Left { log: &log, text: "version: 1", name: "boot & test", verdict: &verdict };
+        let files = write(folder, &left, &|| Masker::new(["hunter2!".to_owned()], &[])).unwrap();
+        let job = Job { artifacts, ..Job::default() };
+        let outcome = Outcome { failure_reason: Some("script_failure".into()), exit_code: 3 };
+        uploads(folder, &job, &outcome, &files, console).unwrap()
+    }
+
+    #[test]
+    fn an_archive_has_the_files_that_the_job_names_masked() {
+        let folder = tempfile::tempdir().unwrap();
+        let (uploads, missing) = left(folder.path(), vec![entry("archive", &["wharf/*.log"])], Console::Shown);
+        assert_eq!((uploads.len(), missing.len(), uploads[0].name.as_str()), (1, 0, "artifacts.zip"));
+        let archive = std::fs::read(&uploads[0].path).unwrap();
+        assert_eq!(unpacked(&archive, CONSOLE, 100).unwrap().unwrap(), b"say [MASKED] aloud\r\n");
+        assert_eq!(unpacked(&archive, "wharf/job.yml", 100).unwrap(), None);
+        assert!(unpacked(&archive, CONSOLE, 3).unwrap_err().contains("more than"));
+    }
+
+    #[test]
+    fn a_report_is_the_verdict_as_a_test_case() {
+        let folder = tempfile::tempdir().unwrap();
+        let (uploads, _) = left(folder.path(), vec![entry("junit", &["wharf/junit.xml"])], Console::Shown);
+        assert_eq!(
+            (uploads[0].kind.as_str(), uploads[0].format.as_str(), uploads[0].name.as_str()),
+            ("junit", "gzip", "junit.gz")
+        );
+        let mut text = String::new();
+        flate2::read::GzDecoder::new(File::open(&uploads[0].path).unwrap()).read_to_string(&mut text).unwrap();
+        let tree = roxmltree::Document::parse(&text).unwrap();
+        let case = tree.descendants().find(|node| node.has_tag_name("testcase")).unwrap();
+        assert_eq!(case.attribute("name"), Some("boot & test"));
+        let failure = case.children().find(|node| node.has_tag_name("failure")).unwrap();
+        assert_eq!(failure.attribute("message"), Some("the <end>"));
+        assert!(text.contains("seen [MASKED]"), "{text}");
+    }
+
+    #[test]
+    fn a_console_that_the_log_does_not_show_goes_along_whatever_the_job_names() {
+        let folder = tempfile::tempdir().unwrap();
+        let (uploads, missing) = left(folder.path(), vec![entry("", &["results/"])], Console::Cut);
+        assert_eq!(missing, ["artifacts: results/: no such file; there are those under wharf/"]);
+        let archive = std::fs::read(&uploads[0].path).unwrap();
+        assert!(unpacked(&archive, CONSOLE, 100).unwrap().is_some());
+        let folder = tempfile::tempdir().unwrap();
+        let (uploads, _) = left(folder.path(), vec![], Console::Cut);
+        assert_eq!((uploads.len(), uploads[0].kind.as_str(), uploads[0].format.as_str()), (1, "archive", "zip"));
+    }
+}

@@ -1,0 +1,138 @@
+//! One runner: asks its instance for jobs, while a DUT that it means is free.
+//!
+//! ```text
+//!  a token? ─► a free DUT? ─► POST /jobs/request ─┬─ 201: a carrier takes it (carry.rs) ─┐
+//!     ▲                        (50 s at most)      ├─ 204, 409, failures                   │ once the farm has it
+//!     └──────────────────────── a pause ◄──────────┴──────────────────────────────────────┘
+//! ```
+//! A DUT may get taken while the question is open, and a job comes all the same: it waits in the farm's queue then.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::carry::{Carriers, Taken};
+use super::client::{Asked, Client};
+use super::register::Wanted;
+use crate::config::gitlab::RegisteredFor;
+use crate::farm::Farm;
+
+/// Between two questions: a server that does not keep them open (no Workhorse, or long polling switched off) is asked as often as GitLab's
+/// own runner does.
+const QUESTION_EVERY: Duration = Duration::from_secs(3);
+/// Between two looks at whether anything has happened to the farm's leases.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+/// The longest pause after failures.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+/// How long a job that was taken may need to be in the farm's queue: its description may have to be fetched.
+const TAKING: Duration = Duration::from_secs(120);
+
+/// What all runners of the farm share.
+#[derive(Clone)]
+pub(super) struct Desk {
+    pub farm: Weak<Farm>,
+    pub system_id: String,
+    pub tokens: watch::Receiver<BTreeMap<String, String>>,
+    /// Keys and tokens that a server did not want.
+    pub refusals: mpsc::Sender<(String, String)>,
+    pub carriers: Arc<Carriers>,
+}
+
+/// Asks until `wanted` is no longer sent, or the farm stops.
+pub(super) async fn run(desk: Desk, key: String, mut wanted: watch::Receiver<Wanted>) {
+    let Some(farm) = desk.farm.upgrade() else { return };
+    let stopping = farm.stopping();
+    drop(farm);
+    tokio::select! {
+        () = stopping => {}
+        () = ask(&desk, &key, &mut wanted) => {}
+    }
+}
+
+async fn ask(desk: &Desk, key: &str, wanted: &mut watch::Receiver<Wanted>) {
+    let mut tokens = desk.tokens.clone();
+    let mut last_update = None;
+    let mut failures = 0;
+    while wanted.has_changed().is_ok() {
+        let runner = wanted.borrow_and_update().clone();
+        let token = tokio::select! {
+            held = tokens.wait_for(|all| all.contains_key(key)) => match held {
+                Ok(all) => all.get(key).cloned().unwrap_or_default(),
+                Err(_) => return,
+            },
+            _ = wanted.changed() => continue,
+        };
+        tokio::select! {
+            () = room(desk, &runner) => {}
+            _ = wanted.changed() => continue,
+        }
+        let client = match Client::of(&runner.instance) {
+            Ok(client) => client,
+            Err(error) => {
+                tracing::warn!(runner = key, "{error}");
+                sleep(PAUSE_MAX).await;
+                continue;
+            }
+        };
+        let next = Instant::now() + QUESTION_EVERY;
+        match client.ask_for_job(&token, &desk.system_id, last_update.as_deref()).await {
+            Asked::Job(job) => {
+                (failures, last_update) = (0, None);
+                let (taken, is_taken) = oneshot::channel();
+                let job = Taken { job: *job, runner, runner_token: token };
+                desk.carriers.begin(&desk.farm, client, job, taken);
+                // Else the same DUT would look free a second time.
+                let _ = tokio::time::timeout(TAKING, is_taken).await;
+                continue;
+            }
+            Asked::Nothing(update) => (failures, last_update) = (0, update),
+            Asked::Conflict => continue,
+            Asked::Refused => {
+                let _ = desk.refusals.send((key.to_owned(), token.clone())).await;
+                // Until another token is there, or this one is tried again.
+                let _ = tokens.wait_for(|all| all.get(key) != Some(&token)).await;
+            }
+            Asked::Failed(why, after) => {
+                if failures == 0 {
+                    tracing::warn!(runner = key, "{why}");
+                }
+                failures += 1;
+                let pause = after.unwrap_or(Duration::from_secs(1 << failures.min(6)));
+                sleep(pause.min(PAUSE_MAX)).await;
+            }
+        }
+        sleep_until(next).await;
+    }
+}
+
+/// Until a job of this runner would find its DUT free.
+async fn room(desk: &Desk, runner: &Wanted) {
+    let mut seen = None;
+    loop {
+        let Some(farm) = desk.farm.upgrade() else { return std::future::pending().await };
+        let newest = farm.keeper().newest_event();
+        if seen != Some(newest) {
+            seen = Some(newest);
+            if farm.has_room(&runner.target, &subject(runner, None)).await {
+                return;
+            }
+        }
+        drop(farm);
+        sleep(LOOK_AGAIN).await;
+    }
+}
+
+/// In whose name a job asks for its DUT: its project, by number, since paths are renamed and taken again.
+pub(super) fn subject(runner: &Wanted, project: Option<u64>) -> String {
+    let instance = &runner.instance;
+    let host = instance.url.split_once("://").map_or(instance.url.as_str(), |(_, host)| host);
+    let project = project.or(match instance.registered_for {
+        RegisteredFor::Project(project) => Some(project),
+        RegisteredFor::Group(_) | RegisteredFor::Instance => None,
+    });
+    let Some(project) = project else { return host.to_owned() };
+    instance.projects.get(&project).cloned().unwrap_or_else(|| format!("{host}/project/{project}"))
+}

@@ -1,0 +1,622 @@
+//! A GitLab instance as runners see it, by the rules of its server (lib/api/ci/runner.rb), with faults on request.
+//!
+//! ```text
+//!  Coordinator::start() ─► offer(job, tags) ─► POST /jobs/request ─► pending ─► running ─► success | failed | canceled
+//!       fail("PATCH", job, [Fault, …]): the next such calls go wrong           └ trace, artifacts: as they came
+//! ```
+//! | rule | answer |
+//! |---|---|
+//! | a job's token, while it is pending, running or canceling | else 403 with `Job-Status` |
+//! | PUT pending of a running job | 400 |
+//! | the log goes on where it ends | else 416 with `Range` |
+//! | a log without `text/plain` or `Content-Range` | 400 |
+//! | the last word has the log's length and checksum | else 412, and the log is gone |
+//! | `canceling` | calls are heard; the last word makes it `canceled` |
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+/// The token that may create runners.
+pub const ADMIN_TOKEN: &str = "glpat-admin-of-the-farm";
+/// How long a question for a job is kept open: long enough that few are asked, short enough that a farm can be stopped.
+const POLL: Duration = Duration::from_secs(2);
+/// The longest that anything here takes on a loaded machine.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// A running instance; its threads end with the test's process.
+pub struct Coordinator {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    last_id: u64,
+    runners: BTreeMap<u64, Runner>,
+    jobs: BTreeMap<u64, Job>,
+    files: BTreeMap<String, Vec<u8>>,
+    faults: Vec<(String, VecDeque<Fault>)>,
+    /// Method and path of each call.
+    calls: Vec<String>,
+}
+
+/// A registered runner.
+#[derive(Clone, Debug, Default)]
+pub struct Runner {
+    /// Its number.
+    pub id: u64,
+    /// `glrt-…`.
+    pub token: String,
+    /// What it is called.
+    pub description: String,
+    /// What jobs may ask of it.
+    pub tags: Vec<String>,
+}
+
+/// A job, as the server has it.
+#[derive(Clone, Debug, Default)]
+pub struct Job {
+    /// `created`, `pending`, `running`, `canceling`, `canceled`, `success`, `failed`.
+    pub status: String,
+    /// Every state that it has had.
+    pub history: Vec<String>,
+    /// Its log.
+    pub log: Vec<u8>,
+    /// Why it failed.
+    pub failure_reason: Option<String>,
+    /// With which number.
+    pub exit_code: Option<i64>,
+    /// What was uploaded.
+    pub uploads: Vec<Upload>,
+    payload: Value,
+    tags: Vec<String>,
+    commits: Commits,
+}
+
+/// What was uploaded.
+#[derive(Clone, Debug)]
+pub struct Upload {
+    /// `archive`, `junit`…
+    pub kind: String,
+    /// `zip`, `gzip` or `raw`.
+    pub format: String,
+    /// The file.
+    pub bytes: Vec<u8>,
+}
+
+/// Whether a job is given in two phases.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Commits {
+    /// It stays pending until it is accepted.
+    #[default]
+    Two,
+    /// It runs at once.
+    One,
+}
+
+/// What goes wrong with a call.
+#[derive(Clone, Debug)]
+pub enum Fault {
+    /// It is not done, and answered so.
+    Answer(u16, &'static str),
+    /// It is done, and the connection is lost before the answer.
+    DoneThenLost,
+    /// The connection is lost before it is read.
+    Lost,
+}
+
+struct Request {
+    method: String,
+    path: String,
+    query: String,
+    headers: BTreeMap<String, String>,
+    body: Vec<u8>,
+}
+
+struct Answer {
+    status: u16,
+    headers: Vec<(String, String)>,
+    body: Vec<u8>,
+}
+
+impl Coordinator {
+    /// Listens on the loopback.
+    pub fn start() -> Coordinator {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("the loopback has free ports");
+        let address = listener.local_addr().expect("it listens");
+        let shared = Arc::new(Shared::default());
+        let served = Arc::clone(&shared);
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let shared = Arc::clone(&served);
+                std::thread::spawn(move || serve(&shared, stream));
+            }
+        });
+        Coordinator { address, shared }
+    }
+
+    /// Where it is.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Puts a job into the queue, for a runner with these tags; what `more` says goes over the usual fields of its payload.
+    pub fn offer(&self, tags: &[&str], commits: Commits, more: Value) -> u64 {
+        let mut state = self.lock();
+        let id = state.next_id();
+        let mut payload = json!({
+            "id": id,
+            "token": format!("job-token-of-{id}"),
+            "job_info": {"name": format!("job {id}"), "stage": "test", "project_id": 17, "project_full_path": "group/project"},
+            "git_info": {"ref": "main", "sha": "0123456789abcdef", "repo_url": "http://nowhere"},
+            "runner_info": {"timeout": 3600},
+            "variables": [],
+            "steps": [{"name": "script", "script": ["true"], "timeout": 3600, "when": "on_success", "allow_failure": false}],
+            "image": null,
+            "services": null,
+            "artifacts": null,
+            "features": {"trace_sections": true, "token_mask_prefixes": ["corp-"], "failure_reasons": []},
+            "a_field_of_next_year": [1],
+        });
+        for (key, value) in more.as_object().into_iter().flatten() {
+            payload[key] = value.clone();
+        }
+        let tags = tags.iter().map(|tag| (*tag).to_owned()).collect();
+        let job = Job { status: "created".into(), payload, tags, commits, ..Job::default() };
+        state.jobs.insert(id, job);
+        drop(state);
+        self.shared.changed.notify_all();
+        id
+    }
+
+    /// A file that is found at this path of the API.
+    pub fn put_file(&self, path: &str, bytes: &[u8]) {
+        self.lock().files.insert(path.to_owned(), bytes.to_vec());
+    }
+
+    /// The next calls of this method whose path begins so go wrong, one after the other.
+    pub fn fail(&self, method: &str, path: &str, faults: impl IntoIterator<Item = Fault>) {
+        self.lock().faults.push((format!("{method} {path}"), faults.into_iter().collect()));
+    }
+
+    /// Whether all faults have happened.
+    pub fn has_failed(&self, path: &str) -> bool {
+        self.lock().faults.iter().all(|(of, left)| !of.contains(path) || left.is_empty())
+    }
+
+    /// A job as it is.
+    pub fn job(&self, id: u64) -> Job {
+        self.lock().jobs[&id].clone()
+    }
+
+    /// Waits until a job is so.
+    #[track_caller]
+    pub fn wait_for(&self, id: u64, what: &str, is_so: impl Fn(&Job) -> bool) -> Job {
+        let found = self.wait(|state| state.jobs.get(&id).filter(|job| is_so(job)).cloned());
+        found.unwrap_or_else(|| {
+            let job = self.job(id);
+            panic!("job {id} never {what}: {:?}, log:\n{}", job.history, String::from_utf8_lossy(&job.log))
+        })
+    }
+
+    /// Waits for the last word on a job.
+    #[track_caller]
+    pub fn wait_for_end(&self, id: u64) -> Job {
+        self.wait_for(id, "ended", |job| matches!(job.status.as_str(), "success" | "failed" | "canceled"))
+    }
+
+    /// Waits until the runners are so.
+    #[track_caller]
+    pub fn wait_for_runners(&self, what: &str, are_so: impl Fn(&[Runner]) -> bool) -> Vec<Runner> {
+        let all = |state: &State| state.runners.values().cloned().collect::<Vec<_>>();
+        let found = self.wait(|state| Some(all(state)).filter(|runners| are_so(runners)));
+        found.unwrap_or_else(|| panic!("{what}: {:?}", all(&self.lock())))
+    }
+
+    /// Sets a job's state, as a user does with its buttons.
+    pub fn set_status(&self, id: u64, status: &str) {
+        let mut state = self.lock();
+        let job = state.jobs.get_mut(&id).expect("it was offered");
+        job.become_(status);
+        drop(state);
+        self.shared.changed.notify_all();
+    }
+
+    /// Deletes a runner, as an admin does.
+    pub fn delete_runner(&self, id: u64) {
+        self.lock().runners.remove(&id);
+        self.shared.changed.notify_all();
+    }
+
+    /// A runner that a person has made, with its token.
+    pub fn make_runner(&self, tags: &[&str]) -> Runner {
+        let mut state = self.lock();
+        let id = state.next_id();
+        let runner = Runner {
+            id,
+            token: format!("glrt-made-{id}"),
+            description: "made by hand".into(),
+            tags: tags.iter().map(|tag| (*tag).to_owned()).collect(),
+        };
+        state.runners.insert(id, runner.clone());
+        runner
+    }
+
+    /// Gives a runner another token, as an admin does.
+    pub fn rotate(&self, id: u64) -> String {
+        let mut state = self.lock();
+        let runner = state.runners.get_mut(&id).expect("it was made");
+        runner.token.push_str("-again");
+        let token = runner.token.clone();
+        drop(state);
+        self.shared.changed.notify_all();
+        token
+    }
+
+    /// Method and path of each call so far.
+    pub fn calls(&self) -> Vec<String> {
+        self.lock().calls.clone()
+    }
+
+    fn wait<T>(&self, find: impl Fn(&State) -> Option<T>) -> Option<T> {
+        let until = Instant::now() + PATIENCE;
+        let mut state = self.lock();
+        loop {
+            if let Some(found) = find(&state) {
+                return Some(found);
+            }
+            let left = until.checked_duration_since(Instant::now())?;
+            state = self.shared.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.shared.lock()
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn next_id(&mut self) -> u64 {
+        self.last_id += 1;
+        self.last_id
+    }
+
+    fn runner_with(&self, token: &str) -> Option<&Runner> {
+        self.runners.values().find(|runner| runner.token == token)
+    }
+
+    /// The first job in the queue that this runner may have.
+    fn give(&mut self, tags: &[String]) -> Option<Value> {
+        let fits = |job: &Job| job.status == "created" && job.tags.iter().all(|tag| tags.contains(tag));
+        let job = self.jobs.values_mut().find(|job| fits(job))?;
+        job.become_(if job.commits == Commits::Two { "pending" } else { "running" });
+        Some(job.payload.clone())
+    }
+
+    fn fault(&mut self, method: &str, path: &str) -> Option<Fault> {
+        let call = format!("{method} {path}");
+        let (_, faults) =
+            self.faults.iter_mut().find(|(of, left)| call.starts_with(of.as_str()) && !left.is_empty())?;
+        faults.pop_front()
+    }
+}
+
+impl Job {
+    fn become_(&mut self, status: &str) {
+        if self.status != status {
+            self.status = status.to_owned();
+            self.history.push(status.to_owned());
+        }
+    }
+
+    /// Its log as text.
+    pub fn log_text(&self) -> String {
+        String::from_utf8_lossy(&self.log).into_owned()
+    }
+
+    /// The upload of this kind.
+    #[track_caller]
+    pub fn upload(&self, kind: &str) -> &Upload {
+        self.uploads
+            .iter()
+            .find(|upload| upload.kind == kind)
+            .unwrap_or_else(|| panic!("no {kind}: {:?}", self.uploads))
+    }
+}
+
+fn serve(shared: &Shared, stream: TcpStream) {
+    let Ok(writer) = stream.try_clone() else { return };
+    let (mut reader, mut writer) = (BufReader::new(stream), writer);
+    while let Some(request) = read(&mut reader) {
+        let fault = {
+            let mut state = shared.lock();
+            state.calls.push(format!("{} {}", request.method, request.path));
+            state.fault(&request.method, &request.path)
+        };
+        let answer = match fault {
+            Some(Fault::Lost) => return,
+            Some(Fault::Answer(status, header)) => {
+                let header = header.split_once(": ").map(|(name, value)| (name.to_owned(), value.to_owned()));
+                Answer { status, headers: header.into_iter().collect(), body: Vec::new() }
+            }
+            Some(Fault::DoneThenLost) => {
+                answer(shared, &request);
+                shared.changed.notify_all();
+                return;
+            }
+            None => answer(shared, &request),
+        };
+        shared.changed.notify_all();
+        if write(&mut writer, &answer).is_err() {
+            return;
+        }
+    }
+}
+
+fn read(reader: &mut BufReader<TcpStream>) -> Option<Request> {
+    let mut line = String::new();
+    reader.read_line(&mut line).ok().filter(|length| *length > 0)?;
+    let mut words = line.split_whitespace();
+    let (method, target) = (words.next()?.to_owned(), words.next()?.to_owned());
+    let mut headers = BTreeMap::new();
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line).ok()?;
+        let Some((name, value)) = line.trim_end().split_once(':') else { break };
+        headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
+    }
+    let mut body = Vec::new();
+    if headers.get("transfer-encoding").is_some_and(|coding| coding == "chunked") {
+        loop {
+            let mut line = String::new();
+            reader.read_line(&mut line).ok()?;
+            let length = usize::from_str_radix(line.trim(), 16).ok()?;
+            let mut chunk = vec![0; length + 2];
+            reader.read_exact(&mut chunk).ok()?;
+            if length == 0 {
+                break;
+            }
+            body.extend_from_slice(&chunk[..length]);
+        }
+    } else {
+        body.resize(headers.get("content-length").and_then(|length| length.parse().ok()).unwrap_or(0), 0);
+        reader.read_exact(&mut body).ok()?;
+    }
+    let (path, query) = target.split_once('?').unwrap_or((&target, ""));
+    let path = path.strip_prefix("/api/v4").unwrap_or(path).to_owned();
+    Some(Request { method, path, query: query.to_owned(), headers, body })
+}
+
+fn write(writer: &mut TcpStream, answer: &Answer) -> std::io::Result<()> {
+    let mut head = format!("HTTP/1.1 {} x\r\nContent-Length: {}\r\n", answer.status, answer.body.len());
+    for (name, value) in &answer.headers {
+        head.push_str(&format!("{name}: {value}\r\n"));
+    }
+    writer.write_all(head.as_bytes())?;
+    writer.write_all(b"\r\n")?;
+    writer.write_all(&answer.body)
+}
+
+impl Request {
+    fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_default()
+    }
+
+    fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", String::as_str)
+    }
+
+    fn query(&self, name: &str) -> String {
+        let mut pairs = self.query.split('&').filter_map(|pair| pair.split_once('='));
+        pairs.find(|(key, _)| *key == name).map(|(_, value)| value.to_owned()).unwrap_or_default()
+    }
+}
+
+impl Answer {
+    fn of(status: u16) -> Answer {
+        Answer { status, headers: Vec::new(), body: Vec::new() }
+    }
+
+    fn json(status: u16, body: &Value) -> Answer {
+        Answer { body: body.to_string().into_bytes(), ..Answer::of(status) }
+    }
+
+    fn with(mut self, name: &str, value: impl ToString) -> Answer {
+        self.headers.push((name.to_owned(), value.to_string()));
+        self
+    }
+}
+
+fn answer(shared: &Shared, request: &Request) -> Answer {
+    let words: Vec<&str> = request.path.trim_start_matches('/').split('/').collect();
+    match (request.method.as_str(), words.as_slice()) {
+        ("POST", ["user", "runners"]) => create_runner(&mut shared.lock(), request),
+        ("PUT", ["runners", id]) => change_runner(&mut shared.lock(), request, id.parse().unwrap_or(0)),
+        ("POST", ["runners", "verify"]) => {
+            let known = shared.lock().runner_with(request.json()["token"].as_str().unwrap_or_default()).is_some();
+            Answer::of(if known { 200 } else { 403 })
+        }
+        ("DELETE", ["runners"]) => {
+            let (mut state, token) = (shared.lock(), request.json()["token"].as_str().unwrap_or_default().to_owned());
+            let id = state.runner_with(&token).map(|runner| runner.id);
+            id.map_or(Answer::of(403), |id| {
+                state.runners.remove(&id);
+                Answer::of(204)
+            })
+        }
+        ("POST", ["jobs", "request"]) => give_job(shared, request),
+        ("GET", ["jobs", _, "artifacts"]) | ("GET", ["projects", ..]) => match shared.lock().files.get(&request.path) {
+            Some(bytes) if !request.header("job-token").is_empty() => Answer { body: bytes.clone(), ..Answer::of(200) },
+            Some(_) => Answer::of(401),
+            None => Answer::of(404),
+        },
+        (method, ["jobs", id, rest @ ..]) => {
+            let mut state = shared.lock();
+            let Some(job) = state.jobs.get_mut(&id.parse().unwrap_or(0)) else { return Answer::of(403) };
+            if job.payload["token"] != request.header("job-token") {
+                return Answer::of(403);
+            }
+            let is_ours = matches!(job.status.as_str(), "pending" | "running" | "canceling");
+            if !is_ours || (job.status == "pending" && method != "PUT") {
+                return Answer::of(403).with("Job-Status", &job.status);
+            }
+            match (method, rest) {
+                ("PUT", []) => update(job, &request.json()),
+                ("PATCH", ["trace"]) => append(job, request),
+                ("POST", ["artifacts"]) => upload(job, request),
+                _ => Answer::of(404),
+            }
+        }
+        _ => Answer::of(404),
+    }
+}
+
+fn create_runner(state: &mut State, request: &Request) -> Answer {
+    if request.header("private-token") != ADMIN_TOKEN {
+        return Answer::json(403, &json!({"error": "insufficient_scope"}));
+    }
+    let id = state.next_id();
+    let token = format!("glrt-runner-{id}-secret");
+    let body = request.json();
+    let mut runner = Runner { id, token: token.clone(), ..Runner::default() };
+    runner.take(&body);
+    if body["run_untagged"] != false || body["runner_type"] != "project_type" || body["project_id"] != 17 {
+        return Answer::json(400, &json!({"message": "the runner is for nobody, or for everything"}));
+    }
+    state.runners.insert(id, runner);
+    Answer::json(201, &json!({"id": id, "token": token, "token_expires_at": null}))
+}
+
+fn change_runner(state: &mut State, request: &Request, id: u64) -> Answer {
+    if request.header("private-token") != ADMIN_TOKEN {
+        return Answer::json(403, &json!({"error": "insufficient_scope"}));
+    }
+    match state.runners.get_mut(&id) {
+        Some(runner) => {
+            runner.take(&request.json());
+            Answer::json(200, &json!({"id": id}))
+        }
+        None => Answer::json(404, &json!({"message": "404 Not found"})),
+    }
+}
+
+impl Runner {
+    fn take(&mut self, body: &Value) {
+        self.description = body["description"].as_str().unwrap_or_default().to_owned();
+        let tags = body["tag_list"].as_array().into_iter().flatten();
+        self.tags = tags.filter_map(|tag| tag.as_str().map(str::to_owned)).collect();
+    }
+}
+
+fn give_job(shared: &Shared, request: &Request) -> Answer {
+    let body = request.json();
+    let features = &body["info"]["features"];
+    let token = body["token"].as_str().unwrap_or_default().to_owned();
+    let until = Instant::now() + POLL;
+    let mut state = shared.lock();
+    loop {
+        let Some(tags) = state.runner_with(&token).map(|runner| runner.tags.clone()) else { return Answer::of(403) };
+        // A server gives no job to a runner that could not do what it asks for.
+        let needed =
+            ["upload_multiple_artifacts", "refspecs", "return_exit_code", "artifacts_exclude", "cancel_gracefully"];
+        if needed.iter().all(|feature| features[feature] == true)
+            && let Some(payload) = state.give(&tags)
+        {
+            return Answer::json(201, &payload);
+        }
+        let Some(left) = until.checked_duration_since(Instant::now()) else {
+            return Answer::of(204).with("X-GitLab-Last-Update", "update-7");
+        };
+        state = shared.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+    }
+}
+
+fn update(job: &mut Job, body: &Value) -> Answer {
+    let say = |status: u16, job: &Job| {
+        Answer::of(status).with("Job-Status", &job.status).with("X-GitLab-Trace-Update-Interval", 3)
+    };
+    let state = body["state"].as_str().unwrap_or_default();
+    match (state, job.status.as_str()) {
+        ("pending", "pending") => say(200, job),
+        ("pending", _) => say(400, job),
+        ("running", _) => {
+            if job.status == "pending" {
+                job.become_("running");
+            }
+            say(200, job)
+        }
+        ("success" | "failed", "pending") => say(400, job),
+        ("success" | "failed", before) => {
+            let checksum = format!("crc32:{:08x}", crc32(&job.log));
+            if body["output"] != json!({"checksum": checksum, "bytesize": job.log.len()}) {
+                job.log.clear();
+                return say(412, job);
+            }
+            let after = if before == "canceling" { "canceled" } else { state };
+            job.failure_reason = body["failure_reason"].as_str().map(str::to_owned);
+            job.exit_code = body["exit_code"].as_i64();
+            job.become_(after);
+            say(200, job)
+        }
+        _ => say(400, job),
+    }
+}
+
+fn append(job: &mut Job, request: &Request) -> Answer {
+    let from = request.header("content-range").split_once('-');
+    let Some((from, to)) = from.and_then(|(from, to)| Some((from.parse::<usize>().ok()?, to.parse::<usize>().ok()?)))
+    else {
+        return Answer::of(400);
+    };
+    if !request.header("content-type").starts_with("text/plain") || to + 1 - from != request.body.len() {
+        return Answer::of(400);
+    }
+    if from != job.log.len() {
+        return Answer::of(416).with("Range", format!("0-{}", job.log.len())).with("Job-Status", &job.status);
+    }
+    job.log.extend_from_slice(&request.body);
+    let answer = Answer::of(202).with("Range", format!("0-{}", job.log.len())).with("Job-Status", &job.status);
+    answer.with("X-GitLab-Trace-Update-Interval", 3)
+}
+
+fn upload(job: &mut Job, request: &Request) -> Answer {
+    let boundary =
+        request.header("content-type").split_once("boundary=").map(|(_, boundary)| format!("\r\n--{boundary}--"));
+    let body = request.body.as_slice();
+    let find = |what: &[u8]| body.windows(what.len()).position(|window| window == what);
+    let (Some(start), Some(end)) = (find(b"\r\n\r\n"), boundary.and_then(|boundary| find(boundary.as_bytes()))) else {
+        return Answer::of(400);
+    };
+    let (kind, format) = (request.query("artifact_type"), request.query("artifact_format"));
+    job.uploads.push(Upload { kind, format, bytes: body[start + 4..end].to_vec() });
+    Answer::of(201)
+}
+
+/// CRC-32 as of ISO 3309, which zlib has, too.
+pub fn crc32(bytes: &[u8]) -> u32 {
+    let mut crc = u32::MAX;
+    for byte in bytes {
+        crc ^= u32::from(*byte);
+        for _ in 0..8 {
+            crc = if crc & 1 == 1 { crc >> 1 ^ 0xEDB8_8320 } else { crc >> 1 };
+        }
+    }
+    !crc
+}
