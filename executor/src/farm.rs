@@ -230,6 +230,9 @@ pub enum SubmitError {
     /// Nothing in the farm could ever serve it, for another reason than its DUT's name and tags.
     #[error("nothing in the farm could ever serve it: {0}")]
     Never(String),
+    /// Its project has as many requests in the queue as it may.
+    #[error("{0}")]
+    TooMany(String),
     /// The farm is stopping, or cannot keep the job.
     #[error("{0}")]
     Farm(String),

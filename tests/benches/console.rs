@@ -310,7 +310,7 @@ fn feed(lines: &[Line], talks: &[Talk], sent: &Sent, server: &ServerProcess) -> 
 /// HTTP/1.0: the body is what comes until the end.
 fn get(socket: &Path, path: &str) -> anyhow::Result<BufReader<UnixStream>> {
     let mut stream = UnixStream::connect(socket)?;
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: bench\r\n\r\n")?;
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n")?;
     let mut reader = BufReader::new(stream);
     let mut line = String::new();
     reader.read_line(&mut line)?;

@@ -142,7 +142,7 @@ impl Heard {
         let heard = Arc::new(Heard { stories: Mutex::default(), gap: Mutex::default(), news: Condvar::new() });
         let mut stream = TcpStream::connect(bench.address())?;
         stream.set_read_timeout(Some(SILENCE))?;
-        write!(stream, "GET /api/v1/events?follow=1&from=1 HTTP/1.0\r\nHost: farm\r\n\r\n")?;
+        write!(stream, "GET /api/v1/events?follow=1&from=1 HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n")?;
         let listener = Arc::clone(&heard);
         std::thread::spawn(move || listener.listen(stream));
         Ok(heard)

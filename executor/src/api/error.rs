@@ -160,6 +160,7 @@ impl From<SubmitError> for ApiError {
             SubmitError::NoSuchDut { .. } => ApiError::NotFound(text),
             SubmitError::NoDutMatches { .. } | SubmitError::Never(_) => ApiError::NotAcceptable(text),
             SubmitError::Busy { .. } => ApiError::Conflict(text),
+            SubmitError::TooMany(_) => ApiError::TooMany(text),
             SubmitError::Farm(_) => ApiError::Internal(text),
         }
     }

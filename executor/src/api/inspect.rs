@@ -326,6 +326,7 @@ mod tests {
             "/api/v1/pdu/{name}/port/{id}",
             "/api/v1/pdu/{name}/port/{id}/done",
             "/api/v1/pdus",
+            "/api/v1/pdus/adopt",
             "/api/v1/pdus/discover",
             "/api/v1/reload",
             "/api/v1/resources",

@@ -1,6 +1,19 @@
 //! What the farm's projects may use, as far as the farm file says it.
 
+use std::collections::BTreeMap;
+
 use super::Farm;
+use crate::config::FarmConfig;
+use crate::lease::rows::Quota;
+
+/// What the leases' keeper goes by.
+pub(super) fn quotas(config: &FarmConfig) -> BTreeMap<String, Quota> {
+    let quota = |(name, project): (&String, &crate::config::ProjectConfig)| {
+        let crate::config::ProjectConfig { running, queued, share, blueprints } = project.clone();
+        (name.clone(), Quota { running, queued, share, blueprints })
+    };
+    config.projects.iter().map(quota).collect()
+}
 
 impl Farm {
     /// Both names of the blueprint that made what is called so: a machine, a host, gear, or a machine's console.

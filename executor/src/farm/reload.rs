@@ -191,6 +191,7 @@ impl Farm {
             let _ = self.keeper.configure(dut::rows(&before), BTreeSet::new()).await;
             return Err(ReloadError::Failed(error.to_string()));
         }
+        self.keeper.set_quotas(super::projects::quotas(&config)).await;
         self.machines.follow(&config);
         self.discovery.goes_by(file, &config, aside);
         self.trials.look_again();

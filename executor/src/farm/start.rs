@@ -123,6 +123,7 @@ impl Farm {
             .map_err(|source| StartError::State { path: config.state.display().to_string(), source })?;
         let name = config.name.clone();
         let rows = dut::rows(&config);
+        let quotas = super::projects::quotas(&config);
         let state = config.state.clone();
         let config = Current::from(config);
         let consoles = Consoles::new(state.join(CONSOLES), config.get().console_log);
@@ -138,6 +139,7 @@ impl Farm {
         let machines = Arc::new(machines);
         let effects: Arc<dyn Effects> = Arc::clone(&machines) as Arc<dyn Effects>;
         let (keeper, corruption) = Keeper::open(&state.join(LEASES), rows, effects)?;
+        keeper.set_quotas(quotas).await;
         for found in corruption {
             tracing::error!(%found, "the leases on disk are not as they should be");
         }

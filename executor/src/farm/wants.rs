@@ -251,6 +251,7 @@ pub(super) fn refusal(config: &FarmConfig, wants: &Wants, error: RequestError) -
     match error {
         RequestError::NeverFeasible(why) if candidates.iter().any(|dut| dut.fits(wants)) => SubmitError::Never(why),
         RequestError::NeverFeasible(_) => misfit(&candidates, wants),
+        error @ RequestError::TooMany { .. } => SubmitError::TooMany(error.to_string()),
         error @ (RequestError::NoSuch(_) | RequestError::Store(_) | RequestError::Stopped) => {
             SubmitError::Farm(error.to_string())
         }
@@ -268,6 +269,7 @@ fn no_host(config: &FarmConfig, wants: &Wants, error: RequestError) -> SubmitErr
             SubmitError::Never(format!("no host `{name}`; hosts: {}", shortened(known()).join(", ")))
         }
         (RequestError::NeverFeasible(why), _) => SubmitError::Never(why),
+        (error @ RequestError::TooMany { .. }, _) => SubmitError::TooMany(error.to_string()),
         (error @ (RequestError::NoSuch(_) | RequestError::Store(_) | RequestError::Stopped), _) => {
             SubmitError::Farm(error.to_string())
         }

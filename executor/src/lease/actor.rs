@@ -105,6 +105,16 @@ pub enum RequestError {
     /// Nothing in the farm could ever serve it.
     #[error("nothing in the farm could ever serve it: {0}")]
     NeverFeasible(String),
+    /// Its project has as many requests in the queue as it may.
+    #[error(
+        "the project `{project}` has {queued} requests in the queue, and may have no more; wait, or cancel some (projects.{project}.queued)"
+    )]
+    TooMany {
+        /// Which.
+        project: String,
+        /// How many.
+        queued: u32,
+    },
     /// It is over, or was never there.
     #[error("{0} is over or was never there; nothing can be asked of it")]
     NoSuch(Object),
@@ -205,6 +215,7 @@ enum Message {
     Events(u64, Answer<Result<Vec<Event>, StoreError>>),
     Authorize(Authorization, Answer<Result<(), RequestError>>),
     Configure(Vec<Blueprint>, BTreeSet<String>, Answer<Result<(), RequestError>>),
+    Quotas(BTreeMap<String, Quota>, Answer<()>),
     Stop(Answer<()>),
     EventsOf(Object, Answer<Result<Vec<Event>, StoreError>>),
     Attach(LeaseId, Option<u64>),
@@ -331,6 +342,11 @@ impl Keeper {
     pub async fn configure(&self, blueprints: Vec<Blueprint>, anew: BTreeSet<String>) -> Result<(), RequestError> {
         let configured = self.ask(|answer| Message::Configure(blueprints, anew, answer)).await;
         configured.unwrap_or(Err(RequestError::Stopped))
+    }
+
+    /// From now on the projects may have this.
+    pub async fn set_quotas(&self, quotas: BTreeMap<String, Quota>) {
+        self.ask(|answer| Message::Quotas(quotas, answer)).await;
     }
 
     /// Ends the thread after its present round. Leases stay as they are: whoever wants them given back releases them first.
@@ -503,6 +519,12 @@ impl KeeperThread {
                 self.ask_for_everybody(round);
                 round.answer(answer, Ok(()), |error| Err(RequestError::Store(error)));
             }
+            Message::Quotas(quotas, answer) => {
+                self.tables.quotas = quotas;
+                self.look = Look::Everything;
+                self.plan_is_due = true;
+                let _ = answer.send(());
+            }
             Message::Stop(answer) => self.stopping = Some(answer),
             Message::Attach(lease, number) => {
                 self.attached.extend(number.map(|number| (lease.clone(), number)));
@@ -536,6 +558,12 @@ impl KeeperThread {
         if !known {
             if let Err(why) = can_ever(&self.tables, &request) {
                 return drop(answer.send(Err(RequestError::NeverFeasible(why))));
+            }
+            let project = &request.authorizer;
+            let queued = self.tables.quota(project).and_then(|quota| quota.queued);
+            if let Some(queued) = queued.filter(|queued| self.tables.waiting(project) >= *queued as usize) {
+                let project = project.clone();
+                return drop(answer.send(Err(RequestError::TooMany { project, queued })));
             }
             self.ask_for(&request, round);
             let transition = admit(request, &self.context());

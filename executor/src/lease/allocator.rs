@@ -1,7 +1,7 @@
 //! Who gets what, and why not yet: a pure function over the rows. ◆
 //!
 //! ```text
-//!  the queue, by (priority, age); a gang stands where its oldest member stands
+//!  the queue, by (priority, turn, age); a gang stands where its oldest member stands
 //!     for each:  never? ─► say so      free? ─► grant, whole      else build ─► else reclaim ─► else wait, with a reason per candidate
 //!  who waits for one thing while another that it needs is free has that one reserved: a later request takes neither (no barging),
 //!  and is served from whatever the earlier ones do not need (backfill)
@@ -9,7 +9,6 @@
 //! Nothing here is remembered: the same rows give the same plan. Requests that ask for the same share one look at the candidates, so that
 //! a plan costs what the distinct requests cost, not what the queue is long.
 
-use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque, btree_set};
 use std::fmt;
 use std::sync::Arc;
@@ -18,7 +17,7 @@ pub use self::build::{number_of, parts_of};
 pub use self::reasons::{Outlook, Outlooks, Reason};
 use super::rows::*;
 use super::steps::{Grant, Part, PartOn};
-use super::tables::{Ask, Line, QueueKey, Tables};
+use super::tables::{Ask, Line, QueueKey, Tables, queue_key};
 
 mod build;
 mod reasons;
@@ -101,6 +100,11 @@ pub fn can_ever(tables: &Tables, request: &LeaseRequest) -> Result<(), String> {
     if let Some(want) = request.also.iter().find(|want| want.kind.rank() >= request.want.kind.rank()) {
         return Err(format!("a {} cannot be a part of a {}", want.kind, request.want.kind));
     }
+    let (project, members) = (&request.authorizer, request.gang.as_ref().map_or(1, |gang| gang.members));
+    if let Some(running) = tables.quota(project).and_then(|quota| quota.running).filter(|running| members > *running) {
+        let leases = if running == 1 { "lease" } else { "leases" };
+        return Err(format!("the project `{project}` may have {running} {leases} at a time, and this takes {members}"));
+    }
     std::iter::once(&request.want).chain(&request.also).try_for_each(|want| {
         let misfits = round.misfits(want, &request.authorizer);
         misfits.map_or(Ok(()), Err)
@@ -150,6 +154,8 @@ struct Round<'a> {
     plan: Plan,
     outlooks: Outlooks,
     waiting: usize,
+    /// How many leases each project gets in this plan.
+    given: HashMap<&'a str, usize>,
     taken: HashMap<String, &'a Lease>,
     reserved: HashMap<String, &'a Lease>,
     /// Resources that are being made and that an earlier request waits for.
@@ -215,6 +221,7 @@ impl<'a> Round<'a> {
             plan: Plan::default(),
             outlooks: Outlooks::default(),
             waiting: 0,
+            given: HashMap::new(),
             taken: HashMap::new(),
             reserved: HashMap::new(),
             spoken_for: HashSet::new(),
@@ -236,7 +243,7 @@ impl<'a> Round<'a> {
         }
         let mut extra = extra.filter(|lease| lease.request.gang.is_none());
         while let Some((key, (line, mut members))) = heads.pop_first() {
-            if let Some(lease) = extra.take_if(|lease| Reverse(lease.request.priority) < key.0) {
+            if let Some(lease) = extra.take_if(|lease| queue_key(lease) < *key) {
                 self.place_one(lease, &Ask::of(lease));
             }
             let Some(lease) = self.tables.lease(&key.2) else { continue };
@@ -264,6 +271,12 @@ impl<'a> Round<'a> {
             self.plan.decisions.push(Decision::Never { lease: lease.id().clone(), why });
         } else if let Some(reasons) = class.exhausted.clone() {
             self.wait(lease, &mut class, reasons);
+        } else if let Some(reason) = self.has_all_it_may(lease, 1) {
+            // Nothing is kept for it: what it waits for is an end of its own project's.
+            let reasons: Arc<[Reason]> = Arc::from([reason]);
+            class.exhausted = Some(Arc::clone(&reasons));
+            goes = Goes::NoFurther;
+            self.wait(lease, &mut class, reasons);
         } else {
             match self.try_place(lease, &mut class) {
                 Tried::Granted(grant) => {
@@ -288,7 +301,8 @@ impl<'a> Round<'a> {
 
     /// All members or none. What the members found is reserved for them when one of them found nothing.
     fn place_gang(&mut self, gang: &Gang, members: Vec<&'a Lease>) {
-        let complete = members.len() == gang.members as usize;
+        let kept_back = members.first().and_then(|lease| self.has_all_it_may(lease, members.len()));
+        let complete = members.len() == gang.members as usize && kept_back.is_none();
         let mut grants = Vec::new();
         let mut failed: Vec<Reason> = Vec::new();
         let mut reserve = Vec::new();
@@ -321,13 +335,14 @@ impl<'a> Round<'a> {
             for key in &keys {
                 self.taken.remove(key);
             }
+            self.given.entry(&lease.request.authorizer).and_modify(|given| *given -= 1);
             self.reserve(lease, keys);
         }
         for lease in &missing {
             self.reserve(lease, std::mem::take(&mut reserve));
             self.build_or_reclaim(lease, &mut failed);
         }
-        failed.push(Reason::Gang { name: gang.name.clone() });
+        failed.push(kept_back.unwrap_or_else(|| Reason::Gang { name: gang.name.clone() }));
         let reasons: Arc<[Reason]> = failed.into();
         for lease in members {
             let ask = Ask::of(lease);
@@ -335,6 +350,16 @@ impl<'a> Round<'a> {
             self.wait(lease, &mut class, Arc::clone(&reasons));
             self.put_class(&ask, class);
         }
+    }
+
+    /// Why a project gets no `more` leases now, if it has as many as it may.
+    fn has_all_it_may(&self, lease: &Lease, more: usize) -> Option<Reason> {
+        let project = lease.request.authorizer.as_str();
+        let running = self.tables.quota(project)?.running?;
+        let want = &lease.request.want;
+        let counts = want.purpose.is_work() && want.mode == Mode::Hold;
+        let has = self.tables.holding(project) + self.given.get(project).copied().unwrap_or(0);
+        (counts && has + more > running as usize).then(|| Reason::Quota { project: project.to_owned(), running })
     }
 
     fn wait(&mut self, lease: &Lease, class: &mut Class, reasons: Arc<[Reason]>) {
@@ -474,6 +499,12 @@ impl<'a> Round<'a> {
         purpose: Purpose,
         subject: &'b str,
     ) -> Result<Option<Reason>, Misfit<'b>> {
+        let allowed = self.tables.quota(subject).and_then(|quota| quota.blueprints.as_ref());
+        let is_one_of =
+            |allowed: &Vec<String>| allowed.iter().any(|it| *it == blueprint.name || *it == blueprint.full_name);
+        if purpose == Purpose::Work && !allowed.is_none_or(is_one_of) {
+            return Err(Misfit { what: &blueprint.full_name, why: Why::NotOfProject(subject) });
+        }
         if blueprint.access == Access::Everyone || purpose == Purpose::Health {
             return Ok(None);
         }
@@ -705,6 +736,7 @@ impl<'a> Round<'a> {
     }
 
     fn take(&mut self, lease: &'a Lease, grant: &Grant) {
+        *self.given.entry(&lease.request.authorizer).or_default() += 1;
         self.taken.extend(keys_of(grant).map(|key| (key.clone(), lease)));
     }
 
@@ -752,6 +784,7 @@ enum Why<'a> {
     OfAnotherLease,
     NoBlueprint,
     Declined(&'a str),
+    NotOfProject(&'a str),
 }
 
 impl fmt::Display for Misfit<'_> {
@@ -766,6 +799,7 @@ impl fmt::Display for Misfit<'_> {
             Why::OfAnotherLease => write!(formatter, "{what} belongs to another lease"),
             Why::NoBlueprint => write!(formatter, "{what} is no longer in the farm file"),
             Why::Declined(subject) => write!(formatter, "{subject} may not use {what}"),
+            Why::NotOfProject(project) => write!(formatter, "{what}: the project `{project}` may not use it"),
         }
     }
 }

@@ -30,6 +30,7 @@ pub mod next;
 pub mod rows;
 #[cfg(test)]
 pub mod samples;
+mod shares;
 pub mod steps;
 pub mod store;
 pub mod tables;

@@ -241,6 +241,19 @@ pub struct LeaseRequest {
     pub timeouts: Timeouts,
 }
 
+/// What a project may have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Quota {
+    /// Leases at a time.
+    pub running: Option<u32>,
+    /// Requests that wait.
+    pub queued: Option<u32>,
+    /// How often it is next, against others; 1 when absent.
+    pub share: Option<u32>,
+    /// What it may use, by either name of a blueprint; everything when absent.
+    pub blueprints: Option<Vec<String>>,
+}
+
 /// Several requests that belong together.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Gang {
@@ -355,6 +368,9 @@ pub struct Lease {
     pub fence: u64,
     /// Its age: lower is older. A requeued lease keeps it.
     pub seq: u64,
+    /// Where it stands among the projects' requests of its priority (shares.rs). A requeued lease keeps it.
+    #[serde(default)]
+    pub turn: u64,
     /// Failed activations.
     pub attempts: u32,
     /// Failed tear-downs of the present destroy phase.

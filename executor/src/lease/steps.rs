@@ -265,6 +265,7 @@ pub fn admit(request: LeaseRequest, context: &Context) -> Transition {
         resource: None,
         fence: 0,
         seq: context.tables.last().serial + 1,
+        turn: context.tables.turn(&request),
         attempts: 0,
         tear_downs_failed: 0,
         failed_on: Vec::new(),

@@ -10,9 +10,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::rows::{
-    Authorization, Blueprint, Command, CommandId, Effect, EffectId, Gang, Journal, Kind, Lease, LeaseId, LeaseState,
-    Object, Resource, ResourceId, ResourceState, Transition, Want,
+    Authorization, Blueprint, Command, CommandId, Effect, EffectId, Gang, Journal, Kind, Lease, LeaseId, LeaseRequest,
+    LeaseState, Object, Quota, Resource, ResourceId, ResourceState, Transition, Want,
 };
+use super::shares::Shares;
 
 /// Why a transition was not taken: it does not go on from the rows as they are.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -52,7 +53,7 @@ pub enum Conflict {
 }
 
 /// The place of a waiting lease in the queue: the first is the least.
-pub type QueueKey = (Reverse<i32>, u64, LeaseId);
+pub type QueueKey = (Reverse<i32>, (u64, u64), LeaseId);
 
 /// What waiting leases have in common: those of one line fare alike, and the first of a line goes first.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -97,6 +98,9 @@ pub struct Tables {
     /// Resources that are neither being released nor over.
     live: Live,
     last: Last,
+    shares: Shares,
+    /// What each project may have; `others` for those that are not here.
+    pub quotas: BTreeMap<String, Quota>,
     /// What makes resources, by name.
     pub blueprints: BTreeMap<String, Blueprint>,
     /// Who may lease from what, by subject and blueprint.
@@ -234,6 +238,26 @@ impl Tables {
     /// A blueprint's resources that are neither being released nor over.
     pub fn live_of(&self, blueprint: &str) -> impl Iterator<Item = &Resource> {
         self.rows_of(self.live.by_blueprint.get(blueprint))
+    }
+
+    /// What a project may have.
+    pub fn quota(&self, project: &str) -> Option<&Quota> {
+        self.quotas.get(project).or_else(|| self.quotas.get("others"))
+    }
+
+    /// How many leases a project has.
+    pub fn holding(&self, project: &str) -> usize {
+        self.shares.holding(project)
+    }
+
+    /// How many requests of a project wait.
+    pub fn waiting(&self, project: &str) -> usize {
+        self.shares.waiting(project)
+    }
+
+    /// Where a request stands that is made now.
+    pub fn turn(&self, request: &LeaseRequest) -> u64 {
+        self.shares.turn(request, self.quota(&request.authorizer), &self.queue)
     }
 
     /// What is said of a subject and a blueprint.
@@ -394,6 +418,7 @@ impl Tables {
             self.queue.remove(&queue_key(old));
             remove_from(&mut self.lines, &line(old), &queue_key(old));
         }
+        self.shares.follow(old.as_deref(), &lease);
         if lease.state == LeaseState::Pending {
             self.queue.insert(queue_key(&lease));
             self.lines.entry(line(&lease)).or_default().insert(queue_key(&lease));
@@ -486,8 +511,8 @@ fn is_alive(resource: &Resource) -> bool {
     !matches!(resource.state, ResourceState::Releasing | ResourceState::Destroyed)
 }
 
-fn queue_key(lease: &Lease) -> QueueKey {
-    (Reverse(lease.request.priority), lease.seq, lease.id().clone())
+pub(super) fn queue_key(lease: &Lease) -> QueueKey {
+    (Reverse(lease.request.priority), (lease.turn, lease.seq), lease.id().clone())
 }
 
 fn line(lease: &Lease) -> Line {

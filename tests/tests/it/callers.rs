@@ -162,7 +162,7 @@ fn a_stranger_comes_by_tls_with_a_token_and_runs_a_job() {
 #[test]
 fn tokens_roles_and_projects_hold_against_those_who_want_more_and_no_secret_is_written_anywhere() {
     let farm = format!(
-        "{}projects:\n  linux: {{blueprints: [odd-right-1]}}\n  others: {{}}\n",
+        "{}projects:\n  linux: {{blueprints: [odd-right-1]}}\n  zink: {{queued: 1}}\n",
         farm_of(&[("left", ""), ("right", "")])
     );
     let environment = vec![("WHARF_LOG".to_owned(), "trace".to_owned())];
@@ -194,6 +194,18 @@ fn tokens_roles_and_projects_hold_against_those_who_want_more_and_no_secret_is_w
     assert_eq!((foreign.status, foreign.json()["error"].as_str()), (403, Some(expected)));
     let foreign = ask(&other, "POST", "/api/v1/leases", r#"{"subject": "mesa", "dut": "odd-right-1"}"#);
     assert_eq!(foreign.status, 403);
+    // As much of the queue as a project may have.
+    let waits = r#"{"dut": "odd-left-1", "owner": "term", "for": "1 m", "id": "waits"}"#;
+    assert_eq!(ask(&other, "POST", "/api/v1/leases", waits).status, 201);
+    let full = ask(&other, "POST", "/api/v1/leases", &waits.replace("waits", "more"));
+    let expected = "the project `zink` has 1 requests in the queue, and may have no more; wait, or cancel some (projects.zink.queued)";
+    assert_eq!((full.status, full.json()["error"].as_str()), (429, Some(expected)));
+    assert_eq!(
+        ask(&other, "POST", "/api/v1/jobs", &linux_job("left", "wharf.beats=1", "overall: {minutes: 5}", "")).status,
+        429
+    );
+    assert_eq!(ask(&submit, "DELETE", "/api/v1/leases/waits", "").status, 403);
+    assert_eq!(ask(&other, "DELETE", "/api/v1/leases/waits", "").status, 200);
     // More than a role gives, by any spelling of the path.
     for path in ["/api/v1/reload", "//api//v1///reload", "/api/v1/tokens", "/api/v1/resources/odd-left-1/cordon"] {
         assert_eq!(ask(&submit, "POST", path, r#"{"reason": "mine"}"#).status, 403, "{path}");
@@ -273,6 +285,7 @@ fn tokens_roles_and_projects_hold_against_those_who_want_more_and_no_secret_is_w
     assert!(has("ci", "POST /api/v1/reload", 403));
     assert!(has("night-watch", "POST /api/v1/resources/odd-right-1/cordon", 200));
     assert!(has("night-watch", "POST /api/v1/tokens", 403));
+    assert!(has("other-ci", "POST /api/v1/jobs", 429));
     assert!(has("nobody", "GET /api/v1/jobs", 401));
     assert!(has("nobody", "POST /api/v1/reload", 401));
     assert!(has("somebody", "GET /power/{key}/{value}", 404), "{lines:?}");

@@ -23,6 +23,7 @@
 //! | `gitlab` | GitLab's jobs run here, and their states, logs and files go back, whatever goes wrong on the way |
 //! | `hosts` | commands and files on hosts by SSH, by their tags, with their keys, and nothing is left of them |
 //! | `http_clients` | curl reads whole, in part and resumed, over a bad link too, and is told what it may not |
+//! | `id_tokens` | a forge's word on whose job it is: once, for that project, and nobody else's |
 //! | `import` | a CI-tron farm is moved from its files: nothing is lost unsaid, nothing is overwritten unasked |
 //! | `large_file` | ranges of a file of 5 GiB over HTTP, and no memory for it; all of it with a variable |
 //! | `leases` | a person takes, uses, hands over and gives back a DUT; who waits knows why; what happened can be read |
@@ -79,6 +80,7 @@ mod fuzz;
 mod gitlab;
 mod hosts;
 mod http_clients;
+mod id_tokens;
 mod import;
 mod large_file;
 mod leases;

@@ -94,6 +94,13 @@ pub enum Reason {
         /// For whom.
         subject: String,
     },
+    /// The project has as much as it may.
+    Quota {
+        /// Which.
+        project: String,
+        /// How many leases that is.
+        running: u32,
+    },
     /// An idle resource is asked to make room.
     Reclaiming {
         /// Which.
@@ -143,6 +150,13 @@ impl fmt::Display for Reason {
             Reason::BackOff { blueprint } => write!(formatter, "{blueprint} pauses: the last one could not be made"),
             Reason::AwaitsAuthorization { blueprint, subject } => {
                 write!(formatter, "nobody has said yet whether {subject} may use {blueprint}")
+            }
+            Reason::Quota { project, running } => {
+                let leases = if *running == 1 { "lease" } else { "leases" };
+                write!(
+                    formatter,
+                    "the project `{project}` has {running} {leases} at a time, and no more (projects.{project}.running)"
+                )
             }
             Reason::Reclaiming { resource } => write!(formatter, "{resource} is idle and makes room"),
             Reason::Gang { name } => write!(formatter, "gang {name} is not complete yet"),

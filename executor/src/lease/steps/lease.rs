@@ -487,6 +487,7 @@ fn child_lease(parent: &Lease, on: &Resource, slots: Vec<String>, mode: Mode, se
         resource: Some(on.id.clone()),
         fence: on.fence,
         seq,
+        turn: parent.turn,
         attempts: 0,
         tear_downs_failed: 0,
         failed_on: Vec::new(),
