@@ -16,7 +16,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -56,6 +56,8 @@ struct Inner {
     stops: Mutex<BTreeMap<LeaseId, CancellationToken>>,
     /// Where hosts that were made are; asked for again after a restart.
     addresses: Mutex<BTreeMap<String, Address>>,
+    /// Why hosts that boot do not answer yet, by name.
+    silent: Mutex<BTreeMap<String, String>>,
     keys: OnceLock<FarmKeys>,
     commands: AtomicU64,
 }
@@ -76,8 +78,9 @@ pub(super) struct Place {
 impl Hosts {
     pub(super) fn new(config: Current) -> Hosts {
         let (used, untouched, stops) = (Mutex::default(), Mutex::default(), Mutex::default());
-        let (addresses, keys, commands) = (Mutex::default(), OnceLock::new(), AtomicU64::default());
-        Hosts(Arc::new(Inner { config, used, untouched, stops, addresses, keys, commands }))
+        let (addresses, silent) = (Mutex::default(), Mutex::default());
+        let (keys, commands) = (OnceLock::new(), AtomicU64::default());
+        Hosts(Arc::new(Inner { config, used, untouched, stops, addresses, silent, keys, commands }))
     }
 
     /// The entry of the farm file that a host of this name is of, as it is now or as it was last.
@@ -173,24 +176,19 @@ impl Hosts {
         if provider.find(&host).await.map_err(refused)?.is_none() {
             provider.make(&wanted).await.map_err(refused)?;
         }
-        let mut last = "it has no address yet".to_owned();
-        let boots = self.until_it_answers(&entry, &host, &*provider, &mut last);
-        match tokio::time::timeout(BOOT_TIME, boots).await {
-            Ok(facts) => Ok(facts),
-            Err(_) => {
-                Err(EffectError::Retry(format!("{host} does not answer after {} s: {last}", BOOT_TIME.as_secs())))
-            }
-        }
+        let boots = self.until_it_answers(&entry, &host, &*provider);
+        let booted = tokio::time::timeout(BOOT_TIME, boots).await;
+        let last = self.silent().remove(&host).unwrap_or_else(|| "it has no address".to_owned());
+        booted
+            .map_err(|_| EffectError::Retry(format!("{host} does not answer after {} s: {last}", BOOT_TIME.as_secs())))
+    }
+
+    fn silent(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
+        self.0.silent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A machine that boots may refuse, show the key of its image or not let us in until cloud-init is done.
-    async fn until_it_answers(
-        &self,
-        entry: &HostConfig,
-        host: &str,
-        provider: &dyn Provider,
-        last: &mut String,
-    ) -> Facts {
+    async fn until_it_answers(&self, entry: &HostConfig, host: &str, provider: &dyn Provider) -> Facts {
         let mut look = tokio::time::interval(LOOK_AGAIN);
         loop {
             look.tick().await;
@@ -198,7 +196,7 @@ impl Hosts {
                 Ok(Some(Found { id, address: Some(address), port })) => (id, (address, port)),
                 Ok(_) => continue,
                 Err(error) => {
-                    *last = error.to_string();
+                    self.silent().insert(host.to_owned(), error.to_string());
                     continue;
                 }
             };
@@ -212,11 +210,11 @@ impl Hosts {
                     return facts;
                 }
                 Err(error) => {
-                    let said = error.to_string();
-                    if *last != said {
-                        tracing::info!(host, why = said, "it does not answer yet");
+                    let why = error.to_string();
+                    if self.silent().get(host) != Some(&why) {
+                        tracing::info!(host, why, "it does not answer yet");
                     }
-                    *last = said;
+                    self.silent().insert(host.to_owned(), why);
                 }
             }
         }
@@ -355,6 +353,11 @@ impl Farm {
                 views.push(HostView::of_none(entry));
             }
             views.extend(rows.iter().map(|row| HostView::of(entry, row, &snapshot)));
+        }
+        let silent = self.machines.hosts().silent();
+        for view in views.iter_mut().filter(|view| view.state == "starting") {
+            let why = silent.get(&view.name).map(|why| format!("no answer yet: {why}"));
+            view.why = why.or(view.why.take());
         }
         views
     }

@@ -427,7 +427,7 @@ impl<'a> Round<'a> {
                 class.reasons.push(Reason::Draining { resource: resource.full_name.clone() });
             }
             (true, ResourceState::Pending) => {
-                class.reasons.push(Reason::Starting { resource: resource.full_name.clone() });
+                class.reasons.push(Reason::Starting { resource: resource.full_name.clone(), kind: resource.kind });
             }
             (true, _) => class.candidates.push_back(resource),
         }

@@ -13,6 +13,7 @@ use tests::bench::{Bench, Surroundings, may_mount, need_programs, until};
 use tests::lab::{Lab, Running};
 
 use crate::farms::{WHARF, linux_job};
+use crate::ssh_guests::{STEPS, expect_steps};
 
 /// What a loaded machine needs for some logins.
 const SOON: Duration = Duration::from_secs(30);
@@ -30,6 +31,7 @@ impl Site {
     /// `more`: further entries of `hosts`, where `SSH` stands for how to log in.
     fn new(more: &str) -> Site {
         need_programs(&[("/usr/sbin/sshd", "openssh-server"), ("ssh-keygen", "openssh-client"), ("git", "git")]);
+        need_programs(&[("/usr/lib/openssh/sftp-server", "openssh-sftp-server")]);
         let folder = tempfile::tempdir().unwrap();
         for name in ["host", "id", "other"] {
             let mut keygen = Command::new("ssh-keygen");
@@ -38,6 +40,8 @@ impl Site {
         }
         let mut site = Site { lab: Arc::new(Lab::new().unwrap()), folder, host: None, farm: None };
         site.start_host();
+        let says = format!("- cmdline\n- say: {}\n- say: 'ssh: ready'\n- hang\n", site.public_key("host"));
+        fs::write(site.path("open.yml"), says).unwrap();
         let farm = site.farm_file(more);
         let surroundings = Surroundings { lab: Some(Arc::clone(&site.lab)), ..Surroundings::default() };
         site.farm = Some(Bench::start_with(WHARF, &farm, surroundings));
@@ -79,6 +83,23 @@ impl Site {
         self.host = Some(host);
     }
 
+    /// What the DUT called `open` has booted, which is in our folder instead of root's, and lets this key in.
+    fn start_dut(&self, key: &str) -> Running {
+        fs::write(self.path("authorized-there"), key).unwrap();
+        let config = format!(
+            "Port 22\nListenAddress 127.0.0.12\nHostKey {0}/host\nAuthorizedKeysFile {0}/authorized-there\nPidFile none\n\
+             UsePAM no\nStrictModes no\nPermitRootLogin yes\nSubsystem sftp /usr/lib/openssh/sftp-server\n\
+             ForceCommand export HOME={0}; cd; exec sh -c \"$SSH_ORIGINAL_COMMAND\"\n",
+            self.folder.path().display()
+        );
+        fs::write(self.path("sshd_config_there"), config).unwrap();
+        let mut command = self.lab.command("/usr/sbin/sshd").unwrap();
+        command.args(["-D", "-e", "-f"]).arg(self.path("sshd_config_there"));
+        let mut dut = Running::spawn("sshd", command, &self.path("sshd-there.log")).unwrap();
+        self.lab.wait_for_tcp(SocketAddr::from(([127, 0, 0, 12], 22)), &mut dut).unwrap();
+        dut
+    }
+
     /// The host is gone with all connections to it.
     fn stop_host(&mut self) {
         let host = self.host.take().expect("it runs");
@@ -97,7 +118,9 @@ impl Site {
         };
         format!(
             "name: lab\nnetwork: {{loopback: {{}}}}\nduts:\n\
-             - {{id: sim, mac: '52:54:00:00:00:01', address: 127.0.0.11, tags: [sim], machine: {{simulated: {{}}}}}}\nhosts:\n\
+             - {{id: sim, mac: '52:54:00:00:00:01', address: 127.0.0.11, tags: [sim], machine: {{simulated: {{}}}}}}\n\
+             - {{id: open, mac: '52:54:00:00:00:02', address: 127.0.0.12, tags: [open], machine: {{simulated: {{console: \
+             {folder}/open.yml}}}}}}\nhosts:\n\
              - {{name: builder, address: 127.0.0.1, {}, os: debian, arch: x86_64, seats: 4}}\n{}",
             ssh(&self.public_key("host")),
             more.replace("OTHER", &ssh(&self.public_key("other")))
@@ -345,6 +368,35 @@ fn what_ran_when_the_server_was_killed_is_ended_and_wiped_by_the_next_one() {
     site.says(&["host", "run", "--lease", &lease, "--", "echo", "again"]).expect(0, "again\n");
     site.says(&["lease", "release", &lease]).expect(0, "");
     assert_eq!((site.copies().len(), site.processes_with(&mark)), (0, 0));
+}
+
+#[test]
+fn the_steps_of_a_job_and_the_commands_of_a_lease_go_by_ssh_to_what_a_dut_booted_with_the_key_that_its_console_said() {
+    let site = Site::new("");
+    let console = || site.farm().get("/api/v1/consoles/open.console/log").text();
+    let booted = |times| until(SOON, || Some(console()).filter(|text| text.matches("ssh: ready").count() == times));
+    let farm_key = "farm {{ ssh.public_key }}";
+    let boot = linux_job("open", farm_key, "overall: {minutes: 2}", "");
+    let by_ssh = format!(
+        "target:\n  - role: dut\n    tags: [open]\n    ssh: {{when: {{regex: '^ssh: ready'}}}}\n    steps:\n{STEPS}"
+    );
+    let job = site.farm().submit(&boot.replace("target: {tags: [open]}\n", &by_ssh), "");
+    let said = booted(1).unwrap_or_else(|| panic!("{}", console()));
+    let (_, key) = said.split_once("farm ssh-ed25519 ").unwrap_or_else(|| panic!("{said}"));
+    let _dut = site.start_dut(&format!("ssh-ed25519 {}\n", key.split_whitespace().next().unwrap()));
+    expect_steps(&job.wait(), |path| site.farm().get(path).text());
+
+    let file = site.path("job.yml");
+    fs::write(&file, boot).unwrap();
+    let taken = site.says(&["lease", "take", "-t", "open", "--boot", file.to_str().unwrap(), "--detach"]);
+    let lease = taken.out.trim().to_owned();
+    booted(2).unwrap_or_else(|| panic!("{taken:?}\n{}", console()));
+    let folder = site.path(".wharf/lab").join(&lease);
+    let run = ["host", "run", "--lease", &lease, "--", "sh", "-c", "pwd; exit 3"];
+    site.says(&run).expect(3, &format!("{}\n", folder.display()));
+    site.says(&["lease", "release", &lease]).expect(0, "");
+    let over = site.says(&run);
+    assert!(over.errors.contains("is over"), "{over:?}");
 }
 
 /// A DUT and a host: what the host does, and how long the job may take.

@@ -73,7 +73,7 @@ impl<'a> Round<'a> {
                 Service::BackOff(_) | Service::Open | Service::Retired => {}
             }
             if let Some(resource) = self.new_row(blueprint, Some(lease)) {
-                reasons.push(Reason::Starting { resource: resource.full_name.clone() });
+                reasons.push(Reason::Starting { resource: resource.full_name.clone(), kind: resource.kind });
                 self.plan.decisions.push(Decision::Build(Box::new(resource)));
                 return Hope::Some;
             }

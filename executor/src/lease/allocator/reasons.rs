@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::lease::rows::{Admin, LeaseId, Moment, Resource, Trial};
+use crate::lease::rows::{Admin, Kind, LeaseId, Moment, Resource, Trial};
 
 /// What everybody who waits is told.
 pub type Outlooks = HashMap<LeaseId, Outlook>;
@@ -60,6 +60,8 @@ pub enum Reason {
     Starting {
         /// The candidate.
         resource: String,
+        /// What it is: some say how far they are.
+        kind: Kind,
     },
     /// An earlier request needs it.
     Earlier {
@@ -141,7 +143,10 @@ impl fmt::Display for Reason {
                 write!(formatter, "{resource} is held back: it failed too often; look at its events")
             }
             Reason::Draining { resource } => write!(formatter, "{resource} is being taken out of service"),
-            Reason::Starting { resource } => write!(formatter, "{resource} is being made ready"),
+            Reason::Starting { resource, kind: Kind::Host } => {
+                write!(formatter, "{resource} is being made ready; `wharf hosts` says how far it is")
+            }
+            Reason::Starting { resource, .. } => write!(formatter, "{resource} is being made ready"),
             Reason::Earlier { resource, owner } => write!(formatter, "{resource} goes to {owner}, which came earlier"),
             Reason::PartBusy { resource, part } => write!(formatter, "{resource} needs {part}, which is not free"),
             Reason::Limit { blueprint, limit } => {
