@@ -297,7 +297,7 @@ impl Log {
     pub(super) fn why_lost(&self, until: u64) -> String {
         let inner = self.lock();
         let is_old = inner.store.first() == until && inner.lost_bytes == 0;
-        if is_old { "it is no longer kept".into() } else { "the disk was full".into() }
+        if is_old { "they are no longer kept".into() } else { "the disk was full".into() }
     }
 
     fn gap(&self, inner: &mut Inner, at: Timestamp, what: What) {

@@ -211,7 +211,7 @@ async fn a_reader_that_is_late_reads_the_files_and_is_told_what_is_gone() {
     assert_eq!(extent.end, 1_000_000);
     assert!((700_000..=800_000).contains(&extent.first), "256 KiB are kept: {extent:?}");
     let Piece::Lost { offset: 0, bytes: lost, why } = next(&mut never_reads).await else { panic!("nothing is told") };
-    assert_eq!((lost, why.as_str()), (extent.first, "it is no longer kept"));
+    assert_eq!((lost, why.as_str()), (extent.first, "they are no longer kept"));
     let rest = read(&mut never_reads, 1_000_000 - extent.first as usize).await;
     assert!(rest == bytes[extent.first as usize..], "what is kept is what was said");
     let before = in_the_middle.position();

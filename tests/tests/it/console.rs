@@ -219,7 +219,7 @@ fn a_flood_fills_no_disk_and_no_memory_and_a_reader_that_does_not_read_loses_onl
     let told = text(&late.stderr);
     assert!(
         told.contains(&format!(
-            "[{} bytes are not here: it is no longer kept]",
+            "[{} bytes are not here: they are no longer kept]",
             extent["first"].as_u64().unwrap() - 15
         )),
         "{told}"
