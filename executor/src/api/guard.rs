@@ -286,7 +286,8 @@ impl Guard {
         let status = response.status();
         let why = response.extensions().get::<Why>().map(|why| why.0.clone());
         let is_refusal = matches!(status.as_u16(), 401 | 403 | 429) || (asked.by_key && status.as_u16() == 404);
-        if !is_refusal && !(asked.is_change && !status.is_server_error() && !status.is_client_error()) {
+        let is_change_made = asked.is_change && status.as_u16() < 400;
+        if !is_refusal && !is_change_made {
             return;
         }
         let known = caller.filter(|caller| caller.project.as_deref() != Some(""));

@@ -68,7 +68,7 @@ impl Table {
 
     /// A text that must be there.
     pub fn needed(&mut self, key: &str, findings: &mut Findings) -> Option<String> {
-        if !self.said.get(key).is_some_and(|value| !value.is_null()) {
+        if self.said.get(key).is_none_or(|value| value.is_null()) {
             findings.tell(&self.at, format!("the key `{key}` is missing"), &format!("add `{key}:`"));
             return None;
         }
