@@ -293,6 +293,7 @@ mod tests {
             "/api/v1/dut/",
             "/api/v1/dut/discover",
             "/api/v1/dut/discover/outlets",
+            "/api/v1/dut/discover/usb",
             "/api/v1/dut/discover/{id}",
             "/api/v1/dut/{name}",
             "/api/v1/dut/{name}/cancel_job",
