@@ -11,7 +11,7 @@
 
 use std::fmt;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
@@ -142,13 +142,17 @@ pub struct Callers {
     store: Mutex<Store>,
     issuers: Issuers,
     /// What was changed and what was refused.
-    pub audit: Audit,
+    pub audit: Arc<Audit>,
 }
 
 impl Callers {
     /// Those of the farm whose state folder this is.
     pub fn open(state: &Path) -> Result<Callers, StoreError> {
-        Ok(Callers { store: Mutex::new(Store::open(state)?), issuers: Issuers::default(), audit: Audit::of(state) })
+        Ok(Callers {
+            store: Mutex::new(Store::open(state)?),
+            issuers: Issuers::default(),
+            audit: Arc::new(Audit::of(state)),
+        })
     }
 
     /// Finds out who shows this credential.

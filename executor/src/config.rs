@@ -28,11 +28,13 @@ mod file;
 pub mod gitlab;
 pub mod hosts;
 mod on_demand;
+mod proxy;
 
 pub use callers::{IssuerConfig, OTHERS, ProjectConfig, Refs, RuleConfig, TlsConfig};
 pub use discovery::{DiscoveryConfig, SPARES, SpareConfig, Unknown};
 pub use file::{parse, parse_and, parse_pdu, schema};
 pub use on_demand::OnDemandConfig;
+pub use proxy::ProxyConfig;
 
 /// A whole farm, checked.
 #[derive(Clone, Debug)]
@@ -53,6 +55,8 @@ pub struct FarmConfig {
     pub issuers: Vec<IssuerConfig>,
     /// What each project may use.
     pub projects: BTreeMap<String, ProjectConfig>,
+    /// Where DUTs may connect to, if their jobs ask for it.
+    pub proxy: ProxyConfig,
     /// Where outlets are served to lease holders alone, as pdudaemon serves them.
     pub power_listener: Option<SocketAddr>,
     /// How jobs are taken from CI-tron's clients.

@@ -41,6 +41,7 @@ mod current;
 mod discovery;
 mod disks;
 mod duts;
+mod egress;
 mod fetching;
 mod forges;
 mod hand_over;
@@ -115,6 +116,8 @@ pub struct Farm {
     /// Held by whoever changes the configuration.
     reloading: tokio::sync::Mutex<()>,
     planner: Planner,
+    /// Where it is written down what DUTs were refused.
+    audit: egress::AuditLog,
     machines: Arc<Machines>,
     announcements: Arc<Announcements>,
     consoles: Arc<Consoles>,

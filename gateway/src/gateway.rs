@@ -24,6 +24,7 @@ use std::time::{Duration, SystemTime};
 use crate::content::cache::{self, Cache, FileUrls};
 use crate::content::{Content, ContentError};
 use crate::dhcp::{self, ReplyTo, advertise};
+use crate::egress::Network;
 use crate::namespace::{Namespaces, Protocol};
 use crate::net::Net;
 use crate::tls::Tls;
@@ -256,7 +257,7 @@ impl Gateway {
         let server = match protocol {
             Protocol::Tftp => self.tftp_at(port).await?,
             Protocol::Http => self.http_at(port).await?,
-            Protocol::Fastboot | Protocol::Nbd => {
+            Protocol::Fastboot | Protocol::Nbd | Protocol::Proxy => {
                 let why = format!("{protocol} has no ports besides");
                 let source = io::Error::new(io::ErrorKind::Unsupported, why);
                 return Err(GatewayError::Nbd { address: SocketAddr::new(self.config.address.into(), port), source });
@@ -414,7 +415,13 @@ async fn start_http(
     let Some(port) = config.ports.http else { return Ok(None) };
     let listen = SocketAddr::new(config.address.into(), port);
     let (interface, tls) = (config.interface.clone(), Some(tls.clone()));
-    let config = http::Config { interface, tls, ..http::Config::new(config.net.clone(), listen) };
+    let outside: Arc<dyn http::proxy::Outside> = Arc::new(http::proxy::Internet {
+        net: config.net.clone(),
+        interface: interface.clone(),
+        duts: Network::new(config.address.into(), config.prefix_length),
+    });
+    let outside = Some(outside);
+    let config = http::Config { interface, tls, outside, ..http::Config::new(config.net.clone(), listen) };
     let server = http::start(config, namespaces.clone());
     server.await.map(Some).map_err(|source| GatewayError::Http { address: listen, source })
 }

@@ -14,6 +14,7 @@
 pub mod content;
 pub mod dhcp;
 pub mod door;
+pub mod egress;
 pub mod gateway;
 pub mod http;
 pub mod live;

@@ -17,14 +17,17 @@
 //! Look-up order: the job's exact names, the job's patterns in their order, then the generated names: a job that publishes the
 //! name of a generated file wins.
 
-use core::net::IpAddr;
+mod outward;
 mod tally;
 
+use core::net::IpAddr;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use self::outward::Outward;
+pub use self::outward::{CONNECTIONS_PER_DUT_MAX, Grant, Place};
 use self::tally::Tally;
 use crate::door::{Door, Transport};
 use crate::live::{Answer, Takes};
@@ -38,13 +41,15 @@ pub enum Protocol {
     Http,
     /// NBD, a network block device.
     Nbd,
+    /// A connection to elsewhere, through the gateway: nothing is published by it.
+    Proxy,
     /// TFTP, RFC 1350.
     Tftp,
 }
 
 impl Protocol {
     /// All of them.
-    pub const ALL: [Protocol; 4] = [Protocol::Fastboot, Protocol::Http, Protocol::Nbd, Protocol::Tftp];
+    pub const ALL: [Protocol; 5] = [Protocol::Fastboot, Protocol::Http, Protocol::Nbd, Protocol::Proxy, Protocol::Tftp];
 }
 
 impl fmt::Display for Protocol {
@@ -53,6 +58,7 @@ impl fmt::Display for Protocol {
             Protocol::Fastboot => "fastboot",
             Protocol::Http => "HTTP",
             Protocol::Nbd => "NBD",
+            Protocol::Proxy => "proxy",
             Protocol::Tftp => "TFTP",
         })
     }
@@ -182,6 +188,11 @@ pub enum Refusal {
         /// The entry's port, where it has one.
         port: Option<u16>,
     },
+    /// A connection to somewhere where it may not be led to.
+    NotLedOut {
+        /// Why not.
+        reason: String,
+    },
     /// Nothing was asked for: the connection did not become one of TLS.
     TlsFailed {
         /// Why not.
@@ -211,7 +222,7 @@ impl fmt::Display for Refusal {
                 write!(f, "only to be read over TLS, at port {port} (expose.tls)")
             }
             Refusal::TlsRequired { port: None } => f.write_str("only to be read over TLS (expose.tls)"),
-            Refusal::TlsFailed { reason } => f.write_str(reason),
+            Refusal::TlsFailed { reason } | Refusal::NotLedOut { reason } => f.write_str(reason),
         }
     }
 }
@@ -398,6 +409,7 @@ struct Table<C> {
 struct Namespace<C> {
     entries: Vec<Entry<C>>,
     answers: Vec<(String, Arc<dyn Answer>)>,
+    outward: Outward,
     observer: Observer,
     recorder: Option<Recorder>,
     /// By protocol and entry: reads of this boot that were counted before the entry was put here.
@@ -449,6 +461,7 @@ impl<C: Clone> Namespaces<C> {
         let namespace = Namespace {
             entries: Vec::new(),
             answers: Vec::new(),
+            outward: Outward::default(),
             observer,
             recorder: None,
             remembered: HashMap::new(),

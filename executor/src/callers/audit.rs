@@ -52,7 +52,7 @@ pub struct Audit {
 
 impl Audit {
     /// That of a state folder.
-    pub(super) fn of(state: &Path) -> Audit {
+    pub(crate) fn of(state: &Path) -> Audit {
         Audit { path: state.join("audit.log"), bytes_max: BYTES_MAX, open: Mutex::new(None) }
     }
 

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use job_schema::problem::Problems;
 
 use crate::boot::Place;
-use crate::config::{FarmConfig, NetworkConfig};
+use crate::config::{FarmConfig, NetworkConfig, ProxyConfig};
 use crate::farm::{Planner, Preview, Source, Submission, SubmitError};
 use crate::virtual_dut::images;
 
@@ -171,6 +171,7 @@ fn no_farm() -> FarmConfig {
         tls: Default::default(),
         issuers: Vec::new(),
         projects: Default::default(),
+        proxy: ProxyConfig { allowed: "*:*".parse().into_iter().collect(), ..ProxyConfig::default() },
         power_listener: None,
         api: ([127, 0, 0, 1], 0).into(),
         submission: crate::config::SubmissionConfig::default(),

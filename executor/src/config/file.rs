@@ -32,6 +32,7 @@ mod gitlab;
 mod hardware;
 mod hosts;
 mod on_demand;
+mod proxy;
 mod training;
 
 use callers::{CallersKeys, ProjectKeys, TlsKey};
@@ -41,6 +42,7 @@ use gitlab::GitlabKeys;
 use hardware::{HardwareKeys, LineKeys, PduKeys, Shared};
 use hosts::HostKeys;
 use on_demand::{AccessKey, GearKeys, OnDemandKeys, PoolKeys};
+use proxy::ProxyKeys;
 use training::{HealthKeys, TrainingKeys};
 
 /// A farm of machines under test.
@@ -95,6 +97,8 @@ struct FarmFile {
     callers: CallersKeys,
     /// What each project may use, by its name; `others` for those that are not here.
     projects: BTreeMap<String, ProjectKeys>,
+    /// Where DUTs may connect to, if their jobs ask for it.
+    proxy: ProxyKeys,
     /// The boots database, relative to this file; all machines boot by iPXE when absent.
     boots: Option<String>,
 }
@@ -469,6 +473,7 @@ fn check(file: FarmFile, findings: &mut Findings, directory: &Path) -> FarmConfi
         tls,
         issuers: callers::issuers(&file.callers, findings),
         projects: callers::projects(&file.projects),
+        proxy: file.proxy.checked(findings),
         power_listener,
         submission: submission(&file.listen),
         console_log: file.console_log.limits(findings),

@@ -22,6 +22,7 @@ use tokio::sync::mpsc;
 
 use super::contents::Contents;
 use super::disks::Disks;
+use super::egress::AuditTrail;
 use super::fetching::Fetching;
 use super::prepare::Prepared;
 use super::reads::Reads;
@@ -59,6 +60,7 @@ pub(super) struct Open {
 pub(super) struct Watch {
     pub fetching: Arc<Fetching>,
     pub events: mpsc::Sender<Event>,
+    pub audit: Arc<AuditTrail>,
 }
 
 /// Whether a job is served for the first time, or was before the farm was restarted.
@@ -229,9 +231,11 @@ impl Open {
 pub(super) fn observer(log: &Arc<JobLog>, watch: &Watch) -> Observer {
     let log = Arc::clone(log);
     let (fetching, events) = (Arc::clone(&watch.fetching), watch.events.clone());
+    let audit = Arc::clone(&watch.audit);
     let lines = AtomicUsize::new(0);
     let running = Mutex::new(HashMap::new());
     Arc::new(move |event| {
+        audit.note(&event);
         if let Some(fetches) = fetching.note(&event) {
             let _ = events.try_send(Event::Fetched(fetches));
         }

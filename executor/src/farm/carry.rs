@@ -22,6 +22,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::boot_namespace::{Kept, Open, Serving, Watch, observer};
 use super::crew::{self, Together};
 use super::disks::{self, Disks};
+use super::egress::{self, AuditTrail};
 use super::listening::Listening;
 use super::machines::Dut;
 use super::on_dut::{self, LoginToDut, Reached};
@@ -570,7 +571,8 @@ impl Run {
             // Entered for what follows, so that the tear-down comes before it or after it.
             let farm_failed = |reason: String| SetupError { cause: Cause::Farm, reason };
             let _in_flight = pass.enter().await.map_err(|revoked| farm_failed(revoked.to_string()))?;
-            let watch = Watch { fetching: Arc::default(), events: record.events.clone() };
+            let audit = Arc::new(AuditTrail::new(&farm.audit, job.clone(), &prepared.subject));
+            let watch = Watch { fetching: Arc::default(), events: record.events.clone(), audit };
             let observer = observer(&record.log, &watch);
             let publication = farm
                 .gateway
@@ -578,6 +580,7 @@ impl Run {
                 .publish(dut.address(), observer)
                 .map_err(|taken| farm_failed(taken.to_string()))?;
             farm.discovery.let_register(&dut, &publication);
+            publication.lead_out(egress::of(&prepared.job, &farm.planner.config.get().proxy));
             let must_remember = may_be_picked_up && (prepared.is_limited() || disks.are_limited());
             let kept = Kept::of(must_remember.then(|| record.log.folder()), serving, &publication)?;
             if let Some(seat) = role.and_then(|role| together.messages_of(&role)) {

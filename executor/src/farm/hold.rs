@@ -26,6 +26,7 @@ pub(super) use self::listen::Listener;
 use self::listen::listen;
 use super::boot_namespace::{Kept, Open, Watch, observer};
 use super::disks::{self, Disks};
+use super::egress::{self, AuditTrail};
 use super::listening::Listening;
 use super::machines::Dut;
 use super::wants::{self, Wants};
@@ -404,10 +405,12 @@ impl Farm {
         // Two namespaces of one address there are not: what was published before goes first.
         dut.boot.close();
         disks.prove(&self.gateway, &self.machines.net(), dut.address()).await.map_err(failed)?;
-        let watch = Watch { fetching: Arc::default(), events: mpsc::channel(1).0 };
+        let audit = Arc::new(AuditTrail::new(&self.audit, job.clone(), &prepared.subject));
+        let watch = Watch { fetching: Arc::default(), events: mpsc::channel(1).0, audit };
         let publication = self.gateway.namespaces().publish(dut.address(), observer(&hold.log, &watch));
         let publication = publication.map_err(|taken| LeaseError::Failed(taken.to_string()))?;
         self.discovery.let_register(dut, &publication);
+        publication.lead_out(egress::of(&prepared.job, &self.planner.config.get().proxy));
         let open = Open {
             gateway: Arc::clone(&self.gateway),
             mac: dut.mac,

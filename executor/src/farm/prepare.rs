@@ -16,6 +16,7 @@ use serde_json::json;
 use super::Current;
 use super::contents::Attachments;
 use super::disks;
+use super::egress;
 use super::on_dut;
 use super::wants::{self, Asked, Candidate, Wants};
 use super::{Asks, Submission, SubmitError, texts, values};
@@ -263,10 +264,7 @@ impl Planner {
     /// Refuses what a job may say and this version does not do yet (a job that silently lacks its disk fails late and oddly), and what
     /// it wants where something else is.
     fn served(&self, job: &Job, submission: &Submission, rendered: &Rendered) -> Result<(), Problems> {
-        let mut unserved: BTreeSet<_> = unserved(&job.start).into_iter().chain(unserved(&job.continue_)).collect();
-        if !job.proxy.is_empty() {
-            unserved.insert("`proxy.allowed_endpoints`");
-        }
+        let unserved: BTreeSet<_> = unserved(&job.start).into_iter().chain(unserved(&job.continue_)).collect();
         let unserved = unserved.into_iter().map(|what| {
             let problem =
                 Problem::new(format!("{what} is checked, but not served by this version")).about("deployment");
@@ -274,7 +272,8 @@ impl Planner {
         });
         let own = doors::Own { http: self.place.http_port, nbd: self.nbd_port };
         let misplaced = doors::refused(job, own).into_iter().map(|what| Problem::new(what).about("deployment"));
-        let problems: Vec<_> = unserved.chain(misplaced).collect();
+        let problems: Vec<_> =
+            unserved.chain(misplaced).chain(egress::mistakes(job, &self.config.get().proxy)).collect();
         if problems.is_empty() {
             return Ok(());
         }

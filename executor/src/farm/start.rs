@@ -148,6 +148,7 @@ impl Farm {
             api,
             images,
             source: std::sync::OnceLock::new(),
+            audit: Arc::default(),
             reloading: tokio::sync::Mutex::default(),
             planner: Planner { config, place, nbd_port: addresses.nbd.map_or(gateway::nbd::PORT, |it| it.port()) },
             machines,

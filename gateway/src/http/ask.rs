@@ -60,7 +60,7 @@ pub(super) async fn ask(
 }
 
 /// Returns when the publication was dropped.
-async fn gone(liveness: &Liveness) {
+pub(super) async fn gone(liveness: &Liveness) {
     let mut period = tokio::time::interval(LIVENESS_PERIOD);
     while liveness.is_live() {
         period.tick().await;

@@ -18,6 +18,7 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, Sleep};
 
+use super::proxy::Tunnel;
 use super::wire::Wire;
 use crate::door::Transport;
 use crate::namespace::Pulse;
@@ -33,10 +34,10 @@ nix::ioctl_read_bad!(
 );
 
 /// What the connection's task and its service share: what it travels over, and the transfer that runs now, or was the last one.
-#[derive(Debug)]
 pub(super) struct Running {
     transport: Transport,
     transfer: Mutex<Option<(Pulse, Stage)>>,
+    tunnel: Mutex<Option<Tunnel>>,
 }
 
 /// How far a transfer is.
@@ -50,12 +51,22 @@ enum Stage {
 impl Running {
     /// A connection over `transport`, on which nothing runs.
     pub(super) fn over(transport: Transport) -> Self {
-        Running { transport, transfer: Mutex::default() }
+        Running { transport, transfer: Mutex::default(), tunnel: Mutex::default() }
     }
 
     /// What the connection travels over.
     pub(super) fn transport(&self) -> Transport {
         self.transport
+    }
+
+    /// The connection becomes `tunnel` after this answer.
+    pub(super) fn keep(&self, tunnel: Tunnel) {
+        *self.tunnel.lock().unwrap_or_else(PoisonError::into_inner) = Some(tunnel);
+    }
+
+    /// What the connection has become, if it has.
+    pub(super) fn tunnel(&self) -> Option<Tunnel> {
+        self.tunnel.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// A transfer began (HTTP/1 has one at a time on a connection).

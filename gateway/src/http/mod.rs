@@ -3,6 +3,7 @@
 //! ```text
 //!  TcpListener ── accept (at most CONNECTIONS_MAX, CONNECTIONS_PER_PEER_MAX) ──► wire.rs: clear, or TLS ──► connection.rs
 //!    request ──► answer.rs: target ──► Namespaces: live? ──► ask.rs: form.rs ──► Answer, for as long as the client waits
+//!            ──► proxy.rs, when it is for elsewhere
 //!            ──► answer.rs: way ──► Namespaces: look (HEAD) | open | resume ──► Content ──► Reader
 //!                                             └─ Refusal ──► 404, 410               └─ error ──► 500, 502, 504
 //!            ──► answer.rs: status, range ──► transfer.rs: the bytes, accounted to the access
@@ -13,6 +14,7 @@ pub mod answer;
 mod ask;
 mod connection;
 pub mod form;
+pub mod proxy;
 mod transfer;
 mod wire;
 
@@ -41,6 +43,7 @@ use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 
 use self::answer::{Conditions, Method, Target, Way};
 use self::connection::{Patient, Running};
+use self::proxy::{Asker, Outside};
 use self::transfer::{AnswerBody, Transfer};
 use self::wire::Wire;
 use crate::content::{Content, ContentError, Reader, content_type};
@@ -66,6 +69,8 @@ pub struct Config {
     pub serves: Serves,
     /// The farm's authority, whose certificate is told at the server's own port, and spoken with at others.
     pub tls: Option<Tls>,
+    /// Where DUTs are led to, as far as their namespaces let them; nowhere when absent.
+    pub outside: Option<Arc<dyn Outside>>,
 }
 
 /// What a server has of the namespaces.
@@ -82,7 +87,8 @@ impl Config {
     /// keeps, longer than any firmware waits between its HEAD and its GET.
     pub fn new(net: Net, listen: SocketAddr) -> Self {
         let (write_timeout, idle_timeout) = (Duration::from_secs(120), Duration::from_secs(75));
-        Config { net, interface: None, listen, write_timeout, idle_timeout, serves: Serves::Everything, tls: None }
+        let serves = Serves::Everything;
+        Config { net, interface: None, listen, write_timeout, idle_timeout, serves, tls: None, outside: None }
     }
 }
 
@@ -130,7 +136,7 @@ pub async fn start(config: Config, namespaces: Namespaces<Content>) -> io::Resul
     SockRef::from(&listener).set_tcp_keepalive(&keepalive)?;
     let address = listener.local_addr()?;
     let (stop, stopped) = watch::channel(Stop::No);
-    let desk = Arc::new(Desk { config, namespaces, peers: Mutex::default() });
+    let desk = Arc::new(Desk { config, address, namespaces, peers: Mutex::default() });
     let task = tokio::spawn(accept_all(listener, desk, stopped));
     let abort = task.abort_handle();
     tracing::info!(%address, "HTTP for DUTs");
@@ -162,6 +168,7 @@ impl Drop for Server {
 /// What all connections share.
 struct Desk {
     config: Config,
+    address: SocketAddr,
     namespaces: Namespaces<Content>,
     peers: Mutex<HashMap<IpAddr, usize>>,
 }
@@ -259,7 +266,8 @@ async fn converse(stream: TcpStream, seat: Seat, mut stopped: watch::Receiver<St
         .timer(TokioTimer::new())
         .header_read_timeout(desk.config.idle_timeout)
         .max_buf_size(BUFFER_BYTES_MAX)
-        .serve_connection(Patient::new(wire, desk.config.write_timeout), service);
+        .serve_connection(Patient::new(wire, desk.config.write_timeout), service)
+        .with_upgrades();
     let mut connection = std::pin::pin!(connection);
     let mut stopping = false;
     loop {
@@ -268,7 +276,7 @@ async fn converse(stream: TcpStream, seat: Seat, mut stopped: watch::Receiver<St
                 if let Err(error) = ended {
                     tracing::debug!(%peer, %error, "HTTP connection ended");
                 }
-                return;
+                break;
             }
             () = running.orphaned(socket) => {
                 tracing::debug!(%peer, "HTTP connection closed: the job took its artifacts back");
@@ -278,6 +286,12 @@ async fn converse(stream: TcpStream, seat: Seat, mut stopped: watch::Receiver<St
                 stopping = true;
                 connection.as_mut().graceful_shutdown();
             }
+        }
+    }
+    if let Some(tunnel) = running.tunnel() {
+        tokio::select! {
+            () = tunnel.run() => {}
+            () = stop_wanted(&mut stopped) => {}
         }
     }
 }
@@ -294,7 +308,9 @@ impl From<Refusal> for Failure {
             Refusal::UnknownCaller | Refusal::NoSuchName => StatusCode::NOT_FOUND,
             Refusal::Exhausted { .. } | Refusal::FirstReadOver { .. } | Refusal::Expired { .. } => StatusCode::GONE,
             Refusal::Busy { .. } | Refusal::NotRecorded { .. } => StatusCode::SERVICE_UNAVAILABLE,
-            Refusal::TlsRequired { .. } | Refusal::TlsFailed { .. } => StatusCode::FORBIDDEN,
+            Refusal::TlsRequired { .. } | Refusal::TlsFailed { .. } | Refusal::NotLedOut { .. } => {
+                StatusCode::FORBIDDEN
+            }
         };
         Failure { status, sentence: refusal.to_string() }
     }
@@ -358,6 +374,11 @@ impl Desk {
         stopped: watch::Receiver<Stop>,
     ) -> Response<AnswerBody> {
         let (asked, path) = (request.method().clone(), request.uri().path().to_owned());
+        if proxy::is_for_elsewhere(&request, self.address) {
+            let response = self.pass_on(request, peer, running).await;
+            tracing::debug!(%peer, method = %asked, status = response.status().as_u16(), "proxy request");
+            return response;
+        }
         let response = match answer::route(&path) {
             Ok(target) => match (self.authority(&target), self.live(caller(&target, peer), &target.name)) {
                 (Some(pem), _) => certificate(pem, &request),
@@ -371,6 +392,24 @@ impl Desk {
         };
         tracing::debug!(%peer, method = %asked, path, status = response.status().as_u16(), "HTTP request");
         response
+    }
+
+    async fn pass_on(&self, request: Request<Incoming>, peer: IpAddr, running: Arc<Running>) -> Response<AnswerBody> {
+        let grant = self.namespaces.outward(peer).map_err(|refusal| {
+            let sentence = refusal.to_string();
+            Failure { status: StatusCode::FORBIDDEN, sentence }
+        });
+        let passed = match (grant, &self.config.outside) {
+            (Ok(grant), Some(outside)) => {
+                proxy::pass_on(request, Asker { outside: outside.as_ref(), grant, running }).await
+            }
+            (Err(failure), _) => Err(failure),
+            (Ok(_), None) => {
+                let sentence = "connections to elsewhere are not made at this port".to_owned();
+                Err(Failure { status: StatusCode::FORBIDDEN, sentence })
+            }
+        };
+        passed.unwrap_or_else(|failure| sentence(&failure))
     }
 
     /// The certificate to trust; told at the server's own port only.

@@ -16,6 +16,7 @@ use futures_util::future::BoxFuture;
 use hyper::body::{Body, Frame, SizeHint};
 
 use super::connection::Running;
+use super::proxy::Passed;
 use crate::content::{ContentError, LARGE_READ_BYTES, Reader};
 use crate::namespace::{Access, Outcome};
 
@@ -25,6 +26,8 @@ pub(super) enum AnswerBody {
     Text(Option<Bytes>),
     /// An artifact's bytes.
     Artifact(Transfer),
+    /// What somebody else answered.
+    Passed(Box<Passed>),
 }
 
 /// Bytes `position..end` of a reader, for one access.
@@ -131,6 +134,7 @@ impl Body for AnswerBody {
             AnswerBody::Artifact(transfer) => {
                 transfer.poll_bytes(context).map(|bytes| bytes.map(|bytes| bytes.map(Frame::data)))
             }
+            AnswerBody::Passed(passed) => passed.poll_frame(context),
         }
     }
 
@@ -138,13 +142,15 @@ impl Body for AnswerBody {
         match self {
             AnswerBody::Text(text) => text.is_none(),
             AnswerBody::Artifact(transfer) => transfer.left() == 0,
+            AnswerBody::Passed(passed) => passed.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(match self {
-            AnswerBody::Text(text) => text.as_ref().map_or(0, |text| text.len() as u64),
-            AnswerBody::Artifact(transfer) => transfer.left(),
-        })
+        match self {
+            AnswerBody::Text(text) => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
+            AnswerBody::Artifact(transfer) => SizeHint::with_exact(transfer.left()),
+            AnswerBody::Passed(passed) => passed.size_hint(),
+        }
     }
 }

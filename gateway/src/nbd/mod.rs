@@ -330,7 +330,8 @@ fn denied(refusal: Refusal) -> Denied {
         | Refusal::Expired { .. }
         | Refusal::Busy { .. }
         | Refusal::NotRecorded { .. }
-        | Refusal::TlsFailed { .. } => Denied::Policy(text),
+        | Refusal::TlsFailed { .. }
+        | Refusal::NotLedOut { .. } => Denied::Policy(text),
         Refusal::TlsRequired { .. } => Denied::TlsRequired(text),
     }
 }

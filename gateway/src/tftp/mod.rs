@@ -468,7 +468,8 @@ fn refused(refusal: Refusal) -> (ErrorCode, String) {
         | Refusal::Busy { .. }
         | Refusal::NotRecorded { .. }
         | Refusal::TlsRequired { .. }
-        | Refusal::TlsFailed { .. } => ErrorCode::AccessViolation,
+        | Refusal::TlsFailed { .. }
+        | Refusal::NotLedOut { .. } => ErrorCode::AccessViolation,
     };
     (code, refusal.to_string())
 }
