@@ -344,9 +344,12 @@ async fn plain(
     *request.uri_mut() = Uri::from(path);
     *request.version_mut() = hyper::Version::HTTP_11;
     for_the_next_hop(request.headers_mut());
-    // Its body tells how long it is.
+    // What its sender said of the length and its host is not passed on, but what the first line and the body are.
+    let length = request.body().size_hint().exact().filter(|_| !request.body().is_end_stream());
     request.headers_mut().remove(CONTENT_LENGTH);
     request.headers_mut().remove(EXPECT);
+    request.headers_mut().remove(HOST);
+    request.headers_mut().extend(length.map(|length| (CONTENT_LENGTH, HeaderValue::from(length))));
     request.headers_mut().extend(host.map(|host| (HOST, host)));
     let counter = Arc::clone(&moved);
     let request = request.map(|body| {
