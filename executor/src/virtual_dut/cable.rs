@@ -194,12 +194,17 @@ mod tests {
         \x45\x00\x00\x21\x00\x00\x00\x00\x40\x11\x7a\xcd\x00\x00\x00\x00\xff\xff\xff\xff\
         \x00\x44\x00\x43\x00\x0d\x00\x00hello";
 
+    /// The next frame of IPv4: the network's IPv6 announces itself whenever it likes.
     async fn read_frame(stream: &mut UnixStream) -> Vec<u8> {
         let frame = async {
-            let length = stream.read_u32().await.unwrap() as usize;
-            let mut frame = vec![0; length];
-            stream.read_exact(&mut frame).await.unwrap();
-            frame
+            loop {
+                let length = stream.read_u32().await.unwrap() as usize;
+                let mut frame = vec![0; length];
+                stream.read_exact(&mut frame).await.unwrap();
+                if frame[12..14] == [0x08, 0x00] {
+                    return frame;
+                }
+            }
         };
         tokio::time::timeout(Duration::from_secs(5), frame).await.unwrap()
     }
