@@ -319,7 +319,7 @@ name: lab
 network: {private: {address: 10.77.0.1/24}}
 nmae: lab                                                                       # 1
 dhcp: {range: [10.77.0.10, 10.77.0.20]}                                         # 2
-listen: {api: '0.0.0.0:80'}                                                     # 3
+listen: {api: '0.0.0.0'}                                                        # 3
 duts:
   - {mac: '52:54:00:77:00:01', address: 10.77.0.11, machine: {simulated: {}}, id: a, full_name: first}
   - {mac: '52:54:00:77:00:01', address: 10.77.0.31, machine: {simulated: {}}}   # 4
