@@ -250,7 +250,7 @@ fn nobody_at_the_address_of_an_artifact_is_said_with_the_address() {
 fn talkative() -> (Arc<Bench>, String, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let script = folder.path().join("talk.yml");
-    let line = "all work and no play makes a dull machine, ".repeat(20);
+    let line = "all work and no play makes a dull machine, ".repeat(80);
     std::fs::write(&script, format!("- repeat:\n    steps:\n      - say: '{line}'\n      - wait: 1ms\n")).unwrap();
     let farm = farm_of(&[("talks", &format!("console: {}", script.display())), ("simulated", "")]);
     let job = linux_job("talks", "x=1", "overall: {seconds: 4}", "");
