@@ -10,6 +10,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use gateway::content::stores::{Object, Store};
 use gateway::dhcp::Role;
 use gateway::tftp::Engine;
 
@@ -65,6 +66,12 @@ pub struct FarmConfig {
     pub state: PathBuf,
     /// How much of what each console says is kept, and for how long.
     pub console_log: Limits,
+    /// How much jobs may keep in their buckets, and for how long.
+    pub buckets: BucketLimits,
+    /// Where `s3://` URLs lead.
+    pub stores: Vec<Store>,
+    /// Below what the logs and buckets of ended jobs are copied to.
+    pub archive: Option<Object>,
     /// What a job may use as `{{ name }}` besides what the farm knows.
     pub job_variables: BTreeMap<String, String>,
     /// The machines that are there.
@@ -91,6 +98,23 @@ pub struct FarmConfig {
     pub training: TrainingConfig,
     /// How many failures in a row are too many.
     pub patience: Patience,
+}
+
+/// How much jobs may keep in their buckets, and for how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BucketLimits {
+    /// Of one bucket.
+    pub bytes_max: u64,
+    /// After the job, where it does not say it.
+    pub expiration: Duration,
+}
+
+impl Default for BucketLimits {
+    /// 8 GiB: results and traces of a test run, with room, and ten such jobs fit on a small farm's disk. A day: who submitted has read
+    /// his results by then, also when somebody had to look at them first.
+    fn default() -> Self {
+        BucketLimits { bytes_max: 8 << 30, expiration: Duration::from_secs(86_400) }
+    }
 }
 
 impl FarmConfig {

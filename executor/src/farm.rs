@@ -33,7 +33,9 @@ use crate::virtual_dut::qemu::RuntimeFolder;
 
 mod adopted_pdus;
 mod announced;
+mod archive;
 mod boot_namespace;
+mod buckets;
 mod carry;
 mod contents;
 mod crew;
@@ -72,6 +74,7 @@ mod wants;
 
 pub use adopted_pdus::{AdoptError, AdoptPdu};
 use announced::Announcements;
+pub use buckets::{BucketView, DIRECTORY};
 pub use current::Current;
 pub use discovery::{
     AddDut, AddError, DiscoverAsk, DiscoverError, DiscoveryOutcome, DiscoveryRecord, Found, LoaderView, OutletView,
@@ -136,6 +139,8 @@ pub struct Farm {
     holds: hold::Holds,
     /// The disks that are nobody's own.
     shelf: shelf::Shelf,
+    /// The buckets of jobs.
+    buckets: buckets::Buckets,
     /// Machines that the farm file does not name.
     discovery: discovery::Discovery,
     /// The state folder is ours while this is open.
@@ -181,6 +186,9 @@ pub struct Submission {
     /// Whether it is one that looks whether its DUT is well: only the farm itself hands those in.
     #[serde(default, skip_serializing_if = "Purpose::is_work")]
     pub purpose: Purpose,
+    /// What the keys to its buckets follow from; given when it is taken.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub seed: String,
 }
 
 /// A target that is not the job's own.
@@ -330,10 +338,11 @@ impl Farm {
     }
 
     /// Takes a job, or says why not. The job runs on by itself; follow its log.
-    pub async fn submit(self: &Arc<Self>, submission: Submission) -> Result<Arc<JobRecord>, SubmitError> {
+    pub async fn submit(self: &Arc<Self>, mut submission: Submission) -> Result<Arc<JobRecord>, SubmitError> {
         if *self.stopping.borrow() {
             return Err(SubmitError::Farm("the farm is stopping and takes no jobs".into()));
         }
+        submission.seed = buckets::new_seed();
         let asked = self.planner.asked(&submission).await?;
         self.could_serve(&submission, &asked).await?;
         let number = self.next_number();
@@ -540,12 +549,14 @@ impl Farm {
             let Kept { id, submitted, submission, log } = kept;
             let (record, inbox) = JobRecord::new(id, submitted, &submission, log);
             self.enlist(Arc::clone(&record));
+            self.reopen_buckets(&record, &submission);
             if !matches!(reached, Reached::Queue) {
                 self.restore_roles(&record, &submission);
             }
             match reached {
                 Reached::Verdict { dut, verdict } => {
                     record.was(dut.map(|dut| self.named(dut)), verdict);
+                    self.archive_again(&record);
                     // Nearly always they are over.
                     if leases.contains_key(record.id.as_str()) {
                         self.release_all_of(&record.id).await;

@@ -7,6 +7,7 @@
 //!                              ├─► tftp  address:69                       ports.tftp     None: not started
 //!                              ├─► http  address:80                       ports.http     None: not started
 //!                              ├─► nbd   address:10809                    ports.nbd      None: not started
+//!                              ├─► s3    address:9000                     ports.s3       None: not started
 //!                              ├─► cache (downloads leave by the host's network)
 //!                              └─► authority, and the TLS of http and nbd made of it
 //!  Gateway::open_port ──► http | tftp  address:port, for as long as somebody holds it
@@ -22,6 +23,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use crate::content::cache::{self, Cache, FileUrls};
+use crate::content::stores::Store;
 use crate::content::{Content, ContentError};
 use crate::dhcp::{self, ReplyTo, advertise};
 use crate::egress::Network;
@@ -29,7 +31,7 @@ use crate::namespace::{Namespaces, Protocol};
 use crate::net::Net;
 use crate::tls::Tls;
 use crate::tls::authority::{Authority, AuthorityError};
-use crate::{http, nbd, tftp};
+use crate::{http, nbd, s3, tftp};
 
 /// Which ports the servers take: `None` switches a server off, 0 takes a free port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,17 +44,19 @@ pub struct Ports {
     pub http: Option<u16>,
     /// NBD.
     pub nbd: Option<u16>,
+    /// S3.
+    pub s3: Option<u16>,
 }
 
 impl Ports {
-    /// The ports that firmware and kernels ask: 67, 69, 80, 10809.
+    /// The ports that firmware, kernels and clients ask: 67, 69, 80, 10809, 9000.
     pub const fn standard() -> Self {
-        Ports { dhcp: Some(67), tftp: Some(69), http: Some(80), nbd: Some(nbd::PORT) }
+        Ports { dhcp: Some(67), tftp: Some(69), http: Some(80), nbd: Some(nbd::PORT), s3: Some(s3::PORT) }
     }
 
     /// Free ports, for farms on loopback: [`Gateway::addresses`] tells them.
     pub const fn ephemeral() -> Self {
-        Ports { dhcp: Some(0), tftp: Some(0), http: Some(0), nbd: Some(0) }
+        Ports { dhcp: Some(0), tftp: Some(0), http: Some(0), nbd: Some(0), s3: Some(0) }
     }
 }
 
@@ -89,6 +93,8 @@ pub struct Config {
     pub cache_directory: PathBuf,
     /// Whether jobs may name files of this machine.
     pub file_urls: FileUrls,
+    /// Where `s3://` URLs lead.
+    pub stores: Arc<[Store]>,
     /// Where the key and certificate of the farm's own authority are kept; without it there is a new one at each start.
     pub authority_directory: Option<PathBuf>,
 }
@@ -109,6 +115,7 @@ impl Default for Config {
             dhcp_observer: Arc::new(|_| ()),
             cache_directory: PathBuf::from("/var/cache/wharfinger/artifacts"),
             file_urls: FileUrls::default(),
+            stores: Arc::default(),
             authority_directory: None,
         }
     }
@@ -147,6 +154,14 @@ pub enum GatewayError {
         /// What the system said.
         source: io::Error,
     },
+    /// The S3 server.
+    #[error("cannot serve S3 on {address}: {source}{}", hint(.source, *.address))]
+    S3 {
+        /// Where it should listen.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The artifact cache.
     #[error(transparent)]
     Cache(#[from] ContentError),
@@ -178,6 +193,8 @@ pub struct Addresses {
     pub http: Option<SocketAddr>,
     /// NBD.
     pub nbd: Option<SocketAddr>,
+    /// S3.
+    pub s3: Option<SocketAddr>,
 }
 
 /// The running servers of one farm.
@@ -187,6 +204,7 @@ pub struct Gateway {
     dhcp: dhcp::Server,
     addresses: Addresses,
     nbd_connections: Option<nbd::Connections>,
+    s3: s3::Door,
     running: Mutex<Running>,
     config: Config,
     tls: Tls,
@@ -219,21 +237,28 @@ struct Running {
     tftp: Option<tftp::Server>,
     http: Option<http::Server>,
     nbd: Option<nbd::Server>,
+    s3: Option<s3::Server>,
     advertiser: Option<advertise::Advertiser>,
 }
 
 impl Gateway {
     /// Starts the servers; either all of them run afterwards, or none.
     pub async fn start(config: Config) -> Result<Self, GatewayError> {
-        let cache_config = cache::Config { file_urls: config.file_urls, ..cache::Config::new(&config.cache_directory) };
+        let cache_config = cache::Config {
+            file_urls: config.file_urls,
+            stores: Arc::clone(&config.stores),
+            ..cache::Config::new(&config.cache_directory)
+        };
         let cache = Cache::new(cache_config)?;
         let namespaces = Namespaces::new();
         let tls = make_tls(&config)?;
         let dhcp = start_dhcp(&config).await?;
+        let door = s3::Door::new(s3::desk::Desk::default());
         let running = Running {
             tftp: start_tftp(&config, &namespaces).await?,
             http: start_http(&config, &namespaces, &tls).await?,
             nbd: start_nbd(&config, &namespaces, &tls).await?,
+            s3: start_s3(&config, &door).await?,
             advertiser: start_advertiser(&config)?,
         };
         let addresses = Addresses {
@@ -241,10 +266,11 @@ impl Gateway {
             tftp: running.tftp.as_ref().map(tftp::Server::address),
             http: running.http.as_ref().map(http::Server::address),
             nbd: running.nbd.as_ref().map(nbd::Server::address),
+            s3: running.s3.as_ref().map(s3::Server::address),
         };
         let nbd_connections = running.nbd.as_ref().map(nbd::Server::connections);
         let (running, ports) = (Mutex::new(running), tokio::sync::Mutex::default());
-        Ok(Gateway { namespaces, cache, dhcp, addresses, nbd_connections, running, config, tls, ports })
+        Ok(Gateway { namespaces, cache, dhcp, addresses, nbd_connections, s3: door, running, config, tls, ports })
     }
 
     /// HTTP (in clear and over TLS) or TFTP at a port besides, for what is exposed there; callers share it.
@@ -304,6 +330,11 @@ impl Gateway {
         &self.dhcp
     }
 
+    /// What answers S3 requests, of the operator's side as well.
+    pub fn s3(&self) -> &s3::Door {
+        &self.s3
+    }
+
     /// Downloads.
     pub fn cache(&self) -> &Cache {
         &self.cache
@@ -325,7 +356,7 @@ impl Gateway {
     /// Stops the servers, after the transfers that run; for 5 s, because who stops a farm has ended its jobs before.
     pub async fn drain(&self) {
         const LONGEST: Duration = Duration::from_secs(5);
-        let Running { tftp, http, nbd, advertiser } =
+        let Running { tftp, http, nbd, s3, advertiser } =
             std::mem::take(&mut *self.running.lock().unwrap_or_else(PoisonError::into_inner));
         drop(advertiser);
         let tftp = async {
@@ -343,7 +374,12 @@ impl Gateway {
                 nbd.drain().await;
             }
         };
-        let all = async { tokio::join!(tftp, http, nbd, self.dhcp.drain()) };
+        let s3 = async {
+            if let Some(s3) = s3 {
+                s3.drain().await;
+            }
+        };
+        let all = async { tokio::join!(tftp, http, nbd, s3, self.dhcp.drain()) };
         if tokio::time::timeout(LONGEST, all).await.is_err() {
             tracing::warn!("transfers were still running when the gateway stopped");
         }
@@ -357,6 +393,14 @@ impl fmt::Debug for Gateway {
             .field("cache", &self.cache)
             .finish_non_exhaustive()
     }
+}
+
+async fn start_s3(config: &Config, door: &s3::Door) -> Result<Option<s3::Server>, GatewayError> {
+    let Some(port) = config.ports.s3 else { return Ok(None) };
+    let listen = SocketAddr::new(config.address.into(), port);
+    let config = s3::Config { net: config.net.clone(), interface: config.interface.clone(), listen };
+    let server = s3::start(config, door.clone());
+    server.await.map(Some).map_err(|source| GatewayError::S3 { address: listen, source })
 }
 
 fn make_tls(config: &Config) -> Result<Tls, AuthorityError> {
@@ -484,9 +528,9 @@ mod tests {
     #[tokio::test]
     async fn servers_that_are_off_have_no_address_and_reservations_are_kept_all_the_same() {
         let directory = tempfile::tempdir().unwrap();
-        let none = Ports { dhcp: None, tftp: None, http: None, nbd: None };
+        let none = Ports { dhcp: None, tftp: None, http: None, nbd: None, s3: None };
         let gateway = Gateway::start(config(&directory, none)).await.unwrap();
-        assert_eq!(gateway.addresses(), Addresses { dhcp: None, tftp: None, http: None, nbd: None });
+        assert_eq!(gateway.addresses(), Addresses { dhcp: None, tftp: None, http: None, nbd: None, s3: None });
         let mac: dhcp::Mac = "52:54:00:00:00:01".parse().unwrap();
         let address = Ipv4Addr::new(127, 0, 0, 11);
         gateway.dhcp().reserve(dhcp::Reservation { mac, address, hostname: None }).unwrap();

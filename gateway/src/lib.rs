@@ -4,7 +4,7 @@
 //!  Gateway   starts all of it from one Config                             (gateway.rs)
 //!            Namespaces            who may read what, how often, until when   (namespace.rs, sans-io)
 //!          ▲     ▲     ▲
-//!       http    tftp    nbd   dhcp   a ring of sockets each, around a core without sockets
+//!    http   tftp   nbd   s3   dhcp   a ring of sockets each, around a core without sockets
 //!          ╲     │     ╱
 //!           content               where the bytes come from: inline, file, cached URL, copy-on-write disk
 //! ```
@@ -21,6 +21,7 @@ pub mod live;
 pub mod namespace;
 pub mod nbd;
 pub mod net;
+pub mod s3;
 pub mod tftp;
 pub mod tls;
 

@@ -1071,10 +1071,27 @@ impl TryFrom<NfsKeys> for NfsShare {
     }
 }
 
+/// What every client of S3 takes for the name of a bucket; `job-…` are the jobs' own.
+fn is_bucket_name(name: &str) -> bool {
+    let is_end = |byte: Option<u8>| byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+    let bytes = name.as_bytes();
+    let is_inside = |byte: &u8| is_end(Some(*byte)) || *byte == b'-';
+    (3..=63).contains(&name.len())
+        && is_end(bytes.first().copied())
+        && is_end(bytes.last().copied())
+        && bytes.iter().all(is_inside)
+}
+
 impl TryFrom<BucketKeys> for Bucket {
     type Error = String;
 
     fn try_from(keys: BucketKeys) -> Result<Bucket, String> {
+        if !is_bucket_name(keys.bucket.as_str()) {
+            return Err(format!(
+                "`{}` is no name of a bucket: 3 to 63 lower-case letters, digits and hyphens, with a letter or digit at both ends",
+                keys.bucket
+            ));
+        }
         Ok(Bucket { bucket: keys.bucket, fill: keys.fill, expiration: keys.expiration.map(duration_of).transpose()? })
     }
 }

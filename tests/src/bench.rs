@@ -604,7 +604,7 @@ impl Ended {
 
 /// Whether this entry of the evidence tells of a name that the DUT asked the gateway for.
 fn is_access(entry: &str) -> bool {
-    ["HTTP ", "TFTP ", "NBD "].iter().any(|protocol| entry.starts_with(protocol))
+    ["HTTP ", "TFTP ", "NBD ", "S3 "].iter().any(|protocol| entry.starts_with(protocol))
 }
 
 impl fmt::Display for Ended {

@@ -6,7 +6,7 @@
 //!                                                     callback.port    we connect, then 200; 409 while the farm is busy
 //!                                                     neither          201 with the job, as for our own clients
 //! ```
-//! Dates are HTTP dates here, as Flask writes them. Not here yet: creating and changing DUTs, discovery, job buckets.
+//! Dates are HTTP dates here, as Flask writes them. The shared directory travels as an attached file of its own name.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -33,11 +33,11 @@ use super::guard::{by, caller_of, in_words, shown_with};
 use super::owner::Owner;
 use super::serve::Peer;
 use super::submit::{self, Ask};
-use super::upload::{JOB_BYTES_MAX, Parts, Tarball, inspect_tarball, read_parts, text_of};
+use super::upload::{JOB_BYTES_MAX, Parts, inspect_tarball, read_parts, text_of};
 use super::wire::pdus::http_date;
 use crate::callers::{Caller, Role};
 use crate::config::JobUrls;
-use crate::farm::{CancelledBy, DutView, Farm, JobRecord, Submission, TargetOverride, WhenBusy};
+use crate::farm::{CancelledBy, DIRECTORY, DutView, Farm, JobRecord, Submission, TargetOverride, WhenBusy};
 use crate::job_log::{JobEvent, Severity};
 
 /// A job description behind an URL is some kilobytes: a server that needs longer does not answer.
@@ -109,11 +109,14 @@ async fn take(api: Api, ask: Ask, mut request: Request) -> Result<Response, ApiE
     let permit = request.extensions().get::<Arc<OwnedSemaphorePermit>>().cloned();
     let wants_upgrade = wants_upgrade(request.headers());
     let upgrade = wants_upgrade.then(|| hyper::upgrade::on(&mut request));
+    let request_host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).map(str::to_owned);
     let parts = read_parts(request).await?;
     let metadata = metadata_of(&parts)?;
     let viewer = viewer_of(wants_upgrade, metadata.callback.as_ref(), peer)?;
     calls_back_its_client(&viewer, &caller, peer)?;
-    let bucket = parts.bucket.as_deref().map(inspect_tarball).transpose()?;
+    parts.bucket.as_deref().map(inspect_tarball).transpose()?;
+    // Who came with a directory is told where to fetch it at the end.
+    let reached_at = request_host.filter(|_| parts.bucket.is_some());
     let source = metadata.job_cookie.as_deref().and_then(job_source);
     let mut submission = submission_of(&api, parts, metadata).await?;
     ask.refine(&mut submission, &caller)?;
@@ -135,34 +138,27 @@ async fn take(api: Api, ask: Ask, mut request: Request) -> Result<Response, ApiE
         (Viewer::Callback { host, port }, _) => {
             // The job first: a connection for a refused one would wait in the client's backlog, and be taken for the console of its
             // next attempt (`--wait` repeats a 409 every second on the same listener).
-            let record = accept(&api.farm, submission, bucket).await?;
+            let record = accept(&api.farm, submission).await?;
             let owner = Owner::of(&api.farm, &record);
             let stream = call_back(&host, port).await.map_err(ApiError::Malformed)?;
-            tokio::spawn(async move { converse(stream, b"", owner).await });
+            tokio::spawn(async move { converse(stream, b"", owner, reached_at).await });
             Ok(Json(json!({"version": 1, "error_msg": "success"})).into_response())
         }
         (Viewer::Upgrade, Some(upgrade)) => {
-            let record = accept(&api.farm, submission, bucket).await?;
-            tokio::spawn(after_upgrade(upgrade, Owner::of(&api.farm, &record), permit));
+            let record = accept(&api.farm, submission).await?;
+            tokio::spawn(after_upgrade(upgrade, Owner::of(&api.farm, &record), reached_at, permit));
             Ok(switching_protocols())
         }
         (Viewer::Upgrade | Viewer::Nobody, _) => {
-            let record = accept(&api.farm, submission, bucket).await?;
+            let record = accept(&api.farm, submission).await?;
             Ok(submit::created(&record))
         }
     }
 }
 
-async fn accept(farm: &Arc<Farm>, submission: Submission, bucket: Option<Tarball>) -> Result<Arc<JobRecord>, ApiError> {
-    let attached = submission.attachments.len();
+async fn accept(farm: &Arc<Farm>, submission: Submission) -> Result<Arc<JobRecord>, ApiError> {
+    let attached = submission.attachments.keys().filter(|name| *name != DIRECTORY).count();
     let record = farm.submit(submission).await?;
-    if let Some(Tarball::Files(files)) = bucket {
-        let text = format!(
-            "the shared directory with {files} files was received, but this farm serves no job buckets yet: \
-             the DUT does not see them, and nothing will come back"
-        );
-        record.log.append(JobEvent::Note { text, severity: Severity::Warning });
-    }
     if attached > 0 {
         let text = format!("{attached} attached artifacts received");
         record.log.append(JobEvent::Note { text, severity: Severity::Debug });
@@ -247,12 +243,13 @@ async fn submission_of(api: &Api, parts: Parts, metadata: Metadata) -> Result<Su
             return Err(ApiError::Malformed("No job file found: send a part `job`, or `job_desc_url`".into()));
         }
     };
+    let directory = parts.bucket.map(|bytes| (DIRECTORY.to_owned(), bytes));
     Ok(Submission {
         source_name,
         text,
         target: metadata.target.map(|target| TargetOverride { id: target.id, tags: target.tags }),
         environ: metadata.environ.unwrap_or_default(),
-        attachments: parts.attachments,
+        attachments: parts.attachments.into_iter().chain(directory).collect(),
         ..Submission::default()
     })
 }

@@ -6,7 +6,7 @@
 //!  to the client                                     from the client
 //!   ctrl         {msg, severity, tag, metadata}       job_io   bytes typed on the console
 //!   job_io       "base85 of the DUT's bytes"          (else)   ignored
-//!   session_end  {status, joules_consumed}
+//!   session_end  {status, joules_consumed, job_bucket {minio_access_url, bucket_name}}
 //! ```
 //! The client's `message.py` (0.0.9 to 0.2.1) is the evidence for every byte here. What a DUT says is forwarded as it comes; a match is
 //! told after the bytes that it matched.
@@ -16,6 +16,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::buckets::Access;
 use crate::job_log::{JobEvent, Record, Severity};
 use crate::sentence::{sentence, severity};
 use crate::verdict::Verdict;
@@ -45,6 +46,8 @@ pub(super) struct Framer {
     place: Place,
     download_told_at: Option<Timestamp>,
     joules: Option<f64>,
+    /// The way to the job's bucket, for a client that came with a directory.
+    pub(super) bucket: Option<Access>,
 }
 
 /// Where the client's cursor is, as far as the DUT's bytes tell.
@@ -121,7 +124,10 @@ impl Framer {
         for line in &verdict.evidence {
             self.message(frames, record.at, &format!("  {line}"), Severity::Info, 0, &json!({}));
         }
-        let payload = json!({"status": verdict.status.name(), "joules_consumed": self.joules});
+        let mut payload = json!({"status": verdict.status.name(), "joules_consumed": self.joules});
+        if let Some(Access { url, name }) = &self.bucket {
+            payload["job_bucket"] = json!({"minio_access_url": url, "bucket_name": name});
+        }
         push_frame(frames, "session_end", record.at, payload);
     }
 

@@ -20,11 +20,13 @@ use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{sleep, timeout};
 
+use super::buckets::access;
 use super::ci_tron_console::{Decoder, Framer, FromClient};
 use super::owner::Owner;
 use super::serve::prepare_tcp;
 use super::wire::console_of;
 use crate::farm::{JobRecord, JobState};
+use crate::job_log::JobEvent;
 
 /// We connect before we answer, and the client's HTTP has no limit of its own; it would wait 15 s more after the answer.
 const CALLBACK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -53,7 +55,12 @@ const GRACE_UNKNOWN: Duration = Duration::from_millis(750);
 const READ_BYTES: usize = 4096;
 
 /// Shows a job on the connection of an accepted upgrade.
-pub(super) async fn after_upgrade(upgrade: OnUpgrade, owner: Owner, _permit: Option<Arc<OwnedSemaphorePermit>>) {
+pub(super) async fn after_upgrade(
+    upgrade: OnUpgrade,
+    owner: Owner,
+    host: Option<String>,
+    _permit: Option<Arc<OwnedSemaphorePermit>>,
+) {
     let upgraded = match upgrade.await {
         Ok(upgraded) => upgraded,
         Err(error) => {
@@ -65,11 +72,11 @@ pub(super) async fn after_upgrade(upgrade: OnUpgrade, owner: Owner, _permit: Opt
             let stream = parts.io.into_inner();
             acknowledged(&stream).await;
             sleep(GRACE).await;
-            converse(stream, &parts.read_buf, owner).await;
+            converse(stream, &parts.read_buf, owner, host).await;
         }
         Err(upgraded) => {
             sleep(GRACE_UNKNOWN).await;
-            converse(TokioIo::new(upgraded), b"", owner).await;
+            converse(TokioIo::new(upgraded), b"", owner, host).await;
         }
     }
 }
@@ -88,8 +95,8 @@ pub(super) async fn call_back(host: &str, port: u16) -> Result<TcpStream, String
     }
 }
 
-/// Shows a job on a connection and types what its client types. The client that leaves before the end takes its job along.
-pub(super) async fn converse<S>(stream: S, already_read: &[u8], owner: Owner)
+/// Shows a job on a connection and types what its client types. `host`, where it reached us, when it will fetch the job's bucket. The client that leaves before the end takes its job along.
+pub(super) async fn converse<S>(stream: S, already_read: &[u8], owner: Owner, host: Option<String>)
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -98,7 +105,7 @@ where
     decoder.push(already_read);
     let mut listening = std::pin::pin!(listen(read, decoder, owner.record()));
     let told = tokio::select! {
-        told = tell(&mut write, &owner) => told,
+        told = tell(&mut write, &owner, host.as_deref()) => told,
         reason = &mut listening => Err(io::Error::other(reason)),
     };
     match told {
@@ -108,7 +115,7 @@ where
     }
 }
 
-async fn tell(write: &mut (impl AsyncWrite + Unpin), owner: &Owner) -> io::Result<()> {
+async fn tell(write: &mut (impl AsyncWrite + Unpin), owner: &Owner, host: Option<&str>) -> io::Result<()> {
     let record = owner.record();
     let mut framer = Framer::default();
     let greeting = format!("wharf {}: job {} ({}) is accepted", owner.farm().name(), record.id, record.source_name);
@@ -117,6 +124,9 @@ async fn tell(write: &mut (impl AsyncWrite + Unpin), owner: &Owner) -> io::Resul
     let mut follower = record.log.follow(0);
     while let Some(event) = follower.next().await {
         let console = console_of(&record.log, &event);
+        if matches!(event.event, JobEvent::Ended { .. }) {
+            framer.bucket = host.and_then(|host| access(owner.farm(), record, host));
+        }
         write_patiently(write, &framer.frames(&event, &console), record).await?;
     }
     Ok(())

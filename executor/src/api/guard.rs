@@ -323,7 +323,7 @@ impl Asked {
 /// A path is at most so long in a log: ours have some fifty characters.
 const PATH_LENGTH_MAX: usize = 200;
 
-fn clean(path: &str) -> String {
+pub(super) fn clean(path: &str) -> String {
     path.chars().filter(|character| !character.is_control()).take(PATH_LENGTH_MAX).collect()
 }
 

@@ -188,6 +188,8 @@ pub(super) async fn job_schema() -> Json<Value> {
         super::consoles::console,
         super::consoles::log,
         super::consoles::events,
+        super::buckets::buckets,
+        super::buckets::bucket,
         super::disks::disks,
         super::disks::remove,
         super::hosts::command,

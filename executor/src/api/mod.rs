@@ -7,6 +7,7 @@
 //!                                                          ├─► leases.rs   leases, power, events ──┤
 //!                                                          ├─► hosts.rs    commands and files ─────┤
 //!                                                          ├─► disks.rs    disks that are kept ────┤
+//!                                                          ├─► buckets.rs  buckets, S3 ────────────┤
 //!                                                          ├─► discovery.rs machines that register ┤
 //!                                                          ├─► pdus.rs     power units, outlets ───┤
 //!                                                          ├─► power_served.rs, power_text.rs  pdudaemon, labgrid ┤
@@ -20,6 +21,7 @@
 //! `wire.rs` has the shapes, `error.rs` the statuses, `upload.rs` the limits, `owner.rs` what a lost connection means.
 
 mod administer;
+mod buckets;
 mod callers;
 mod ci_tron;
 mod ci_tron_console;
@@ -103,6 +105,8 @@ fn routes() -> Routes {
         .at("/api/v1/jobs/{id}", get(JOB, inspect::job))
         .at("/api/v1/jobs/{id}/log", get(JOB, inspect::log))
         .at("/api/v1/jobs/{id}/events", get(JOB, inspect::events))
+        .at("/api/v1/jobs/{id}/buckets", get(JOB, buckets::buckets))
+        .at("/api/v1/jobs/{id}/buckets/{name}", get(JOB, buckets::bucket))
         .at("/api/v1/consoles", get(SUBMIT, consoles::consoles))
         .at("/api/v1/consoles/{name}", get(SUBMIT, consoles::console))
         .at("/api/v1/consoles/{name}/log", get(MACHINE, consoles::log))
@@ -187,7 +191,8 @@ fn routes() -> Routes {
 
 /// The API behind one door.
 fn router(api: Api) -> Router {
-    behind_guard(routes(), api)
+    // Before all rules of the API: what is signed for S3 has its own.
+    behind_guard(routes(), api.clone()).layer(middleware::from_fn_with_state(api, buckets::s3_first))
 }
 
 fn behind_guard(routes: Routes, api: Api) -> Router {

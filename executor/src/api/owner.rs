@@ -19,7 +19,7 @@ impl Owner {
     }
 
     /// The farm that runs it.
-    pub(super) fn farm(&self) -> &Farm {
+    pub(super) fn farm(&self) -> &Arc<Farm> {
         &self.farm
     }
 

@@ -18,6 +18,7 @@ use axum::extract::Request;
 use axum::http::Uri;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
+use gateway::s3::Door;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
@@ -172,7 +173,10 @@ async fn connection<S>(
 fn prepare(mut request: hyper::Request<Incoming>, peer: Peer, permit: &Arc<OwnedSemaphorePermit>) -> Request {
     request.extensions_mut().insert(peer);
     request.extensions_mut().insert(Arc::clone(permit));
-    if let Some(uri) = without_double_slashes(request.uri()) {
+    // The name of an object may have them, and its signature is about them.
+    if !Door::is_meant(&request)
+        && let Some(uri) = without_double_slashes(request.uri())
+    {
         *request.uri_mut() = uri;
     }
     request.map(Body::new)

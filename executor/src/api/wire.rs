@@ -10,6 +10,7 @@ use crate::farm::{JobRecord, JobState};
 use crate::job_log::{AccessRecord, JobEvent, JobLog, Record};
 use crate::verdict::Verdict;
 
+pub mod buckets;
 pub mod callers;
 pub mod consoles;
 pub mod discovery;

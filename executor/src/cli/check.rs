@@ -79,7 +79,12 @@ async fn check_job(path: &Path, text: &str, farm: Option<&FarmConfig>, arguments
         Submission { source_name: path.display().to_string(), text: text.to_owned(), ..Submission::default() };
     let mut config = farm.cloned().unwrap_or_else(no_farm);
     images::add_variables(&mut config.job_variables, config.api);
-    let planner = Planner { config: config.into(), place: place_of(farm), nbd_port: gateway::nbd::PORT };
+    let planner = Planner {
+        config: config.into(),
+        place: place_of(farm),
+        nbd_port: gateway::nbd::PORT,
+        s3_port: gateway::s3::PORT,
+    };
     note_unknown_names(&planner, &submission);
     let outcome = match farm {
         Some(_) => planner.preview(&submission, arguments.dut.as_deref()).await,
@@ -177,6 +182,9 @@ fn no_farm() -> FarmConfig {
         submission: crate::config::SubmissionConfig::default(),
         state: PathBuf::new(),
         console_log: crate::console::Limits::default(),
+        buckets: Default::default(),
+        stores: Vec::new(),
+        archive: None,
         job_variables: Default::default(),
         duts: Vec::new(),
         on_demand: Vec::new(),

@@ -33,6 +33,7 @@ mod reload;
 mod run;
 mod schema;
 mod serve;
+mod share;
 mod terminal;
 mod token;
 mod view;

@@ -18,6 +18,7 @@ use bytes::Bytes;
 use serde_json::json;
 
 use super::client::{Events, Server, in_query};
+use super::share;
 use super::view::View;
 use crate::api::wire::JobWire;
 use crate::job_log::JobEvent;
@@ -25,6 +26,9 @@ use crate::verdict::{Status, Verdict};
 
 /// Exit status after the second Ctrl-C, as shells have it for SIGINT.
 const INTERRUPTED: u8 = 130;
+
+/// The part that the shared directory is, as CI-tron's clients call it.
+const DIRECTORY: &str = "job_bucket_initial_state_tarball_file";
 
 /// Arguments of `wharf run`.
 #[derive(clap::Args)]
@@ -43,6 +47,9 @@ pub struct Arguments {
     /// Attach a file, for artifacts with `attached: NAME`
     #[arg(short = 'f', long = "attach", value_name = "NAME:PATH")]
     attachments: Vec<String>,
+    /// Share a directory by the job's own bucket: its files go there, and what is there at the end comes back
+    #[arg(short, long, value_name = "DIR", conflicts_with = "detach")]
+    share: Option<PathBuf>,
     /// Higher goes first
     #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
     priority: i32,
@@ -57,13 +64,17 @@ pub struct Arguments {
 /// Submits, follows, judges.
 pub async fn run(arguments: Arguments, server: Option<String>) -> anyhow::Result<ExitCode> {
     let server = Server::find(server)?;
-    let job = submit(&server, &arguments).await?;
+    let (shared, directory) = arguments.share.as_deref().map(share::pack).transpose()?.unzip();
+    let job = submit(&server, &arguments, directory).await?;
     if arguments.detach {
         println!("{}", job.id);
         return Ok(ExitCode::SUCCESS);
     }
     match follow(&server, &job.id).await? {
         Outcome::Verdict(verdict) => {
+            if let Some(shared) = shared {
+                shared.fetch(&server, &job.id).await?;
+            }
             let map = arguments.exit_map.unwrap_or_default();
             Ok(ExitCode::from(map.exit_status(verdict.status)))
         }
@@ -71,7 +82,7 @@ pub async fn run(arguments: Arguments, server: Option<String>) -> anyhow::Result
     }
 }
 
-async fn submit(server: &Server, arguments: &Arguments) -> anyhow::Result<JobWire> {
+async fn submit(server: &Server, arguments: &Arguments, directory: Option<Vec<u8>>) -> anyhow::Result<JobWire> {
     let text =
         std::fs::read(&arguments.job).with_context(|| format!("cannot read the job `{}`", arguments.job.display()))?;
     let environ = arguments.forward_env_regex.as_ref().map(forwarded).transpose()?.unwrap_or_default();
@@ -79,6 +90,7 @@ async fn submit(server: &Server, arguments: &Arguments) -> anyhow::Result<JobWir
     for attachment in &arguments.attachments {
         attachments.push(read_attachment(attachment)?);
     }
+    attachments.extend(directory.map(|bytes| (DIRECTORY.to_owned(), bytes)));
     let path = address(arguments, server);
     if environ.is_empty() && attachments.is_empty() {
         return server.post(&path, Some("application/yaml"), text.into()).await;
@@ -123,9 +135,7 @@ fn read_attachment(text: &str) -> anyhow::Result<(String, Vec<u8>)> {
     let Some((name, path)) = text.split_once(':').filter(|(name, path)| !name.is_empty() && !path.is_empty()) else {
         bail!("`{text}` is no attachment; write NAME:PATH");
     };
-    if matches!(name, "metadata" | "job" | "job_bucket_initial_state_tarball_file")
-        || name.contains(['"', '\r', '\n', '\\'])
-    {
+    if matches!(name, "metadata" | "job" | DIRECTORY) || name.contains(['"', '\r', '\n', '\\']) {
         bail!("an attachment cannot be named `{name}`; choose another name");
     }
     let bytes = std::fs::read(path).with_context(|| format!("cannot read the attachment `{path}`"))?;

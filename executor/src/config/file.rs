@@ -33,6 +33,7 @@ mod hardware;
 mod hosts;
 mod on_demand;
 mod proxy;
+mod s3;
 mod training;
 
 use callers::{CallersKeys, ProjectKeys, TlsKey};
@@ -43,6 +44,7 @@ use hardware::{HardwareKeys, LineKeys, PduKeys, Shared};
 use hosts::HostKeys;
 use on_demand::{AccessKey, GearKeys, OnDemandKeys, PoolKeys};
 use proxy::ProxyKeys;
+use s3::S3Keys;
 use training::{HealthKeys, TrainingKeys};
 
 /// A farm of machines under test.
@@ -66,6 +68,8 @@ struct FarmFile {
     state: Option<String>,
     /// What the consoles say, on disk.
     console_log: ConsoleLogKeys,
+    /// The buckets of jobs.
+    s3: S3Keys,
     /// Values that job templates may use as `{{ name }}`.
     variables: BTreeMap<String, String>,
     /// The machines that are there.
@@ -458,6 +462,7 @@ fn check(file: FarmFile, findings: &mut Findings, directory: &Path) -> FarmConfi
     let Shared { pdus, consoles, .. } = inventory.shared;
     let dhcp = dhcp(&file.dhcp, &network, members, findings);
     let discovery = discovery::discovery(&file.discovery, dhcp, directory, findings);
+    let (stores, archive) = file.s3.stores(directory, findings);
     let api = listener("api", file.listen.api.as_ref(), findings).unwrap_or(([127, 0, 0, 1], 8420).into());
     let power_listener = listener("power", file.listen.power.as_ref(), findings);
     let tls = callers::tls(&file.listen, directory, findings);
@@ -477,6 +482,9 @@ fn check(file: FarmFile, findings: &mut Findings, directory: &Path) -> FarmConfi
         power_listener,
         submission: submission(&file.listen),
         console_log: file.console_log.limits(findings),
+        buckets: file.s3.limits(),
+        stores,
+        archive,
         job_variables: file.variables,
         training: training::training(&file.training, directory, findings),
         patience: training::patience(&file.health, findings),

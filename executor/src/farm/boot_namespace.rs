@@ -17,6 +17,7 @@ use gateway::Gateway;
 use gateway::content::Content;
 use gateway::dhcp::Mac;
 use gateway::namespace::{AccessEvent, Counted, Name, Observer, Origin, Outcome, Protocol, Publication, Reading};
+use gateway::s3::desk::Granted;
 use job_schema::job::Artifact;
 use tokio::sync::mpsc;
 
@@ -50,6 +51,8 @@ pub(super) struct Open {
     pub prepared: Arc<Prepared>,
     pub contents: Contents,
     pub disks: Disks,
+    /// The DUT's key to the buckets of its job.
+    pub _buckets: Option<Granted>,
     pub attachments: BTreeMap<String, Bytes>,
     pub kept: Kept,
     pub published: Option<Which>,

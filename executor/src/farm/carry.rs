@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::boot_namespace::{Kept, Open, Serving, Watch, observer};
+use super::buckets;
 use super::crew::{self, Together};
 use super::disks::{self, Disks};
 use super::egress::{self, AuditTrail};
@@ -144,6 +145,7 @@ pub(super) async fn carry(farm: Arc<Farm>, carried: Carried) {
         }
     };
     record.ended(verdict);
+    farm.archive(&record);
     farm.forget_old_jobs();
 }
 
@@ -248,6 +250,7 @@ pub(super) async fn give_back(farm: Arc<Farm>, record: Arc<JobRecord>, verdict: 
         role.ended(verdict.clone());
     }
     record.ended(verdict);
+    farm.archive(&record);
 }
 
 /// The command that ends a lease.
@@ -422,6 +425,7 @@ impl Run {
         let (verdict, limit) = self.supervised(beginning, Some(prepared), inbox, submission, views.clone()).await;
         hand_back(&farm, &record, &lease, &mut views, limit).await;
         record.ended(verdict);
+        farm.archive(&record);
     }
 
     /// The job on its DUT, to its verdict; and how long its tear-down may take.
@@ -561,13 +565,28 @@ impl Run {
         let (dut, pass, together) = (Arc::clone(&self.dut), self.pass.clone(), Arc::clone(&self.together));
         let role = self.crew.as_ref().map(|crew| crew.role.clone());
         let may_be_picked_up = self.may_be_picked_up();
-        let job = format!("job {}", self.job_number());
+        let (number, seed) = (self.job_number().to_owned(), prepared.seed.clone());
+        let job = format!("job {number}");
         async move {
             let contents = farm.fetch(&record.log, &prepared).await?;
             let (id, subject) = (dut.config.id.as_str(), prepared.subject.as_str());
             let user = disks::User { job: &job, dut: id, subject, log: &record.log };
             let disks = Disks::make(&prepared.job, &farm.gateway, &farm.shelf, &user).await?;
             disks.prove(&farm.gateway, &farm.machines.net(), dut.address()).await?;
+            let granted = farm
+                .buckets
+                .open(buckets::Ask {
+                    number: &number,
+                    folder: &farm.job_directory(&number),
+                    seed: &seed,
+                    job: &prepared.job,
+                    contents: &contents,
+                    attachments: &attachments,
+                    dut: (id, dut.address()),
+                    log: &record.log,
+                    events: &record.events,
+                })
+                .await?;
             // Entered for what follows, so that the tear-down comes before it or after it.
             let farm_failed = |reason: String| SetupError { cause: Cause::Farm, reason };
             let _in_flight = pass.enter().await.map_err(|revoked| farm_failed(revoked.to_string()))?;
@@ -594,6 +613,7 @@ impl Run {
                 prepared,
                 contents,
                 disks,
+                _buckets: Some(granted),
                 attachments,
                 kept,
                 published: None,

@@ -22,9 +22,9 @@ use job_schema::job::{
 };
 use job_schema::pattern::Pattern;
 
-use super::Farm;
 use super::prepare::Prepared;
 use super::texts::{self, Request, Served};
+use super::{Farm, buckets};
 use crate::boot::android::{BootImage, Piece, Sizes};
 use crate::boot::{Planned, Source};
 use crate::job_log::{JobEvent, JobLog};
@@ -48,6 +48,11 @@ impl Farm {
                     entry.1 = Origin::Generated;
                 }
             }
+        }
+        for url in
+            buckets::declared(&prepared.job).into_iter().filter_map(|bucket| bucket.fill.as_ref()).flat_map(urls_of)
+        {
+            downloads.entry(url.to_owned()).or_insert_with(|| (cache.fetch(url), Origin::Job));
         }
         let failed = |reason: String| SetupError { cause: Cause::Artifact, reason };
         for (url, (cached, origin)) in &downloads {
@@ -143,6 +148,11 @@ impl Contents {
             Source::Archives(artifacts) => self.joined(artifacts, attachments, Content::Archives),
             Source::Android(image) => self.boot_image(image, attachments),
         }
+    }
+
+    /// What an artifact is that nobody asks for by a name.
+    pub(super) fn of_artifact(&self, artifact: &Artifact, attachments: &Attachments) -> Result<Content, String> {
+        self.artifact(artifact, attachments, None)
     }
 
     /// Makes what is made of others before the first boot, so that what cannot be made ends the setup.
@@ -410,6 +420,13 @@ fn urls(planned: &Planned) -> Vec<&str> {
         }
         Source::Text(_) | Source::Wrapped { .. } | Source::Firmware(_) => {}
     }
+    found
+}
+
+/// What is fetched for one artifact.
+pub(super) fn urls_of(artifact: &Artifact) -> Vec<&str> {
+    let mut found = Vec::new();
+    collect(artifact, &mut found);
     found
 }
 

@@ -25,6 +25,7 @@ use self::ask::{checked_id, ms, owner_of, request_of};
 pub(super) use self::listen::Listener;
 use self::listen::listen;
 use super::boot_namespace::{Kept, Open, Watch, observer};
+use super::buckets;
 use super::disks::{self, Disks};
 use super::egress::{self, AuditTrail};
 use super::listening::Listening;
@@ -397,6 +398,11 @@ impl Farm {
             Submission { source_name: name.to_owned(), text: text.to_owned(), subject, ..Submission::default() };
         let prepared = self.planner.prepare(&submission, &dut.config, None).await.map_err(LeaseError::Problems)?;
         let failed = |error: SetupError| LeaseError::Failed(error.reason);
+        if let Some(bucket) = buckets::declared(&prepared.job).first() {
+            let why =
+                format!("`storage.s3` is for jobs, and this is a lease; leave the bucket `{}` out", bucket.bucket);
+            return Err(LeaseError::NotNow(why));
+        }
         let contents = self.fetch(&hold.log, &prepared).await.map_err(failed)?;
         let job = format!("lease {}", hold.id);
         let user = disks::User { job: &job, dut: &dut.config.id, subject: &prepared.subject, log: &hold.log };
@@ -419,6 +425,7 @@ impl Farm {
             prepared: Arc::new(prepared),
             contents,
             disks,
+            _buckets: None,
             attachments: BTreeMap::new(),
             kept: Kept::nothing(),
             published: None,

@@ -91,6 +91,7 @@ impl Network {
             dhcp_observer: Arc::new(tell),
             tftp_engine: config.tftp_engine,
             cache_directory: install::cache_folder()?.join("artifacts"),
+            stores: config.stores.clone().into(),
             authority_directory: Some(config.state.join(AUTHORITY)),
             ..gateway::Config::default()
         })

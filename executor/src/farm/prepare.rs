@@ -15,11 +15,10 @@ use serde_json::json;
 
 use super::Current;
 use super::contents::Attachments;
-use super::disks;
 use super::egress;
-use super::on_dut;
 use super::wants::{self, Asked, Candidate, Wants};
 use super::{Asks, Submission, SubmitError, texts, values};
+use super::{buckets, disks, on_dut};
 use crate::blueprint::host::keys::FarmKeys;
 use crate::boot::{BootPlan, Dut, Place, Planned, Source, database, doors};
 use crate::config::{BeforeService, DutConfig, MachineConfig, SimulatedConfig};
@@ -35,6 +34,8 @@ pub(super) struct Prepared {
     pub attachments: Attachments,
     /// The project, user or token in whose name it runs.
     pub subject: String,
+    /// What the keys to its buckets follow from.
+    pub seed: String,
     /// The values of its templates, for what is rendered when it is asked for.
     pub variables: Variables,
     /// What its templates are called in problems.
@@ -84,6 +85,8 @@ pub struct Planner {
     pub place: Place,
     /// The gateway's port for disks.
     pub nbd_port: u16,
+    /// The gateway's port for buckets.
+    pub s3_port: u16,
 }
 
 /// Who plays what in a job over several DUTs, as its templates see it.
@@ -172,7 +175,7 @@ impl Planner {
         crew: Option<&Crew>,
     ) -> Result<Prepared, Problems> {
         let rendered = self.render(submission, Some(dut), crew).await?;
-        let variables = self.variables(Some(dut), &submission.environ, crew, &disks_in(&rendered));
+        let variables = self.variables(Some(dut), submission, crew, &Storage::in_(&rendered));
         let config = self.config.get();
         let tags = wants::tags_of(&config, dut);
         let choices = database::choices(dut.boot.as_ref(), config.boots.as_ref(), &tags, &variables)?;
@@ -190,8 +193,8 @@ impl Planner {
         let job = jobs.into_iter().next().expect("there is always a way to boot");
         let (start, continue_) = (database::joined(start), database::joined(continue_));
         let (attachments, source_name) = (submission.attachments.clone(), submission.source_name.clone());
-        let subject = submission.subject.clone();
-        Ok(Prepared { job: Arc::new(job), start, continue_, attachments, subject, variables, source_name })
+        let (subject, seed) = (submission.subject.clone(), submission.seed.clone());
+        Ok(Prepared { job: Arc::new(job), start, continue_, attachments, subject, seed, variables, source_name })
     }
 
     /// What the host of a role does, with the DUTs that the job has got.
@@ -210,13 +213,13 @@ impl Planner {
         dut: Option<&DutConfig>,
         crew: Option<&Crew>,
     ) -> Result<Rendered, Problems> {
-        let variables = self.variables(dut, &submission.environ, crew, &[]);
+        let variables = self.variables(dut, submission, crew, &Storage::default());
         let rendered = render::in_child(&submission.source_name, &submission.text, &variables).await?;
-        let disks = disks_in(&rendered);
-        if disks.is_empty() {
+        let storage = Storage::in_(&rendered);
+        if storage == Storage::default() {
             return Ok(rendered);
         }
-        let variables = self.variables(dut, &submission.environ, crew, &disks);
+        let variables = self.variables(dut, submission, crew, &storage);
         render::in_child(&submission.source_name, &submission.text, &variables).await
     }
 
@@ -255,7 +258,7 @@ impl Planner {
     /// Those of `names` that no template value of this farm has.
     pub fn unknown_names(&self, names: Vec<String>) -> Vec<String> {
         let crew = Crew::of_nobody(vec!["role".into()]);
-        let known = self.variables(None, &BTreeMap::new(), crew.as_ref(), &[]);
+        let known = self.variables(None, &Submission::default(), crew.as_ref(), &Storage::default());
         let root = |name: &str| name.split('.').next().unwrap_or_default().to_owned();
         let roots: BTreeSet<_> = names.iter().map(|name| root(name)).collect();
         roots.into_iter().filter(|name| known.get(name).is_none()).collect()
@@ -270,10 +273,13 @@ impl Planner {
                 Problem::new(format!("{what} is checked, but not served by this version")).about("deployment");
             problem.hint("README.md lists what this version serves")
         });
+        let stores = &self.config.get().stores;
+        let unknown =
+            buckets::unknown_objects(job, stores).into_iter().map(|what| Problem::new(what).about("deployment"));
         let own = doors::Own { http: self.place.http_port, nbd: self.nbd_port };
         let misplaced = doors::refused(job, own).into_iter().map(|what| Problem::new(what).about("deployment"));
-        let problems: Vec<_> =
-            unserved.chain(misplaced).chain(egress::mistakes(job, &self.config.get().proxy)).collect();
+        let refused = egress::mistakes(job, &self.config.get().proxy);
+        let problems: Vec<_> = unserved.chain(unknown).chain(misplaced).chain(refused).collect();
         if problems.is_empty() {
             return Ok(());
         }
@@ -284,9 +290,9 @@ impl Planner {
     fn variables(
         &self,
         dut: Option<&DutConfig>,
-        environ: &BTreeMap<String, String>,
+        submission: &Submission,
         crew: Option<&Crew>,
-        disks: &[NbdExport],
+        storage: &Storage,
     ) -> Variables {
         let mut variables = Variables::new();
         for (name, value) in &self.config.get().job_variables {
@@ -299,7 +305,7 @@ impl Planner {
         variables.insert("ready_for_service", true);
         variables.insert("machine", &machine);
         variables.insert("dut", &machine);
-        variables.insert("environ", environ);
+        variables.insert("environ", &submission.environ);
         // Until a farm has run here there is none, and nobody to log in.
         let public_key = FarmKeys::login_of(&self.config.get().state).unwrap_or_else(|| "ssh-ed25519 AAAA".to_owned());
         variables.insert("ssh", json!({ "public_key": public_key }));
@@ -325,7 +331,16 @@ impl Planner {
             });
             (name, value)
         };
-        job["nbd"] = disks.iter().map(disk).collect::<serde_json::Map<_, _>>().into();
+        job["nbd"] = storage.disks.iter().map(disk).collect::<serde_json::Map<_, _>>().into();
+        let keys = buckets::Keys::of_dut(&submission.seed, dut.map_or("machine_id", |dut| dut.id.as_str()));
+        let own = buckets::own_name(&submission.seed);
+        let place = (self.place.address.into(), self.s3_port);
+        for (name, value) in buckets::values(place, &keys, &own, &storage.buckets) {
+            match name {
+                "s3" | "bucket" => job[name] = value,
+                _ => variables.insert(name, value),
+            }
+        }
         variables.insert("job", job);
         variables
     }
@@ -362,8 +377,10 @@ impl Preview {
             }),
             hand_over: prepared.start.hand_over.as_ref().map(ToString::to_string),
             artifacts: {
-                let disks = prepared.job.start.storage.nbd.iter().map(disks::described);
-                prepared.start.artifacts.iter().map(describe).chain(disks).collect()
+                let storage = &prepared.job.start.storage;
+                let disks = storage.nbd.iter().map(disks::described);
+                let buckets = storage.s3.iter().map(|bucket| buckets::described(bucket, describe_artifact));
+                prepared.start.artifacts.iter().map(describe).chain(disks).chain(buckets).collect()
             },
             values: Vec::new(),
         }
@@ -379,28 +396,30 @@ fn refused(why: Vec<String>, submission: &Submission, rendered: &Rendered) -> Pr
 /// What is not served yet. `fastboot` is not among them: it only speaks to machines that boot so.
 fn unserved(deployment: &Deployment) -> Vec<&'static str> {
     let storage = &deployment.storage;
-    let files = || storage.http.iter().chain(&storage.tftp);
-    let artifacts = || {
-        let kernel = deployment.kernel.iter().map(|kernel| &kernel.artifact);
-        kernel.chain(&deployment.initramfs).chain(&deployment.dtb).chain(files().map(|file| &file.artifact))
-    };
-    let is_s3 = |artifact: &Artifact| matches!(&artifact.source, ArtifactSource::Url(url) if url.starts_with("s3:"));
-    let table = [
-        ("`storage.nfs`", !storage.nfs.is_empty()),
-        ("`storage.s3`", !storage.s3.is_empty()),
-        ("`storage.imagestore`", !storage.imagestore.is_empty()),
-        ("an artifact's `s3://` URL", artifacts().any(is_s3)),
-    ];
+    let table = [("`storage.nfs`", !storage.nfs.is_empty()), ("`storage.imagestore`", !storage.imagestore.is_empty())];
     let files_and_rest = table.into_iter().filter(|(_, used)| *used).map(|(what, _)| what);
     files_and_rest.chain(disks::unserved(&storage.nbd)).collect()
 }
 
-/// The disks that a job names, of all its DUTs. What cannot be read is told when it is parsed.
-fn disks_in(rendered: &Rendered) -> Vec<NbdExport> {
-    let roles = Job::parse_all(rendered).map(|roles| roles.list).unwrap_or_default();
-    let of =
-        |role: &job_schema::Role| [role.job.start.storage.nbd.clone(), role.job.continue_.storage.nbd.clone()].concat();
-    roles.iter().flat_map(of).collect()
+/// What a job's templates may name of its storage, of all its DUTs. What cannot be read is told when it is parsed.
+#[derive(Default, PartialEq)]
+struct Storage {
+    disks: Vec<NbdExport>,
+    buckets: Vec<String>,
+}
+
+impl Storage {
+    fn in_(rendered: &Rendered) -> Storage {
+        let roles = Job::parse_all(rendered).map(|roles| roles.list).unwrap_or_default();
+        let mut storage = Storage::default();
+        for role in &roles {
+            for deployment in [&role.job.start, &role.job.continue_] {
+                storage.disks.extend(deployment.storage.nbd.iter().cloned());
+            }
+            storage.buckets.extend(buckets::declared(&role.job).iter().map(|bucket| bucket.bucket.to_string()));
+        }
+        storage
+    }
 }
 
 fn describe(planned: &Planned) -> [String; 4] {
@@ -408,26 +427,25 @@ fn describe(planned: &Planned) -> [String; 4] {
     [planned.protocol.to_string(), name.clone(), describe_source(&planned.source), describe_exposure(&planned.exposure)]
 }
 
-fn describe_source(source: &Source) -> String {
-    let artifact = |artifact: &Artifact| {
-        let source = match &artifact.source {
-            ArtifactSource::Url(url) => url.clone(),
-            ArtifactSource::Data(_) if texts::served(artifact).is_some() => {
-                "a template, filled in when it is read".into()
-            }
-            ArtifactSource::Data(text) => format!("{} bytes of text", text.len()),
-            ArtifactSource::Archive(archive) => format!("an archive of {} files", archive.add.len()),
-            ArtifactSource::Attached(name) => format!("attached file {name}"),
-        };
-        if artifact.format.is_empty() { source } else { format!("{source}, edited") }
+fn describe_artifact(artifact: &Artifact) -> String {
+    let source = match &artifact.source {
+        ArtifactSource::Url(url) => url.clone(),
+        ArtifactSource::Data(_) if texts::served(artifact).is_some() => "a template, filled in when it is read".into(),
+        ArtifactSource::Data(text) => format!("{} bytes of text", text.len()),
+        ArtifactSource::Archive(archive) => format!("an archive of {} files", archive.add.len()),
+        ArtifactSource::Attached(name) => format!("attached file {name}"),
     };
+    if artifact.format.is_empty() { source } else { format!("{source}, edited") }
+}
+
+fn describe_source(source: &Source) -> String {
     match source {
         Source::Text(text) => format!("{} bytes, generated", text.len()),
         Source::Wrapped { bytes, .. } => format!("{} bytes, generated", bytes.len()),
         Source::Android(_) => "a boot image, generated".to_owned(),
         Source::Firmware(path) => path.display().to_string(),
         Source::Artifacts(artifacts) | Source::Archives(artifacts) => {
-            artifacts.iter().map(artifact).collect::<Vec<_>>().join(" + ")
+            artifacts.iter().map(describe_artifact).collect::<Vec<_>>().join(" + ")
         }
     }
 }

@@ -10,6 +10,7 @@ use gateway::content::ContentError;
 use gateway::{Gateway, GatewayError};
 use tokio::sync::watch;
 
+use super::buckets::{self, Buckets};
 use super::discovery::{Discovery, Strangers};
 use super::duts::row_of;
 use super::machines::{Dut, Machines};
@@ -126,6 +127,7 @@ impl Farm {
         let quotas = super::projects::quotas(&config);
         let state = config.state.clone();
         let config = Current::from(config);
+        let buckets = Buckets::new(gateway.s3().clone(), gateway.cache().editor().clone(), config.get().buckets);
         let consoles = Consoles::new(state.join(CONSOLES), config.get().console_log);
         let machines = Machines::new(
             config.clone(),
@@ -150,7 +152,12 @@ impl Farm {
             source: std::sync::OnceLock::new(),
             audit: Arc::default(),
             reloading: tokio::sync::Mutex::default(),
-            planner: Planner { config, place, nbd_port: addresses.nbd.map_or(gateway::nbd::PORT, |it| it.port()) },
+            planner: Planner {
+                config,
+                place,
+                nbd_port: addresses.nbd.map_or(gateway::nbd::PORT, |it| it.port()),
+                s3_port: addresses.s3.map_or(gateway::s3::PORT, |it| it.port()),
+            },
             machines,
             announcements,
             consoles,
@@ -164,6 +171,7 @@ impl Farm {
             trials: Arc::default(),
             holds: super::hold::Holds::default(),
             shelf,
+            buckets,
             discovery,
             _state_lock: state_lock,
             _runtime: runtime,
@@ -178,6 +186,7 @@ impl Farm {
         farm.keep_doors();
         farm.end_discovery_of_before();
         tokio::spawn(training::supervise(Arc::downgrade(&farm), Arc::clone(&farm.trials)));
+        tokio::spawn(buckets::remove_the_expired(Arc::downgrade(&farm)));
         tokio::spawn(keep_the_cache_small(Arc::downgrade(&farm)));
         Ok(farm)
     }

@@ -30,6 +30,7 @@ use super::download::{Download, Patience, Phase, Status, Version};
 use super::edit::{Editor, STEP_BYTES_MAX};
 use super::file::{OpenFile, blocking, fill, read_exactly};
 use super::store::{Store, sha256};
+use super::stores;
 
 /// Whether `file://` URLs are served.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -60,6 +61,8 @@ pub struct Config {
     pub file_urls: FileUrls,
     /// How artifact servers are reached.
     pub route: Route,
+    /// Where `s3://` URLs lead.
+    pub stores: Arc<[stores::Store]>,
     /// A server that sends nothing for this long has stalled.
     pub idle_timeout: Duration,
     /// Tries in a row that brought no new byte before a download fails.
@@ -78,6 +81,7 @@ impl Config {
             directory: directory.into(),
             file_urls: FileUrls::default(),
             route: Route::default(),
+            stores: Arc::default(),
             idle_timeout: Duration::from_secs(60),
             tries: 5,
             back_off: Duration::from_millis(500),
@@ -139,7 +143,11 @@ impl Cache {
     /// The artifact at `url`: joins the download that runs for it, or begins one, which asks first whether a cached body is still
     /// current. Errors come from the handle. Must be called inside a tokio runtime.
     pub fn fetch(&self, url: &str) -> Cached {
-        let key = sha256(url.as_bytes());
+        // The same name in another store is another object.
+        let key = match self.object(url) {
+            Ok(object) => sha256(format!("{url}\n{}", object.store.endpoint).as_bytes()),
+            Err(_) => sha256(url.as_bytes()),
+        };
         let mut running = self.0.running.lock().unwrap_or_else(PoisonError::into_inner);
         running.retain(|_, handle| handle.strong_count() > 0);
         if let Some(handle) = running.get(&key).and_then(Weak::upgrade)
@@ -167,7 +175,7 @@ impl Cache {
         let (sender, status) = watch::channel(Status::new());
         let task = match self.parse(url) {
             Ok(parsed) if parsed.scheme() == "file" => tokio::spawn(open_file(parsed, sender)),
-            Ok(parsed) => tokio::spawn(self.download(parsed, key, sender).run()),
+            Ok(parsed) => tokio::spawn(self.download((url, parsed), key, sender).run()),
             Err(error) => {
                 sender.send_modify(|status| status.phase = Phase::Failed(error));
                 // The handle wants a task; the answer is there already.
@@ -177,24 +185,30 @@ impl Cache {
         Handle { url: shown(url), status, task: task.abort_handle() }
     }
 
+    fn object(&self, url: &str) -> Result<stores::Object, String> {
+        stores::object_of(&self.0.config.stores, url)
+    }
+
     fn parse(&self, url: &str) -> Result<reqwest::Url, ContentError> {
         let bad = |reason: &str| ContentError::BadUrl { url: shown(url), reason: reason.to_owned() };
         let parsed = reqwest::Url::parse(url).map_err(|error| bad(&error.to_string()))?;
         match parsed.scheme() {
             "http" | "https" => Ok(parsed),
+            "s3" => self.object(url).map(|_| parsed).map_err(|reason| bad(&reason)),
             "file" if self.0.config.file_urls == FileUrls::Allow => Ok(parsed),
             "file" => Err(bad("this farm does not serve its own files; its administrator may allow file:// URLs")),
-            other => Err(bad(&format!("the scheme `{other}` is not supported; use http or https"))),
+            other => Err(bad(&format!("the scheme `{other}` is not supported; use http, https or s3"))),
         }
     }
 
-    fn download(&self, url: reqwest::Url, key: &str, status: watch::Sender<Status>) -> Download {
+    fn download(&self, url: (&str, reqwest::Url), key: &str, status: watch::Sender<Status>) -> Download {
         let Config { idle_timeout, tries, back_off, .. } = self.0.config;
         Download {
             store: Arc::clone(&self.0.store),
             client: self.0.client.clone(),
-            shown: shown(url.as_str()),
-            url,
+            object: self.object(url.0).ok(),
+            shown: shown(url.1.as_str()),
+            url: url.1,
             key: key.to_owned(),
             patience: Patience { idle: idle_timeout, tries, back_off },
             status,

@@ -11,7 +11,7 @@
 
 use std::fs::File;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -27,6 +27,7 @@ use super::ContentError;
 use super::file::blocking;
 use super::revalidation::{self, Answer, Conditions, Validators, Verdict, conditions, judge};
 use super::store::{Complete, Part, Store, sha256};
+use super::stores::{Object, Verb};
 
 /// How far a download is.
 #[derive(Clone, Debug)]
@@ -83,6 +84,8 @@ pub(super) struct Download {
     pub(super) store: Arc<Store>,
     pub(super) client: Client,
     pub(super) url: reqwest::Url,
+    /// What it is when it is an `s3://` URL.
+    pub(super) object: Option<Object>,
     /// The URL without credentials, for messages and the index.
     pub(super) shown: String,
     pub(super) key: String,
@@ -197,7 +200,7 @@ impl Download {
 
     async fn ask(&self, asked: &Conditions) -> Result<Response, Setback> {
         // The artifact's own bytes, not a compressed form of them.
-        let mut request = self.client.get(self.url.clone()).header(ACCEPT_ENCODING, "identity");
+        let mut request = self.client.get(self.address()?).header(ACCEPT_ENCODING, "identity");
         let range = asked.range_from.map(|from| format!("bytes={from}-"));
         for (name, value) in [
             (IF_NONE_MATCH, &asked.if_none_match),
@@ -217,6 +220,13 @@ impl Download {
             Ok(Err(error)) => Err(Setback::Passing(causes(&error))),
             Err(_) => Err(self.stalled(0).into()),
         }
+    }
+
+    /// What is asked: an object's signed URL is made anew for each request.
+    fn address(&self) -> Result<reqwest::Url, ContentError> {
+        let Some(object) = &self.object else { return Ok(self.url.clone()) };
+        let bad = |_| ContentError::BadUrl { url: self.shown.clone(), reason: "its key makes no URL".to_owned() };
+        object.signed(Verb::Get, SystemTime::now()).parse().map_err(bad)
     }
 
     async fn reuse(&self, progress: &mut Progress) -> Result<(), Setback> {

@@ -21,6 +21,7 @@ pub mod edit;
 mod file;
 mod revalidation;
 mod store;
+pub mod stores;
 
 pub(crate) use self::file::LARGE_READ_BYTES;
 

@@ -7,6 +7,7 @@
 //! | `attacks` | no header, path, port, packet or race gives a DUT what is another's |
 //! | `bad_input` | what kills other servers is answered by ours, which serves on |
 //! | `boots` | QEMU machines boot by every firmware, reboot, hang, are cancelled, are typed at |
+//! | `buckets` | a job's buckets are filled, written by every client, read back, and nobody else's key or name leads there |
 //! | `callers` | who may do what: tokens, roles, projects and TLS; each refusal is written down, and no secret |
 //! | `console` | consoles are heard and kept whoever holds the machine, and typed on by its lease alone |
 //! | `console_drivers` | other people's servers and boards are reached by every driver, and leased consoles by other people's programs |
@@ -63,6 +64,7 @@ mod artifacts;
 mod attacks;
 mod bad_input;
 mod boots;
+mod buckets;
 mod callers;
 mod console;
 mod console_drivers;

@@ -11,6 +11,7 @@
 //! is fail, with a sentence; what it can cost is bounded by the numbers below and in those files.
 
 mod cpio;
+mod files;
 mod iso;
 mod member;
 mod packing;
@@ -36,6 +37,7 @@ use tempfile::NamedTempFile;
 use tokio::runtime::Handle;
 use tokio::sync::{OnceCell, Semaphore};
 
+pub use self::files::Found;
 use self::member::{Flow, Member, REGULAR, Seekable, TYPE_MASK, clean_path};
 use self::packing::{Packer, Peek, unpack};
 use super::file::{LARGE_READ_BYTES, OpenFile};

@@ -1,0 +1,114 @@
+//! How much jobs may keep in their buckets, and for how long.
+
+use std::time::Duration;
+
+use gateway::content::stores::{self, Object, Store};
+
+use super::console_log::SizeForm;
+use super::*;
+use crate::config::BucketLimits;
+
+/// The buckets of jobs.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+pub(super) struct S3Keys {
+    /// Of one bucket, at most; `8G` when absent.
+    #[schemars(with = "Option<SizeForm>", extend("x-example" = "quota: 20G"))]
+    quota: Option<u64>,
+    /// How long a bucket stays after its job, where the job does not say it; `1 day` when absent.
+    #[schemars(with = "Option<LengthForm>", extend("x-example" = "expiration: 7 days"))]
+    expiration: Option<f64>,
+    /// Stores elsewhere, for `s3://` URLs.
+    stores: Vec<StoreKeys>,
+    /// Where the logs and buckets of ended jobs are copied to: `s3://bucket/prefix`, in one of the stores.
+    #[schemars(extend("x-example" = "archive: s3://results/lab-1"))]
+    archive: Option<String>,
+}
+
+/// A store elsewhere.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+#[schemars(extend("required" = ["endpoint", "buckets", "access_key", "secret_key_file"]))]
+struct StoreKeys {
+    /// Where it is: scheme, host and port.
+    #[schemars(extend("x-example" = "endpoint: https://s3.example.org"))]
+    endpoint: String,
+    /// What it calls its region; `us-east-1` when absent, which stores that have none take.
+    region: Option<String>,
+    /// The buckets that jobs may read there, and the one of `archive`.
+    #[schemars(extend("x-example" = "buckets: [artifacts]"))]
+    buckets: Vec<String>,
+    /// The name of the key.
+    #[schemars(extend("x-example" = "access_key: AKIAIOSFODNN7EXAMPLE"))]
+    access_key: String,
+    /// A file with the secret key, relative to this file; spaces and line ends around it do not count.
+    #[schemars(extend("x-example" = "secret_key_file: s3.secret"))]
+    secret_key_file: String,
+}
+
+impl S3Keys {
+    /// As the buckets have it.
+    pub(super) fn limits(&self) -> BucketLimits {
+        let usual = BucketLimits::default();
+        BucketLimits {
+            bytes_max: self.quota.unwrap_or(usual.bytes_max),
+            expiration: self.expiration.map_or(usual.expiration, Duration::from_secs_f64),
+        }
+    }
+
+    /// The stores whose keys can be read, and where ended jobs are copied to.
+    pub(super) fn stores(&self, directory: &Path, findings: &mut Findings) -> (Vec<Store>, Option<Object>) {
+        let mut stores = Vec::new();
+        for (index, keys) in self.stores.iter().enumerate() {
+            let at = |key: &str| ["s3".to_owned(), "stores".to_owned(), index.to_string(), key.to_owned()];
+            let endpoint = keys.endpoint.parse::<reqwest::Url>().ok();
+            let endpoint = endpoint.filter(|url| ["http", "https"].contains(&url.scheme()) && url.query().is_none());
+            let Some(endpoint) = endpoint else {
+                let what = format!("`{}` is not where a store is", keys.endpoint);
+                findings.tell(&at("endpoint"), what, "write `https://HOST` or `http://HOST:PORT`");
+                continue;
+            };
+            let path = directory.join(&keys.secret_key_file);
+            match std::fs::read_to_string(&path) {
+                Ok(secret) => stores.push(Store {
+                    endpoint,
+                    region: keys.region.clone().unwrap_or_else(|| "us-east-1".to_owned()),
+                    buckets: keys.buckets.clone(),
+                    access_key: keys.access_key.clone(),
+                    secret_key: secret.trim().to_owned(),
+                }),
+                Err(error) => {
+                    let what = format!("cannot read {}: {error}", path.display());
+                    findings.tell(
+                        &at("secret_key_file"),
+                        what,
+                        "write the secret key into this file, readable for the server alone",
+                    );
+                }
+            }
+        }
+        let archive = self.archive.as_ref().and_then(|url| {
+            let object = stores::object_of(&stores, url);
+            let at = ["s3".to_owned(), "archive".to_owned()];
+            object.map_err(|why| findings.tell(&at, format!("`{url}`: {why}"), "write `s3://BUCKET/PREFIX`")).ok()
+        });
+        (stores, archive)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quota_and_an_expiration_are_written_as_people_write_them() {
+        let limits = |text: &str| {
+            let text = format!("name: lab\nnetwork: {{private: {{address: 10.77.0.1/24}}}}\nduts: []\n{text}");
+            parse("farm.yml", &text, Path::new("")).map(|farm| farm.buckets).map_err(|problems| problems.to_string())
+        };
+        let days = |days: u64| Duration::from_secs(days * 86_400);
+        assert_eq!(limits(""), Ok(BucketLimits { bytes_max: 8 << 30, expiration: days(1) }));
+        let told = BucketLimits { bytes_max: 20 << 30, expiration: days(7) };
+        assert_eq!(limits("s3: {quota: 20G, expiration: 7 days}"), Ok(told));
+    }
+}

@@ -1,0 +1,497 @@
+//! A job's buckets: filled before the boot, written by its DUT with the clients that people have, read back by its submitter; and nobody
+//! else's key, address or name leads there.
+//!
+//! ```text
+//!  one network namespace: the server ── bridge ── cable ── another: "the DUT", 10.88.0.11, and its neighbour, 10.88.0.12
+//!                            └ API, loopback: the submitter
+//! ```
+
+use std::fs;
+use std::io::Write;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use tests::bench::{Bench, Ended, need_programs, until};
+use tests::lab::Lab;
+use tests::packages::python;
+
+use crate::picked_up::{GATEWAY, LINK, PATIENCE, Place};
+
+/// From PyPI; what a Debian has is older.
+const CLIENTS: [&str; 2] = ["awscli==1.46.3", "s3cmd==2.4.0"];
+const DUT: Ipv4Addr = Ipv4Addr::new(10, 88, 0, 11);
+const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(10, 88, 0, 12);
+/// What the executor's client calls the archive of its directory.
+const DIRECTORY: &str = "job_bucket_initial_state_tarball_file";
+
+/// The farm, and the network of its DUT.
+struct World {
+    place: Place,
+    dut: Lab,
+    folder: tempfile::TempDir,
+}
+
+/// What a job tells its DUT of its buckets.
+#[derive(Clone, Debug)]
+struct Keys {
+    endpoint: String,
+    own: String,
+    access_key: String,
+    secret_key: String,
+}
+
+impl World {
+    fn new() -> Option<World> {
+        let (place, dut) = (Place::new()?, Lab::new().ok()?);
+        place.lab.plug(LINK, &dut, DUT).unwrap();
+        let output =
+            dut.command("ip").unwrap().args(["address", "add", &format!("{NEIGHBOUR}/24"), "dev", "cable0"]).output();
+        assert!(output.unwrap().status.success());
+        Some(World { place, dut, folder: tempfile::tempdir().unwrap() })
+    }
+
+    /// A farm whose buckets hold so much.
+    fn start(&self, quota: &str) -> Bench {
+        self.place.start_farm(&format!("{}s3: {{quota: {quota}}}\n", self.place.farm("")))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn path_text(&self, name: &str) -> String {
+        self.path(name).display().to_string()
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) -> PathBuf {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, bytes).unwrap();
+        path
+    }
+
+    /// A program at the DUT's place.
+    fn at_dut(&self, program: &Path) -> Command {
+        self.clean(self.dut.command(program.to_str().unwrap()).unwrap())
+    }
+
+    /// A program at the submitter's.
+    fn at_submitter(&self, program: &Path) -> Command {
+        self.clean(self.place.lab.command(program.to_str().unwrap()).unwrap())
+    }
+
+    /// Without what the user of this machine has set.
+    fn clean(&self, mut command: Command) -> Command {
+        let path = std::env::var("PATH").unwrap_or_default();
+        command.env_clear().env("PATH", path).env("HOME", self.folder.path()).stdin(Stdio::null());
+        command
+    }
+
+    /// What the DUT's firmware would read.
+    fn keys(&self) -> Keys {
+        let url = format!("http://{GATEWAY}/keys");
+        let mut curl = self.at_dut(Path::new("curl"));
+        let output = curl.args(["-sf", "--interface", &DUT.to_string(), &url]).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        let [endpoint, own, access_key, secret_key] = text.trim().split(' ').collect::<Vec<_>>()[..] else {
+            panic!("{text}")
+        };
+        let [endpoint, own, access_key, secret_key] = [endpoint, own, access_key, secret_key].map(str::to_owned);
+        Keys { endpoint, own, access_key, secret_key }
+    }
+
+    /// A request of curl's, signed, from one of the addresses; its status and its body.
+    fn curl(&self, from: Ipv4Addr, keys: &Keys, path: &str, more: &[&str]) -> (String, String) {
+        let user = format!("{}:{}", keys.access_key, keys.secret_key);
+        let url = format!("{}{path}", keys.endpoint);
+        let mut curl = self.at_dut(Path::new("curl"));
+        curl.args([
+            "-s",
+            "--path-as-is",
+            "--aws-sigv4",
+            "aws:amz:us-east-1:s3",
+            "-H",
+            "x-amz-content-sha256: UNSIGNED-PAYLOAD",
+        ]);
+        curl.args(["--user", &user, "--interface", &from.to_string(), "-w", "\n%{http_code}"]).args(more).arg(&url);
+        let output = curl.output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let (body, status) = text.rsplit_once('\n').unwrap();
+        (status.to_owned(), body.to_owned())
+    }
+}
+
+/// A job whose machine need not boot anything: it talks, and reads its keys.
+fn job(s3: &str) -> String {
+    format!(
+        "version: 1
+target: {{tags: []}}
+timeouts: {{overall: {{minutes: 4}}}}
+console_patterns:
+  session_end: {{regex: '^the end$'}}
+  job_success: {{regex: '^all is good$'}}
+deployment:
+  start:
+    storage:
+      http:
+        - {{path: /keys, data: '{{{{ minio_url }}}} {{{{ job_bucket }}}} {{{{ job_bucket_access_key }}}} {{{{ job_bucket_secret_key }}}}'}}
+{s3}"
+    )
+}
+
+/// Whether an event of the job has these words.
+fn tells(ended: &Ended, words: &str) -> bool {
+    ended.events.iter().any(|event| event.to_string().contains(words))
+}
+
+fn good(output: Output) -> String {
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// What no client of its own makes easy, by the library that most are made of. It prints what it got, line by line.
+const SCRIPT: &str = r#"
+import sys, awscli.botocore.session, awscli.botocore.config, urllib.request
+from awscli import botocore
+endpoint, key, secret, own = sys.argv[1:5]
+config = botocore.config.Config(s3={'addressing_style': 'path'}, retries={'max_attempts': 0})
+s3 = botocore.session.get_session().create_client('s3', 'us-east-1', endpoint_url=endpoint, aws_access_key_id=key, aws_secret_access_key=secret, config=config)
+def fails(call, **words):
+    try:
+        return 'no failure: %r' % call(**words)
+    except s3.exceptions.ClientError as error:
+        return '%s %s' % (error.response['ResponseMetadata']['HTTPStatusCode'], error.response['Error']['Code'])
+def keys(page):
+    return [row['Key'] for row in page.get('Contents', [])], [row['Prefix'] for row in page.get('CommonPrefixes', [])]
+print('buckets', [row['Name'] for row in s3.list_buckets()['Buckets']])
+begin = s3.get_object(Bucket='results', Key='begin/one.txt')
+print('filled', begin['Body'].read(), begin['ETag'])
+s3.put_object(Bucket='results', Key='a b/ü+%2e', Body=b'0123456789', ContentType='text/x', Metadata={'who': 'me'})
+head = s3.head_object(Bucket='results', Key='a b/ü+%2e')
+print('head', head['ContentLength'], head['ContentType'], head['Metadata'])
+part = s3.get_object(Bucket='results', Key='a b/ü+%2e', Range='bytes=2-4')
+print('range', part['Body'].read(), part['ContentRange'], part['ResponseMetadata']['HTTPStatusCode'])
+print('tail', s3.get_object(Bucket='results', Key='a b/ü+%2e', Range='bytes=-3')['Body'].read())
+print('beyond', fails(s3.get_object, Bucket='results', Key='a b/ü+%2e', Range='bytes=10-'))
+print('unchanged', fails(s3.get_object, Bucket='results', Key='a b/ü+%2e', IfNoneMatch=head['ETag']))
+print('taken', fails(s3.put_object, Bucket='results', Key='a b/ü+%2e', Body=b'x', IfNoneMatch='*'))
+print('wrong sum', fails(s3.put_object, Bucket='results', Key='bad', Body=b'x', ChecksumCRC32='AAAAAA=='))
+for name in ['l/1', 'l/2', 'l/3/x', 'm']:
+    s3.put_object(Bucket='results', Key=name, Body=name.encode())
+one = s3.list_objects_v2(Bucket='results', Prefix='l/', Delimiter='/', MaxKeys=2)
+two = s3.list_objects_v2(Bucket='results', Prefix='l/', Delimiter='/', MaxKeys=2, ContinuationToken=one['NextContinuationToken'])
+print('v2', keys(one), one['IsTruncated'], keys(two), two['IsTruncated'])
+one = s3.list_objects(Bucket='results', Delimiter='/', MaxKeys=3)
+two = s3.list_objects(Bucket='results', Delimiter='/', MaxKeys=3, Marker=one['NextMarker'])
+print('v1', keys(one), keys(two))
+upload = s3.create_multipart_upload(Bucket='results', Key='big', Metadata={'n': '2'})['UploadId']
+tags = [s3.upload_part(Bucket='results', Key='big', UploadId=upload, PartNumber=n, Body=b'%d' % n * 5)['ETag'] for n in (1, 2)]
+print('parts', [row['Size'] for row in s3.list_parts(Bucket='results', Key='big', UploadId=upload)['Parts']])
+s3.complete_multipart_upload(Bucket='results', Key='big', UploadId=upload, MultipartUpload={'Parts': [{'PartNumber': n + 1, 'ETag': tag} for n, tag in enumerate(tags)]})
+print('joined', s3.get_object(Bucket='results', Key='big', Range='bytes=3-6')['Body'].read(), s3.head_object(Bucket='results', Key='big')['ETag'][-3:])
+print('no upload', fails(s3.abort_multipart_upload, Bucket='results', Key='big', UploadId=upload))
+s3.copy_object(Bucket=own, Key='copy', CopySource={'Bucket': 'results', 'Key': 'big'})
+print('copied', s3.get_object(Bucket=own, Key='copy')['Body'].read())
+url = s3.generate_presigned_url('get_object', {'Bucket': 'results', 'Key': 'm'}, ExpiresIn=60)
+print('presigned', urllib.request.urlopen(url).read())
+print('deleted', sorted(row['Key'] for row in s3.delete_objects(Bucket='results', Delete={'Objects': [{'Key': 'l/1'}, {'Key': 'none'}]})['Deleted']))
+print('gone', fails(s3.get_object, Bucket='results', Key='l/1'))
+print('other', fails(s3.list_objects_v2, Bucket='others'), fails(s3.create_bucket, Bucket='mine'), fails(s3.delete_bucket, Bucket='results'))
+print('full', fails(s3.put_object, Bucket='results', Key='huge', Body=b'x' * 1_100_000))
+print('after', fails(s3.head_object, Bucket='results', Key='huge'))
+"#;
+
+const SAID: &str = r#"buckets ['OWN', 'results']
+filled b'one' "f97c5d29941bfb1b2fdab0874906ab82"
+head 10 text/x {'who': 'me'}
+range b'234' bytes 2-4/10 206
+tail b'789'
+beyond 416 InvalidRange
+unchanged 304 304
+taken 412 PreconditionFailed
+wrong sum 400 BadDigest
+v2 (['l/1', 'l/2'], []) True ([], ['l/3/']) False
+v1 ([], ['a b/', 'begin/', 'l/']) (['m'], [])
+parts [5, 5]
+joined b'1122' -2"
+no upload 404 NoSuchUpload
+copied b'1111122222'
+presigned b'm'
+deleted ['l/1', 'none']
+gone 404 NoSuchKey
+other 404 NoSuchBucket 403 AccessDenied 501 NotImplemented
+full 403 QuotaExceeded
+after 404 404
+"#;
+
+#[test]
+fn a_bucket_is_filled_written_with_every_client_and_read_back_by_the_submitter() {
+    let Some(world) = World::new() else { return };
+    need_programs(&[("/usr/bin/curl", "curl"), ("/usr/bin/rclone", "rclone")]);
+    let programs = python(&CLIENTS);
+    let bench = world.start("1M");
+    let begin = "          fill: {archive: {extension: tar, compression: gz, add: [{path: begin/one.txt, artifact: {data: one}}]}}\n";
+    let mut submitted = bench.submit(&job(&format!("      s3:\n        - bucket: results\n{begin}")), "");
+    let mut console = world.place.opened();
+    submitted.wait_for_kind("powered_on");
+    let keys = world.keys();
+    assert_eq!(keys.endpoint, format!("http://{GATEWAY}:9000"));
+
+    let script = world.write("script.py", SCRIPT.as_bytes());
+    let mut command = world.at_dut(&programs.join("python"));
+    let said = good(
+        command.arg(script).args([&keys.endpoint, &keys.access_key, &keys.secret_key, &keys.own]).output().unwrap(),
+    );
+    let expected = SAID.replace("OWN", &keys.own);
+    assert_eq!(said, expected);
+
+    let aws = |words: &[&str]| {
+        let mut command = world.at_dut(&programs.join("aws"));
+        let variables = [("AWS_ACCESS_KEY_ID", &keys.access_key), ("AWS_SECRET_ACCESS_KEY", &keys.secret_key)];
+        command.envs(variables).env("AWS_DEFAULT_REGION", "us-east-1");
+        good(command.args(["--endpoint-url", &keys.endpoint, "s3"]).args(words).output().unwrap())
+    };
+    world.write("up/deep/er.txt", b"from awscli");
+    aws(&["sync", "--quiet", &world.path_text("up"), "s3://results/aws"]);
+
+    let s3cmd = |words: &[&str]| {
+        let mut command = world.at_dut(&programs.join("s3cmd"));
+        let host = keys.endpoint.trim_start_matches("http://").to_owned();
+        command.args(["--no-ssl", "--host", &host, "--host-bucket", &host, "--no-progress"]);
+        command.args(["--access_key", &keys.access_key, "--secret_key", &keys.secret_key]);
+        good(command.args(words).output().unwrap())
+    };
+    s3cmd(&["put", &world.path_text("up/deep/er.txt"), "s3://results/s3cmd/put.txt"]);
+    assert!(s3cmd(&["ls", "s3://results/s3cmd/"]).contains("11"), "its size");
+
+    let rclone = |words: &[&str]| {
+        let mut command = world.at_dut(Path::new("rclone"));
+        let settings = [("TYPE", "s3"), ("PROVIDER", "Minio"), ("ENDPOINT", keys.endpoint.as_str())];
+        let secrets = [("ACCESS_KEY_ID", keys.access_key.as_str()), ("SECRET_ACCESS_KEY", keys.secret_key.as_str())];
+        command.envs(
+            settings.into_iter().chain(secrets).map(|(name, value)| (format!("RCLONE_CONFIG_WHARF_{name}"), value)),
+        );
+        good(command.args(words).output().unwrap())
+    };
+    rclone(&["sync", "wharf:results/aws", "wharf:results/rclone"]);
+    rclone(&["copy", "wharf:results/rclone", &world.path_text("down")]);
+    assert_eq!(fs::read(world.path("down/deep/er.txt")).unwrap(), b"from awscli");
+
+    console.write_all(b"all is good\nthe end\n").unwrap();
+    let ended = submitted.wait();
+    ended.expect("PASS", "test");
+    assert!(tells(&ended, "The bucket results begins with 1 files of 3 bytes"), "{ended}");
+    ended.expect_in_order(&["S3 PUT /results/aws/deep/er.txt: 11 bytes, complete"]);
+
+    // The submitter, as S3 and as an archive; the DUT's key is nobody's any more.
+    let told = bench.get(&format!("/api/v1/jobs/{}/buckets", ended.id)).json();
+    assert_eq!(told["buckets"][1]["name"], "results", "{told}");
+    let archive = world.write("results.tar", &bench.get(&format!("/api/v1/jobs/{}/buckets/results", ended.id)).body);
+    let listed = good(Command::new("tar").arg("-tf").arg(&archive).output().unwrap());
+    for name in ["aws/deep/er.txt", "begin/one.txt", "big", "rclone/deep/er.txt", "s3cmd/put.txt"] {
+        assert!(listed.lines().any(|line| line == name), "no {name}: {listed}");
+    }
+    let mut command = world.at_submitter(&programs.join("aws"));
+    let key = |name: &str| told[name].as_str().unwrap().to_owned();
+    command.env("AWS_ACCESS_KEY_ID", key("access_key")).env("AWS_SECRET_ACCESS_KEY", key("secret_key"));
+    command.env("AWS_DEFAULT_REGION", "us-east-1").args([
+        "--endpoint-url",
+        &bench.url(),
+        "s3",
+        "cp",
+        "s3://results/big",
+        "-",
+    ]);
+    assert_eq!(good(command.output().unwrap()), "1111122222");
+    assert_eq!(world.curl(DUT, &keys, "/results/big", &[]).0, "403", "the job is over");
+}
+
+#[test]
+fn no_key_address_name_or_signature_leads_to_what_is_anothers() {
+    let Some(world) = World::new() else { return };
+    need_programs(&[("/usr/bin/curl", "curl")]);
+    let bench = world.start("64k");
+    let mut submitted = bench.submit(&job("      s3: [{bucket: results}]\n"), "");
+    let mut console = world.place.opened();
+    submitted.wait_for_kind("powered_on");
+    let keys = world.keys();
+    let put = |path: &str| world.curl(DUT, &keys, path, &["-X", "PUT", "-d", "secret"]);
+    assert_eq!(put("/results/mine").0, "200");
+    assert_eq!(world.curl(DUT, &keys, "/results/mine", &[]), ("200".into(), "secret".into()));
+
+    // Another address, the other side, no signature, a wrong one, an unknown key.
+    assert_eq!(world.curl(NEIGHBOUR, &keys, "/results/mine", &[]).0, "403");
+    let at_api = Keys { endpoint: bench.url(), ..keys.clone() };
+    let told = bench.get("/api/v1/jobs/1/buckets").json();
+    let submitter = Keys {
+        access_key: told["access_key"].as_str().unwrap().into(),
+        secret_key: told["secret_key"].as_str().unwrap().into(),
+        ..keys.clone()
+    };
+    assert_eq!(
+        world.curl(DUT, &submitter, "/results/mine", &[]).0,
+        "403",
+        "the submitter's key is for the API's address"
+    );
+    let user = format!("{}:{}", at_api.access_key, at_api.secret_key);
+    let mut curl = world.at_submitter(Path::new("curl"));
+    curl.args(["-s", "-o", "/dev/null", "-w", "%{http_code}", "--aws-sigv4", "aws:amz:us-east-1:s3", "--user", &user]);
+    let output = curl
+        .args(["-H", "x-amz-content-sha256: UNSIGNED-PAYLOAD", &format!("{}/results/mine", at_api.endpoint)])
+        .output()
+        .unwrap();
+    assert_eq!(good(output), "403", "the DUT's key is for its own address");
+    let unsigned =
+        world.at_dut(Path::new("curl")).args(["-s", &format!("{}/results/mine", keys.endpoint)]).output().unwrap();
+    assert!(good(unsigned).contains("<Code>AccessDenied</Code>"));
+    let forged = Keys { secret_key: "x".repeat(40), ..keys.clone() };
+    assert!(world.curl(DUT, &forged, "/results/mine", &[]).1.contains("<Code>SignatureDoesNotMatch</Code>"));
+    let unknown = Keys { access_key: "A".repeat(20), ..keys.clone() };
+    assert!(world.curl(DUT, &unknown, "/results/mine", &[]).1.contains("<Code>InvalidAccessKeyId</Code>"));
+
+    // Names are names, whatever they look like.
+    for path in
+        ["/results/../../../../etc/passwd", "/results/%2e%2e/%2e%2e/etc/passwd", "/..%2f..%2fetc/passwd", "/others/x"]
+    {
+        let (status, body) = world.curl(DUT, &keys, path, &[]);
+        assert!(["400", "403", "404"].contains(&status.as_str()) && !body.contains("root:"), "{path}: {status} {body}");
+    }
+    let big = world.write("big", &[b'x'; 70_000]);
+    let upload = format!("@{}", big.display());
+    let (status, body) = world.curl(DUT, &keys, "/results/big", &["-X", "PUT", "--data-binary", &upload]);
+    assert_eq!(status, "403");
+    assert!(body.contains("<Code>QuotaExceeded</Code>") && body.contains("may have 65536 bytes"), "{body}");
+    assert_eq!(bench.get("/api/v1/jobs/1/buckets").json()["buckets"][1]["bytes"], 6, "what did not fit is given back");
+
+    console.write_all(b"all is good\nthe end\n").unwrap();
+    let ended = submitted.wait();
+    ended.expect("PASS", "test");
+    ended.expect_in_order(&["refused to 10.88.0.12: the key is not good from 10.88.0.12"]);
+    assert_eq!(bench.get("/api/v1/jobs/1/buckets/none").status, 404);
+}
+
+#[test]
+fn a_bucket_outlives_the_server_with_its_keys_and_a_bad_archive_ends_the_job_before_it_boots() {
+    let Some(world) = World::new() else { return };
+    let bench = world.start("64k");
+    let submitted = bench.submit(&job("      s3: [{bucket: results, fill: {data: no archive}}]\n"), "");
+    let console = world.place.opened();
+    let ended = submitted.wait();
+    ended.expect("SETUP_FAIL", "artifact").expect_summary("cannot fill the bucket `results`");
+    ended.expect_summary("no archive that is read here");
+    // Eight mebibytes of zeros are some kilobytes: the quota holds for what comes out.
+    world.write("bomb", &vec![0; 8 << 20]);
+    let bomb = world.path("bomb.tar.gz");
+    good(Command::new("tar").arg("-C").arg(world.folder.path()).arg("-czf").arg(&bomb).arg("bomb").output().unwrap());
+    let bytes = fs::read(&bomb).unwrap();
+    assert!(bytes.len() < 60_000, "{}", bytes.len());
+    let id = submit_with(&bench, &job("      s3: [{bucket: results, fill: {attached: bomb}}]\n"), &[("bomb", &bytes)]);
+    let ended = bench.follow(&id, "").wait();
+    ended.expect("SETUP_FAIL", "artifact").expect_summary("the bucket `results` may have 65536 bytes");
+
+    let mut submitted = bench.submit(&job("      s3: [{bucket: results}]\n"), "");
+    let id = submitted.id.clone();
+    submitted.wait_for_kind("powered_on");
+    drop(submitted);
+    let keys = world.keys();
+    assert_eq!(world.curl(DUT, &keys, "/results/kept", &["-X", "PUT", "-d", "kept"]).0, "200");
+    drop(console);
+    let bench = bench.killed_and_started_again(crate::farms::WHARF);
+    let mut console = world.place.opened();
+    let mut submitted = bench.follow(&id, "");
+    submitted.wait_for_kind("console_back");
+    assert_eq!(world.keys().secret_key, keys.secret_key);
+    assert_eq!(world.curl(DUT, &keys, "/results/kept", &[]), ("200".into(), "kept".into()));
+    console.write_all(b"all is good\nthe end\n").unwrap();
+    submitted.wait().expect("PASS", "test");
+    let bench = bench.stopped_and_started_again(crate::farms::WHARF);
+    assert_eq!(bench.get(&format!("/api/v1/jobs/{id}/buckets")).json()["buckets"][1]["objects"], 1);
+}
+
+/// Hands a job in with files; its number.
+fn submit_with(bench: &Bench, job: &str, files: &[(&str, &[u8])]) -> String {
+    let mut body = Vec::new();
+    let mut part = |name: &str, bytes: &[u8]| {
+        body.extend_from_slice(
+            format!("--cut\r\ncontent-disposition: form-data; name=\"{name}\"; filename=\"{name}\"\r\n\r\n").as_bytes(),
+        );
+        body.extend_from_slice(bytes);
+        body.extend_from_slice(b"\r\n");
+    };
+    part("metadata", b"{\"version\": 1}");
+    part("job", job.as_bytes());
+    files.iter().for_each(|(name, bytes)| part(name, bytes));
+    body.extend_from_slice(b"--cut--\r\n");
+    let answer = bench.post("/api/v1/jobs", "multipart/form-data; boundary=cut", &body);
+    assert_eq!(answer.status, 201, "{}", answer.text());
+    answer.json()["id"].as_str().unwrap().to_owned()
+}
+
+/// Stands in for MinIO's client: what `executorctl` asks of it, done by s3cmd.
+const MCLI: &str = r#"#!/bin/sh
+# mcli --no-color mirror --overwrite --remove client/BUCKET FOLDER, with MC_HOST_client=http://KEY:SECRET@HOST
+rest=${MC_HOST_client#http://}; keys=${rest%@*}; host=${rest##*@}
+exec S3CMD --no-ssl --host "$host" --host-bucket "$host" --access_key "${keys%%:*}" --secret_key "${keys#*:}" \
+    --no-progress --delete-removed sync "s3://${5#client/}/" "$6/"
+"#;
+
+#[test]
+fn the_shared_directory_of_executorctl_goes_there_and_comes_back_for_every_version() {
+    let Some(world) = World::new() else { return };
+    need_programs(&[("/usr/bin/curl", "curl")]);
+    let s3cmd = python(&CLIENTS).join("s3cmd");
+    let mcli = world.write("bin/mcli", MCLI.replace("S3CMD", s3cmd.to_str().unwrap()).as_bytes());
+    fs::set_permissions(&mcli, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let file = world.write("job.yml", job("").as_bytes());
+    let bench = world.start("1M");
+    let mut console = None;
+    for version in ["0.2.1", "0.0.9"] {
+        let client = python(&[&format!("valve-gfx-ci.executor.client=={version}")]).join("executorctl");
+        let shared = format!("shared-{version}");
+        world.write(&format!("{shared}/in/put.txt"), b"from the submitter");
+        world.write(&format!("{shared}/stale"), b"to be removed");
+        let mut command = world.at_submitter(&client);
+        let path = format!("{}:{}", world.path_text("bin"), std::env::var("PATH").unwrap_or_default());
+        command
+            .env("PATH", path)
+            .args(["-e", &bench.url(), "run", "--wait", "-s", &world.path_text(&shared)])
+            .arg(&file);
+        let running = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let console = console.get_or_insert_with(|| world.place.opened());
+        let id = until(PATIENCE, || {
+            let jobs = bench.get("/api/v1/jobs").json();
+            let first = jobs["jobs"][0].clone();
+            (first["state"] == "running").then(|| first["id"].as_str().unwrap().to_owned())
+        });
+        bench.follow(&id.unwrap(), "").wait_for_kind("powered_on");
+        let keys = world.keys();
+        let path = |name: &str| format!("/{}/{name}", keys.own);
+        assert_eq!(world.curl(DUT, &keys, &path("in/put.txt"), &[]), ("200".into(), "from the submitter".into()));
+        assert_eq!(world.curl(DUT, &keys, &path("out.txt"), &["-X", "PUT", "-d", "from the DUT"]).0, "200");
+        assert_eq!(world.curl(DUT, &keys, &path("stale"), &["-X", "DELETE"]).0, "204");
+        console.write_all(b"all is good\nthe end\n").unwrap();
+        let output = running.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{version}: {output:?}");
+        let read = |name: &str| fs::read_to_string(world.path(&shared).join(name)).ok();
+        assert_eq!(read("out.txt").as_deref(), Some("from the DUT"), "{version}: {output:?}");
+        assert_eq!(read("in/put.txt").as_deref(), Some("from the submitter"), "{version}");
+        assert_eq!(read("stale"), None, "{version}: what the DUT removed is removed");
+    }
+    let broken = submit_raw(&bench, &job(""), b"no archive");
+    assert_eq!((broken.0, broken.1.as_str()), (420, "Invalid tarball file"));
+}
+
+fn submit_raw(bench: &Bench, job: &str, directory: &[u8]) -> (u16, String) {
+    let mut body = format!(
+        "--cut\r\ncontent-disposition: form-data; name=\"metadata\"; filename=\"m\"\r\n\r\n{{\"version\": 1}}\r\n\
+         --cut\r\ncontent-disposition: form-data; name=\"job\"; filename=\"j\"\r\n\r\n{job}\r\n\
+         --cut\r\ncontent-disposition: form-data; name=\"{DIRECTORY}\"; filename=\"d\"\r\n\r\n"
+    )
+    .into_bytes();
+    body.extend_from_slice(directory);
+    body.extend_from_slice(b"\r\n--cut--\r\n");
+    let answer = bench.post("/api/v1/jobs", "multipart/form-data; boundary=cut", &body);
+    (answer.status, answer.text().trim().to_owned())
+}
