@@ -32,7 +32,7 @@ pub struct Filled {
 pub async fn fill(bucket: &Bucket, editor: &Editor, content: &Content) -> Result<Filled, String> {
     let (bucket, handle) = (bucket.clone(), Handle::current());
     let mut filled = Filled::default();
-    let mut visit = move |found: edit::Found<'_>| match found {
+    let visit = move |found: edit::Found<'_>| match found {
         edit::Found::Other => {
             filled.left_out += 1;
             Ok(filled)
@@ -43,11 +43,7 @@ pub async fn fill(bucket: &Bucket, editor: &Editor, content: &Content) -> Result
             Ok(filled)
         }
     };
-    editor
-        .each_file(content, move |found| visit(found))
-        .await
-        .map_err(|error| error.to_string())
-        .map(Option::unwrap_or_default)
+    editor.each_file(content, visit).await.map_err(|error| error.to_string()).map(Option::unwrap_or_default)
 }
 
 fn put(bucket: &Bucket, handle: &Handle, path: &str, bytes: &mut dyn Read) -> io::Result<()> {
