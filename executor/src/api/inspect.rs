@@ -307,6 +307,8 @@ mod tests {
             "/api/v1/hosts",
             "/api/v1/jobs",
             "/api/v1/jobs/{id}",
+            "/api/v1/jobs/{id}/buckets",
+            "/api/v1/jobs/{id}/buckets/{name}",
             "/api/v1/jobs/{id}/cancel",
             "/api/v1/jobs/{id}/console",
             "/api/v1/jobs/{id}/events",

@@ -388,6 +388,6 @@ async fn passwords_in_urls_are_not_shown() {
     let error = cached.ready().await.unwrap_err();
     assert_eq!(
         error.to_string(),
-        "cannot fetch `ftp://example.org/a`: the scheme `ftp` is not supported; use http or https"
+        "cannot fetch `ftp://example.org/a`: the scheme `ftp` is not supported; use http, https or s3"
     );
 }

@@ -422,7 +422,7 @@ async fn an_artifact_that_cannot_be_had_is_a_502_and_a_missing_file_a_500_withou
     scene.put("/kernel", Content::Url(cached), Exposure::default(), Origin::Job);
     let reply = scene.get("/kernel").await;
     let expected =
-        "cannot fetch `gopher://example.org/kernel`: the scheme `gopher` is not supported; use http or https\n";
+        "cannot fetch `gopher://example.org/kernel`: the scheme `gopher` is not supported; use http, https or s3\n";
     assert_eq!((reply.status, reply.text()), (502, expected));
     scene.put("/file", Content::File(directory.path().join("none")), Exposure::default(), Origin::Job);
     let reply = scene.get("/file").await;
