@@ -20,12 +20,17 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use http_body_util::BodyExt;
+use hyper::body::{Frame, SizeHint};
+use hyper::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
@@ -100,10 +105,12 @@ impl Door {
         B: hyper::body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + 'static,
     {
-        let mut request = request.map(|body| Body::http_body_unsync(body.map_err(Into::into)));
+        let is_read = Arc::new(AtomicBool::new(request.body().is_end_stream()));
+        let watched = |body| Watched { body: Box::pin(body), is_read: Arc::clone(&is_read) };
+        let mut request = request.map(|body| Body::http_body_unsync(watched(body).map_err(Into::into)));
         request.extensions_mut().insert(caller);
         let what = format!("{} {}", request.method(), request.uri().path());
-        let response = self.service.call(request).await.unwrap_or_else(|error| {
+        let mut response = self.service.call(request).await.unwrap_or_else(|error| {
             tracing::error!(?error, "an S3 request could not be answered");
             let mut response = Response::new(Body::empty());
             *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
@@ -112,7 +119,42 @@ impl Door {
         if response.status() == StatusCode::FORBIDDEN {
             tracing::info!(%caller, what, "an S3 request was refused");
         }
+        if response.status().as_u16() >= 400 && !is_read.load(Ordering::Relaxed) {
+            // RFC 9110, 10.1.1: who answers instead of reading says that the connection ends. botocore 1.46 takes it for the next
+            // request otherwise, and the old status for that one's.
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         response
+    }
+}
+
+/// A request's body, and whether all of it was read.
+struct Watched<B> {
+    body: Pin<Box<B>>,
+    is_read: Arc<AtomicBool>,
+}
+
+impl<B: hyper::body::Body> hyper::body::Body for Watched<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let frame = self.body.as_mut().poll_frame(context);
+        if matches!(frame, Poll::Ready(None)) || self.body.is_end_stream() {
+            self.is_read.store(true, Ordering::Relaxed);
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

@@ -162,6 +162,7 @@ def fails(call, **words):
     try:
         return 'no failure: %r' % call(**words)
     except s3.exceptions.ClientError as error:
+        fails.connection = error.response['ResponseMetadata']['HTTPHeaders'].get('connection')
         return '%s %s' % (error.response['ResponseMetadata']['HTTPStatusCode'], error.response['Error']['Code'])
 def keys(page):
     return [row['Key'] for row in page.get('Contents', [])], [row['Prefix'] for row in page.get('CommonPrefixes', [])]
@@ -177,6 +178,7 @@ print('tail', s3.get_object(Bucket='results', Key='a b/ü+%2e', Range='bytes=-3'
 print('beyond', fails(s3.get_object, Bucket='results', Key='a b/ü+%2e', Range='bytes=10-'))
 print('unchanged', fails(s3.get_object, Bucket='results', Key='a b/ü+%2e', IfNoneMatch=head['ETag']))
 print('taken', fails(s3.put_object, Bucket='results', Key='a b/ü+%2e', Body=b'x', IfNoneMatch='*'))
+print('unread, so the connection is', fails.connection)
 print('wrong sum', fails(s3.put_object, Bucket='results', Key='bad', Body=b'x', ChecksumCRC32='AAAAAA=='))
 for name in ['l/1', 'l/2', 'l/3/x', 'm']:
     s3.put_object(Bucket='results', Key=name, Body=name.encode())
@@ -211,6 +213,7 @@ tail b'789'
 beyond 416 InvalidRange
 unchanged 304 304
 taken 412 PreconditionFailed
+unread, so the connection is close
 wrong sum 400 BadDigest
 v2 (['l/1', 'l/2'], []) True ([], ['l/3/']) False
 v1 ([], ['a b/', 'begin/', 'l/']) (['m'], [])
