@@ -47,7 +47,7 @@ pub(super) struct Client {
 pub(super) enum Asked {
     /// A job.
     Job(Box<Job>),
-    /// None for now; what to say at the next time.
+    /// No job; what to say at the next time.
     Nothing(Option<String>),
     /// The token is no longer good.
     Refused,
