@@ -29,6 +29,7 @@ use crate::dhcp::{self, ReplyTo, advertise};
 use crate::egress::Network;
 use crate::namespace::{Namespaces, Protocol};
 use crate::net::Net;
+use crate::outside::{Internet, Outside};
 use crate::tls::Tls;
 use crate::tls::authority::{Authority, AuthorityError};
 use crate::{http, nbd, s3, tftp};
@@ -459,7 +460,7 @@ async fn start_http(
     let Some(port) = config.ports.http else { return Ok(None) };
     let listen = SocketAddr::new(config.address.into(), port);
     let (interface, tls) = (config.interface.clone(), Some(tls.clone()));
-    let outside: Arc<dyn http::proxy::Outside> = Arc::new(http::proxy::Internet {
+    let outside: Arc<dyn Outside> = Arc::new(Internet {
         net: config.net.clone(),
         interface: interface.clone(),
         duts: Network::new(config.address.into(), config.prefix_length),

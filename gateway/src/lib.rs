@@ -21,6 +21,7 @@ pub mod live;
 pub mod namespace;
 pub mod nbd;
 pub mod net;
+pub mod outside;
 pub mod s3;
 pub mod tftp;
 pub mod tls;

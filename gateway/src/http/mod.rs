@@ -14,7 +14,7 @@ pub mod answer;
 mod ask;
 mod connection;
 pub mod form;
-pub mod proxy;
+mod proxy;
 mod transfer;
 mod wire;
 
@@ -43,13 +43,14 @@ use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 
 use self::answer::{Conditions, Method, Target, Way};
 use self::connection::{Patient, Running};
-use self::proxy::{Asker, Outside};
+use self::proxy::Asker;
 use self::transfer::{AnswerBody, Transfer};
 use self::wire::Wire;
 use crate::content::{Content, ContentError, Reader, content_type};
 use crate::door::Door;
 use crate::namespace::{Access, Caller, Live, Namespaces, Opened, Outcome, Protocol, Refusal};
 use crate::net::Net;
+use crate::outside::Outside;
 use crate::tls::{Inside, Tls};
 
 /// How HTTP is served.

@@ -3,15 +3,18 @@
 
 use std::collections::HashMap;
 
+use futures_util::future::BoxFuture;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::mpsc;
 
 use super::*;
 use crate::content::Content;
-use crate::egress::Egress;
+use crate::egress::{Egress, Network};
 use crate::http::{Config, Server, start};
 use crate::namespace::{AccessEvent, CONNECTIONS_PER_DUT_MAX, Namespaces, Protocol, Publication};
+use crate::net::Net;
+use crate::outside::Internet;
 
 /// Names that lead to addresses, and a server that is at all of them.
 #[derive(Debug)]
