@@ -436,8 +436,10 @@ impl Slot {
     /// What is new of its off-time, if anything is.
     fn saw(&self, read: PowerState) -> Option<Option<Stamp>> {
         let mut slot = self.lock();
-        slot.seen = Some(read);
         slot.read_at = Some(jiff::Timestamp::now());
+        if slot.seen.replace(read).is_some_and(|before| before != read) {
+            slot.energy.switched();
+        }
         let off_since = match (read, slot.off_since.is_some()) {
             (PowerState::Off, false) => Some(now()),
             (PowerState::On, true) => None,

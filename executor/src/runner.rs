@@ -197,11 +197,15 @@ pub async fn run(mut session: Recorded, ring: Ring) -> Verdict {
             }),
             () = sleep_until(tell_at) => { line.tells(Telling::Now); log.tell_console(); None }
             event = &mut cancelled => Some(event),
-            Some(event) = events.recv() => Some(event),
+            Some(event) = events.recv() => { session.handle_event(event, Instant::now()); None }
             Some(bytes) = input.recv() => { line.type_on(bytes); None }
             () = sleep_until(wake) => None,
         };
         let now = Instant::now();
+        // What was fetched before is evidence, also of what ends the job.
+        while let Ok(event) = events.try_recv() {
+            session.handle_event(event, now);
+        }
         if let Some(event) = event {
             session.handle_event(event, now);
         }

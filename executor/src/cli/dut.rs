@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::client::{Server, in_query};
+use super::duts::Dut;
 use super::lease::user;
 use super::view::print;
 use crate::api::wire::leases::{ReasonWire, ResourceWire};
@@ -144,19 +145,11 @@ fn say(text: String) -> anyhow::Result<()> {
     print(text.trim_end())
 }
 
-/// What is read of a DUT; the answer has CI-tron's other keys too.
+/// What is read of one DUT beside what the list has.
 #[derive(Debug, Deserialize)]
-struct Dut {
-    id: String,
-    full_name: String,
-    state: String,
-    tags: Vec<String>,
-    mac_address: Option<String>,
-    ip_address: Option<String>,
-    comment: Option<String>,
-    job: Option<String>,
-    holder: Option<String>,
-    power: Option<String>,
+struct Shown {
+    #[serde(flatten)]
+    dut: Dut,
     health: String,
     record: Record,
     training: Training,
@@ -199,8 +192,8 @@ async fn show(name: &str, json: bool, server: &Server) -> anyhow::Result<ExitCod
     Ok(ExitCode::SUCCESS)
 }
 
-fn drawn(dut: &Dut) -> String {
-    let Dut { record, training, .. } = dut;
+fn drawn(shown: &Shown) -> String {
+    let Shown { dut, health, record, training } = shown;
     let counts = |counts: &BTreeMap<String, u64>| {
         let counts: Vec<_> = counts.iter().map(|(what, count)| format!("{count} {what}")).collect();
         if counts.is_empty() { "none".to_owned() } else { counts.join(", ") }
@@ -214,7 +207,7 @@ fn drawn(dut: &Dut) -> String {
     lines.extend(dut.mac_address.clone().map(|mac| ("mac", mac)));
     lines.extend(dut.ip_address.clone().map(|address| ("address", address)));
     lines.push(("tags", dut.tags.join(" ")));
-    lines.push(("health", dut.health.clone()));
+    lines.push(("health", health.clone()));
     lines.push(("boots", record.boots.to_string()));
     lines.push(("jobs", counts(&record.jobs)));
     lines.push(("failures", counts(&record.failures)));
@@ -243,7 +236,7 @@ mod tests {
 
     #[test]
     fn a_dut_that_failed_while_it_trains_is_shown_with_what_it_did() {
-        let dut: Dut = serde_json::from_value(json!({
+        let shown: Shown = serde_json::from_value(json!({
             "id": "a", "full_name": "farm-sim-1", "state": "TRAINING", "tags": ["x", "farm:f"], "mac_address": "52:54:00:00:00:01",
             "ip_address": "10.0.0.2", "comment": null, "job": null, "holder": null, "power": "off", "health": "suspect",
             "record": {
@@ -270,6 +263,6 @@ mod tests {
   last failure 2026-11-21T12:00:00Z, job 8, cause network: no DHCP request
   training     3 of 5 boots, 2 passed of 4 that are needed
   health job   9";
-        assert_eq!(drawn(&dut), expected);
+        assert_eq!(drawn(&shown), expected);
     }
 }

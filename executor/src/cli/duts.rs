@@ -20,17 +20,17 @@ pub struct Arguments {
 
 /// What is read of a DUT; the answer has CI-tron's other keys too.
 #[derive(Debug, Deserialize)]
-struct Dut {
-    full_name: String,
-    state: String,
-    tags: Vec<String>,
-    mac_address: Option<String>,
-    ip_address: Option<String>,
-    comment: Option<String>,
-    job: Option<String>,
-    #[serde(default)]
-    holder: Option<String>,
-    power: Option<String>,
+pub(super) struct Dut {
+    pub(super) id: String,
+    pub(super) full_name: String,
+    pub(super) state: String,
+    pub(super) tags: Vec<String>,
+    pub(super) mac_address: Option<String>,
+    pub(super) ip_address: Option<String>,
+    pub(super) comment: Option<String>,
+    pub(super) job: Option<String>,
+    pub(super) holder: Option<String>,
+    pub(super) power: Option<String>,
 }
 
 /// Lists the machines.

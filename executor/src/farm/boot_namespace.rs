@@ -250,8 +250,9 @@ pub(super) fn observer(log: &Arc<JobLog>, watch: &Watch) -> Observer {
         let text = sentence(&access);
         match lines.fetch_add(1, Ordering::Relaxed) {
             count if count < ACCESS_LINES_MAX => {
-                log.append(JobEvent::Access { text: text.clone(), access: Some(access) });
-                let _ = events.try_send(Event::Evidence(text));
+                // First the session: who reads the line, and cancels the job for it, finds it in the verdict.
+                let _ = events.try_send(Event::Evidence(text.clone()));
+                log.append(JobEvent::Access { text, access: Some(access) });
             }
             ACCESS_LINES_MAX => {
                 log.append(JobEvent::Access { text: "further accesses are not listed".into(), access: None });

@@ -173,9 +173,11 @@ impl Hosts {
         let user_data = cloud_init(&keys.host(&host), &login_key);
         let user_data = user_data.map_err(|error| EffectError::Permanent(error.to_string()))?;
         let wanted = Wanted { name: host.clone(), token: keys.token(&row), user_data };
-        if provider.find(&host).await.map_err(refused)?.is_none() {
-            provider.make(&wanted).await.map_err(refused)?;
-        }
+        let asked = async {
+            let found = provider.find(&host).await?;
+            if found.is_none() { provider.make(&wanted).await } else { Ok(()) }
+        };
+        asked.await.inspect_err(|error| self.tell_why(&host, &error.to_string())).map_err(refused)?;
         let boots = self.until_it_answers(&entry, &host, &*provider);
         let booted = tokio::time::timeout(BOOT_TIME, boots).await;
         let last = self.silent().remove(&host).unwrap_or_else(|| "it has no address".to_owned());
@@ -187,6 +189,14 @@ impl Hosts {
         self.0.silent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// To the log once, and to whoever asks as long as it is so.
+    fn tell_why(&self, host: &str, why: &str) {
+        let before = self.silent().insert(host.to_owned(), why.to_owned());
+        if before.as_deref() != Some(why) {
+            tracing::info!(host, why, "it does not answer yet");
+        }
+    }
+
     /// A machine that boots may refuse, show the key of its image or not let us in until cloud-init is done.
     async fn until_it_answers(&self, entry: &HostConfig, host: &str, provider: &dyn Provider) -> Facts {
         let mut look = tokio::time::interval(LOOK_AGAIN);
@@ -196,7 +206,7 @@ impl Hosts {
                 Ok(Some(Found { id, address: Some(address), port })) => (id, (address, port)),
                 Ok(_) => continue,
                 Err(error) => {
-                    self.silent().insert(host.to_owned(), error.to_string());
+                    self.tell_why(host, &error.to_string());
                     continue;
                 }
             };
@@ -210,11 +220,7 @@ impl Hosts {
                     return facts;
                 }
                 Err(error) => {
-                    let why = error.to_string();
-                    if self.silent().get(host) != Some(&why) {
-                        tracing::info!(host, why, "it does not answer yet");
-                    }
-                    self.silent().insert(host.to_owned(), why);
+                    self.tell_why(host, &error.to_string());
                 }
             }
         }
@@ -223,6 +229,7 @@ impl Hosts {
     /// Ends a host that was made; one that is there is left alone.
     pub(super) async fn unmake(self, host: String) -> Result<(), EffectError> {
         self.0.addresses.lock().unwrap_or_else(PoisonError::into_inner).remove(&host);
+        self.silent().remove(&host);
         let Some(entry) = self.entry(&host) else { return Ok(()) };
         let HostFrom::Provider(made) = &entry.from else { return Ok(()) };
         let provider = self.provider(&entry, made).map_err(|error| EffectError::Retry(error.to_string()))?;
@@ -356,7 +363,7 @@ impl Farm {
         }
         let silent = self.machines.hosts().silent();
         for view in views.iter_mut().filter(|view| view.state == "starting") {
-            let why = silent.get(&view.name).map(|why| format!("no answer yet: {why}"));
+            let why = silent.get(&view.name).map(|why| format!("not there yet: {why}"));
             view.why = why.or(view.why.take());
         }
         views

@@ -22,7 +22,7 @@
 //! |---|---|---|---|---|
 //! | R1 | – | [`make`] | Pending | keys |
 //! | R2 | Pending | `Activated` (children Active) | Active | idle since |
-//! | R3 | Pending | `ActivationFailed` that may pass (attempts left) | Pending | back-off |
+//! | R3 | Pending | `ActivationFailed` that may pass (attempts left, its lease waits still) | Pending | back-off |
 //! | R4 | Pending | other `ActivationFailed`, `ActivationEnded`, release, drain, lost | Releasing | lost to every lease on it |
 //! | R5 | Active | drain | Draining | – |
 //! | R6 | Draining | undrain | Active | – |

@@ -111,6 +111,7 @@ pub fn back_off(failures: u32, chance: f64) -> Duration {
 pub struct Energy {
     joules: f64,
     last: Option<(Instant, Reading)>,
+    watts: Option<f64>,
 }
 
 impl Energy {
@@ -120,6 +121,12 @@ impl Energy {
             self.joules += drawn(before, reading, now.saturating_duration_since(at));
         }
         self.last = Some((now, reading));
+        self.watts = reading.watts;
+    }
+
+    /// The outlet went on or off: what it drew before is not what it draws.
+    pub fn switched(&mut self) {
+        self.watts = None;
     }
 
     /// So far, in joules; `None` when there is no meter.
@@ -127,9 +134,9 @@ impl Energy {
         self.last.map(|_| self.joules)
     }
 
-    /// The power that was read last, in watts.
+    /// The power that was read last, in watts; `None` when nothing was read since the outlet was switched.
     pub fn watts(&self) -> Option<f64> {
-        self.last.and_then(|(_, reading)| reading.watts)
+        self.watts
     }
 }
 
@@ -197,6 +204,8 @@ mod tests {
         assert_eq!((energy.joules(), energy.watts()), (Some(0.0), Some(10.0)));
         energy.note(watts(20.0), start + S(10));
         assert_eq!(energy.joules(), Some(150.0));
+        energy.switched();
+        assert_eq!((energy.joules(), energy.watts()), (Some(150.0), None));
         energy.note(watts(20.0), start + S(100));
         assert_eq!(energy.joules(), Some(150.0));
         energy.note(watts(20.0), start + S(101));

@@ -30,7 +30,7 @@ impl ResourceStep<'_> {
     pub fn activation_failed(&self, failure: Failure) -> Transition {
         let failed = self.resource.attempts + 1;
         let cause = Cause::ActivationFailed { why: failure.why };
-        if failure.hope == Hope::Lasting || failed >= ACTIVATIONS_AT_MOST {
+        if failure.hope == Hope::Lasting || failed >= ACTIVATIONS_AT_MOST || !self.is_wanted() {
             return self.end(Label::R4, cause);
         }
         let retry = self.context.now.plus_ms(pause_ms(failed));
@@ -40,6 +40,12 @@ impl ResourceStep<'_> {
         });
         transition.journal = Journal::Closed;
         transition
+    }
+
+    /// Whether the lease that it is made for, if it is for one, is still there to have it.
+    fn is_wanted(&self) -> bool {
+        let ends = |lease: &Lease| matches!(lease.state, LeaseState::Releasing | LeaseState::Destroyed);
+        self.resource.made_for.as_ref().is_none_or(|id| self.context.tables.lease(id).is_some_and(|lease| !ends(lease)))
     }
 
     pub fn command(&self, command: &Command) -> Transition {

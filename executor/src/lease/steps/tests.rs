@@ -261,6 +261,21 @@ fn a_tear_down_that_fails_is_tried_again_with_longer_pauses_and_then_calls_a_per
 }
 
 #[test]
+fn what_is_made_for_a_lease_that_is_gone_is_not_tried_again() {
+    let mut farm = SmallFarm::of(static_dut("a", &[]));
+    farm.request(request("wants", &["nowhere"]));
+    let mut resource = farm.tables.resources().find(|resource| resource.name == "a").unwrap().clone();
+    (resource.state, resource.made_for) = (ResourceState::Pending, Some("wants".into()));
+    let label = |farm: &SmallFarm| {
+        let failed = ResourceEvent::ActivationFailed(failure(Hope::Passing));
+        step_resource(&resource, &farm.context(), failed).unwrap().label
+    };
+    assert_eq!(label(&farm), Label::R3);
+    farm.release("wants");
+    assert_eq!(label(&farm), Label::R4);
+}
+
+#[test]
 fn a_renewal_ends_where_the_longest_hold_ends() {
     let (farm, mut lease) = lease_in(LeaseState::Active, Phase::Whole);
     lease.deadlines.expires_at_most = Some(Moment(5_000));
