@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -66,6 +66,8 @@ pub struct Surroundings {
     pub state_bytes: Option<u64>,
     /// The network that it is on; the host's when absent. With `state_bytes` it is the host's.
     pub lab: Option<Arc<Lab>>,
+    /// Whom it asks for names, instead of those whom the host asks; in a lab, and in a mount namespace that nobody else sees.
+    pub name_server: Option<Ipv4Addr>,
     /// Where its API is, port and all; a free port of the loopback when absent. Only in a lab may that be any other address.
     pub api: Option<String>,
 }
@@ -155,7 +157,10 @@ impl Bench {
         let mark = new_mark();
         let mut command = match (surroundings.state_bytes, &surroundings.lab) {
             (None, None) => Command::new(wharf),
-            (None, Some(lab)) => lab.command(wharf).expect("the namespace is open"),
+            (None, Some(lab)) => match surroundings.name_server {
+                None => lab.command(wharf).expect("the namespace is open"),
+                Some(server) => with_a_name_server(wharf, lab, &folder.path().join("resolv.conf"), server),
+            },
             (Some(bytes), _) => on_a_small_disk(wharf, &folder.path().join("state"), bytes),
         };
         command.envs(surroundings.environment.iter().map(|(name, value)| (name, value)));
@@ -604,7 +609,7 @@ impl Ended {
 
 /// Whether this entry of the evidence tells of a name that the DUT asked the gateway for.
 fn is_access(entry: &str) -> bool {
-    ["HTTP ", "TFTP ", "NBD ", "S3 "].iter().any(|protocol| entry.starts_with(protocol))
+    ["HTTP ", "TFTP ", "NBD ", "S3 ", "proxy "].iter().any(|protocol| entry.starts_with(protocol))
 }
 
 impl fmt::Display for Ended {
@@ -646,6 +651,15 @@ fn on_a_small_disk(wharf: &str, folder: &Path, bytes: u64) -> Command {
     let script = "mkdir -p \"$1\" && mount -t tmpfs -o \"size=$2\" small-disk \"$1\" && shift 2 && exec \"$@\"";
     let mut command = Command::new("unshare");
     command.args(own_mounts()).args(["sh", "-c", script, "sh"]).arg(folder).arg(bytes.to_string()).arg(wharf);
+    command
+}
+
+/// The program, once it sees another file in the place of `/etc/resolv.conf`.
+fn with_a_name_server(wharf: &str, lab: &Lab, file: &Path, server: Ipv4Addr) -> Command {
+    fs::write(file, format!("nameserver {server}\n")).expect("the folder is ours");
+    let script = "mount --bind \"$1\" /etc/resolv.conf && shift && exec \"$@\"";
+    let mut command = lab.command("unshare").expect("the namespace is open");
+    command.args(own_mounts()).args(["sh", "-c", script, "sh"]).arg(file).arg(wharf);
     command
 }
 

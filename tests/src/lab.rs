@@ -117,7 +117,7 @@ impl Lab {
     }
 
     /// What `ip` does with these words, inside.
-    pub(crate) fn ip(&self, words: &str) -> anyhow::Result<()> {
+    pub fn ip(&self, words: &str) -> anyhow::Result<()> {
         let mut command = self.command("ip")?;
         let output = command.args(words.split(' ')).output().context("cannot run `ip`; apt-get install iproute2")?;
         let said = String::from_utf8_lossy(&output.stderr);

@@ -42,6 +42,7 @@
 //! | `power_manual` | a job waits for the person who switches its outlet, and believes what he says |
 //! | `power_network` | a lease switches its machine at the unit that the farm file names, over the network |
 //! | `power_served` | pduclient and labgrid switch what a lease holds |
+//! | `proxy` | a DUT reaches what job and farm allow, and nothing of the farm by any name, address or trick of either |
 //! | `queue` | hundreds of jobs for fifty machines: in order, and none is forgotten |
 //! | `reload` | a running farm takes a changed farm file, and no lease ends by it |
 //! | `restart` | jobs, their places and their verdicts outlive the server, however it ends |
@@ -101,6 +102,7 @@ mod power_kernel;
 mod power_manual;
 mod power_network;
 mod power_served;
+mod proxy;
 mod queue;
 mod reload;
 mod restart;
