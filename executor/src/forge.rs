@@ -1,15 +1,23 @@
 //! Where jobs come from by themselves: forges that have jobs to be run, asked by the farm.
 //!
 //! ```text
-//!  farm file ─► gitlab/: runners, their questions, their jobs ─► Farm::submit, its log, Farm::cancel
+//!  farm file ─► gitlab/: runners, their questions, their jobs ─► carry.rs ─► Farm::submit, its log, Farm::cancel
+//!                                                                   │ courier.rs ◆ what is told when
+//!                                                                   └ the log: spool.rs, trace.rs ◆, mask.rs ◆
 //! ```
 //! They use the farm as the API does, and the farm knows nothing of them.
 
+mod carry;
+mod courier;
 mod gitlab;
+mod mask;
+mod spool;
+mod trace;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use carry::Carriers;
 use tokio::task::JoinHandle;
 
 use crate::farm::Farm;
@@ -20,12 +28,12 @@ const LAST_WORDS: Duration = Duration::from_secs(4);
 /// The forges of a farm, being asked.
 pub struct Asking {
     supervisor: JoinHandle<()>,
-    carriers: Arc<gitlab::Carriers>,
+    carriers: Arc<Carriers>,
 }
 
 /// Asks the forges that the farm file names, from now on.
 pub fn ask(farm: &Arc<Farm>) -> Asking {
-    let carriers = Arc::new(gitlab::Carriers::default());
+    let carriers = Arc::new(Carriers::default());
     let supervisor = tokio::spawn(gitlab::supervise(Arc::downgrade(farm), Arc::clone(&carriers)));
     Asking { supervisor, carriers }
 }

@@ -4,22 +4,17 @@
 //!  farm file, DUTs ─► register.rs: runners and their tokens ─► source.rs: one question per runner ─► carry.rs: one job
 //!       (looked at every few seconds)                              ▲ refused tokens                     │
 //!                                                                  └────────────────────────────────────┘
-//!  a job: forms.rs ◆ what it asks for, ci_tron.rs ◆ and variables.rs ◆ too · courier.rs ◆ what is told when · its log: spool.rs,
-//!  trace.rs ◆, mask.rs ◆ · produce.rs its files · client.rs the calls, wire.rs ◆ their JSON
+//!  a job: forms.rs ◆ what it asks for, ci_tron.rs ◆ and variables.rs ◆ too · produce.rs its files · client.rs the calls, wire.rs ◆ their JSON
 //! ```
 
 mod carry;
 mod ci_tron;
 mod client;
-mod courier;
 mod describe;
 mod forms;
-mod mask;
 mod produce;
 mod register;
 mod source;
-mod spool;
-mod trace;
 mod variables;
 mod wire;
 
@@ -29,10 +24,12 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 
-pub use carry::Carriers;
+use carry::Taken;
 use register::{Registry, Wanted};
 use source::Desk;
 
+use super::carry::{Carriers, Errand, folder_of};
+use super::{courier, mask, spool, trace};
 use crate::farm::Farm;
 
 /// Between two looks at the farm file and the DUTs' tags: a reload shows in GitLab within seconds.
@@ -44,7 +41,7 @@ const REFUSALS_MAX: usize = 64;
 pub(super) async fn supervise(farm: Weak<Farm>, carriers: Arc<Carriers>) {
     let Some(state) = farm.upgrade().map(|farm| farm.forges().state) else { return };
     let mut registry = Registry::open(state.join("gitlab.json"));
-    carriers.resume(&farm, &state);
+    carriers.resume::<Taken>(&farm, &folder_of(&state, Taken::FORGE));
     let (tokens, all_tokens) = watch::channel(BTreeMap::new());
     let (refusals, mut refused) = mpsc::channel(REFUSALS_MAX);
     let system_id = registry.system_id().to_owned();

@@ -16,8 +16,8 @@ use reqwest::{Body, Method, RequestBuilder, Response, StatusCode, Url};
 use serde_json::Value;
 use tokio_util::io::ReaderStream;
 
-use super::courier::Answer;
-use super::wire::{self, Job, Log, State};
+use super::courier::{Answer, Log, State};
+use super::wire::{self, Job};
 use crate::config::JobUrls;
 use crate::config::gitlab::GitlabConfig;
 

@@ -19,9 +19,10 @@ use flate2::write::GzEncoder;
 use zip::write::SimpleFileOptions;
 
 use super::client::Upload;
+use super::courier::Outcome;
 use super::forms::is_meant;
 use super::mask::Masker;
-use super::wire::{Artifacts, Job, Outcome};
+use super::wire::{Artifacts, Job};
 use crate::job_log::JobLog;
 use crate::verdict::{Status, Verdict};
 

@@ -14,7 +14,8 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::carry::{Carriers, Taken};
+use super::super::carry::Carriers;
+use super::carry::Taken;
 use super::client::{Asked, Client};
 use super::register::Wanted;
 use crate::config::gitlab::RegisteredFor;
@@ -82,8 +83,7 @@ async fn ask(desk: &Desk, key: &str, wanted: &mut watch::Receiver<Wanted>) {
             Asked::Job(job) => {
                 (failures, last_update) = (0, None);
                 let (taken, is_taken) = oneshot::channel();
-                let job = Taken { job: *job, runner, runner_token: token };
-                desk.carriers.begin(&desk.farm, client, job, taken);
+                desk.carriers.begin(&desk.farm, Taken::new(*job, &runner, token), runner, taken);
                 // Else the same DUT would look free a second time.
                 let _ = tokio::time::timeout(TAKING, is_taken).await;
                 continue;

@@ -10,6 +10,7 @@
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 
+use super::courier::{Log, Outcome, State};
 use crate::verdict::{Cause, Status, Verdict};
 
 /// What runners are called in GitLab's list.
@@ -198,33 +199,6 @@ pub(super) fn verification(token: &str, system_id: &str) -> Value {
     json!({"token": token, "system_id": system_id, "info": info()})
 }
 
-/// A state of a job, as it is told.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum State {
-    /// The DUT is not ready yet.
-    Pending,
-    /// It runs.
-    Running,
-    /// It is over.
-    Final(Outcome),
-}
-
-/// How a job ended, in GitLab's words.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Outcome {
-    /// `None`: success.
-    pub failure_reason: Option<String>,
-    /// The verdict's number, as `wharf run` and `executorctl` exit with; or the script's own.
-    pub exit_code: i32,
-}
-
-/// The log as it was sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Log {
-    pub crc32: u32,
-    pub bytes: u64,
-}
-
 /// Tells a job's state.
 pub(super) fn update(token: &str, state: &State, log: Log) -> Value {
     let mut body = json!({"info": info(), "token": token});
@@ -233,7 +207,7 @@ pub(super) fn update(token: &str, state: &State, log: Log) -> Value {
         State::Running => body["state"] = "running".into(),
         State::Final(outcome) => {
             let checksum = format!("crc32:{:08x}", log.crc32);
-            body["output"] = json!({"checksum": checksum, "bytesize": log.bytes});
+            body["output"] = json!({"checksum": checksum, "bytesize": log.length});
             body["checksum"] = checksum.into();
             body["state"] = if outcome.failure_reason.is_none() { "success" } else { "failed" }.into();
             if let Some(reason) = &outcome.failure_reason {
@@ -344,10 +318,10 @@ mod tests {
     #[test]
     fn the_last_word_tells_the_state_the_reason_and_what_the_log_was() {
         let outcome = Outcome { failure_reason: Some("script_failure".into()), exit_code: 3 };
-        let body = update("job-token", &State::Final(outcome), Log { crc32: 0xbeef, bytes: 12 });
+        let body = update("job-token", &State::Final(outcome), Log { crc32: 0xbeef, length: 12 });
         assert_eq!(body["state"], "failed");
         assert_eq!(body["exit_code"], 3);
         assert_eq!(body["output"], json!({"checksum": "crc32:0000beef", "bytesize": 12}));
-        assert_eq!(update("t", &State::Pending, Log { crc32: 0, bytes: 0 })["state"], "pending");
+        assert_eq!(update("t", &State::Pending, Log { crc32: 0, length: 0 })["state"], "pending");
     }
 }

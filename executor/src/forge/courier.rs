@@ -1,4 +1,4 @@
-//! What is told to GitLab of one job, call by call, and what each answer means. ◆
+//! What is told to a forge of one job, call by call, and what each answer means. ◆
 //!
 //! ```text
 //!                      accept()                         ended()
@@ -19,11 +19,12 @@
 //! | 408, 409, 429, 5xx, no connection | any | the same again: after `Retry-After`, or 1 s and twice that each time, 60 s at most |
 //! | any other | any | as if it had been done; it is logged |
 //!
-//! One call at a time; who calls asks [`Courier::next`] after each answer, and when time has passed.
+//! One call at a time; who calls asks [`Courier::next`] after each answer, and when time has passed. The words are those of GitLab's runner
+//! API. A forge with another protocol makes the same calls in its own way, and brings its answers in these words.
 
 use std::time::{Duration, Instant};
 
-use super::wire::{Log, Outcome, State};
+use serde::{Deserialize, Serialize};
 
 /// Between two calls of a job whose log has not grown: how long a cancelled job keeps its DUT at most. A machine costs more than a small
 /// request; the server allows 200 a minute (rate limits of the runners' API).
@@ -32,8 +33,6 @@ const WATCH: Duration = Duration::from_secs(3);
 const LOG_INTERVAL: Duration = Duration::from_secs(3);
 /// The longest that the server may say: it asks for 60 s while nobody looks.
 const LOG_INTERVAL_MAX: Duration = Duration::from_secs(60);
-/// Of one piece: GitLab's own runner has it so.
-const PIECE_BYTES_MAX: u64 = 1 << 20;
 /// The first pause after a failure, and the longest.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(60);
@@ -45,6 +44,34 @@ const LAST_WORD: Duration = Duration::from_secs(24 * 3600);
 const RESETS_MAX: u32 = 3;
 /// So often an upload is tried: each may take minutes, and the verdict waits for it.
 const UPLOADS_MAX: u32 = 5;
+
+/// A state of a job, as it is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// The DUT is not ready yet.
+    Pending,
+    /// It runs.
+    Running,
+    /// It is over.
+    Final(Outcome),
+}
+
+/// How a job ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Outcome {
+    /// Why it failed, in the forge's words. `None`: success.
+    pub failure_reason: Option<String>,
+    /// The verdict's number, as `wharf run` and `executorctl` exit with; or the script's own.
+    pub exit_code: i32,
+}
+
+/// The log as it is now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Log {
+    pub crc32: u32,
+    /// How long it is, in what the forge counts: bytes at GitLab, rows at Forgejo.
+    pub length: u64,
+}
 
 /// One call to the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,9 +106,9 @@ pub(super) enum Order {
     Call(Call),
     /// Ask again then, or as soon as anything has changed.
     Wait(Instant),
-    /// GitLab wants the job to end; its words are still heard.
+    /// The forge wants the job to end; its words are still heard.
     Cancel,
-    /// GitLab has let go of the job: end it.
+    /// The forge has let go of the job: end it.
     Stop,
     /// There is nothing more to tell.
     Over,
@@ -107,6 +134,8 @@ pub(super) struct Courier {
     phase: Phase,
     told: Told,
     log: Log,
+    /// Of one piece.
+    piece_max: u64,
     /// How much of the log the server has.
     sent: u64,
     log_interval: Duration,
@@ -136,12 +165,13 @@ enum Stopped {
 }
 
 impl Courier {
-    /// A job that was just given to us.
-    pub(super) fn new() -> Courier {
+    /// A job that was just given to us; its log goes in pieces of `piece_max` at most.
+    pub(super) fn new(piece_max: u64) -> Courier {
         Courier {
             phase: Phase::Pending,
             told: Told::No,
-            log: Log { crc32: 0, bytes: 0 },
+            log: Log { crc32: 0, length: 0 },
+            piece_max,
             sent: 0,
             log_interval: LOG_INTERVAL,
             last_call: None,
@@ -156,8 +186,8 @@ impl Courier {
     }
 
     /// One that was accepted before a restart; how much of its log the server has, it will say itself.
-    pub(super) fn resumed() -> Courier {
-        Courier { phase: Phase::Running, told: Told::Yes, ..Courier::new() }
+    pub(super) fn resumed(piece_max: u64) -> Courier {
+        Courier { phase: Phase::Running, told: Told::Yes, ..Courier::new(piece_max) }
     }
 
     /// The DUT is ready: from now on the job's time runs.
@@ -208,8 +238,8 @@ impl Courier {
     fn wanted(&self, now: Instant) -> (Call, Instant) {
         let watch = self.last_call.map_or(now, |last| last + WATCH);
         let piece =
-            Call::Piece { from: self.sent, length: PIECE_BYTES_MAX.min(self.log.bytes.saturating_sub(self.sent)) };
-        let is_behind = self.sent < self.log.bytes;
+            Call::Piece { from: self.sent, length: self.piece_max.min(self.log.length.saturating_sub(self.sent)) };
+        let is_behind = self.sent < self.log.length;
         match &self.phase {
             Phase::Pending => (Call::Tell(State::Pending, self.log), watch),
             Phase::Running | Phase::Ending { .. } if self.told == Told::No => {
@@ -217,7 +247,7 @@ impl Courier {
             }
             Phase::Running => {
                 let piece_due = self.last_piece.map_or(now, |last| last + self.log_interval);
-                let is_full = self.log.bytes.saturating_sub(self.sent) >= PIECE_BYTES_MAX;
+                let is_full = self.log.length.saturating_sub(self.sent) >= self.piece_max;
                 match is_behind {
                     // A whole piece waits for nobody: a DUT that says 10 MB a second is else never caught up with.
                     true if is_full => (piece, now),
@@ -279,7 +309,7 @@ impl Courier {
                     (_, None) => from + length,
                 };
                 // A server that has more than there is has another log: ours is sent anew, over it.
-                if self.sent > self.log.bytes {
+                if self.sent > self.log.length {
                     self.send_anew(now);
                 }
             }
@@ -294,7 +324,7 @@ impl Courier {
 
     fn send_anew(&mut self, now: Instant) {
         self.resets += 1;
-        self.sent = if self.resets > RESETS_MAX { self.log.bytes } else { 0 };
+        self.sent = if self.resets > RESETS_MAX { self.log.length } else { 0 };
         // A log that cannot be brought over is given up, the verdict is not.
         if self.resets > 2 * RESETS_MAX {
             self.phase = Phase::Over;
@@ -344,7 +374,7 @@ mod tests {
     }
 
     fn log(bytes: u64) -> Log {
-        Log { crc32: 1, bytes }
+        Log { crc32: 1, length: bytes }
     }
 
     fn failed() -> Outcome {
@@ -359,12 +389,12 @@ mod tests {
 
     impl Story {
         fn pending() -> Story {
-            Story { courier: Courier::new(), now: Instant::now() }
+            Story { courier: Courier::new(1 << 20), now: Instant::now() }
         }
 
         /// Accepted, with so much log.
         fn running(bytes: u64) -> Story {
-            let mut told = Story { courier: Courier::resumed(), now: Instant::now() };
+            let mut told = Story { courier: Courier::resumed(1 << 20), now: Instant::now() };
             told.courier.log_is(log(bytes));
             told
         }
@@ -403,7 +433,7 @@ mod tests {
     }
 
     fn tell(state: State, bytes: u64) -> Call {
-        Call::Tell(state, Log { crc32: if bytes == 0 { 0 } else { 1 }, bytes })
+        Call::Tell(state, Log { crc32: if bytes == 0 { 0 } else { 1 }, length: bytes })
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! A job's log on its way to GitLab: masked, bounded, in a file, so that any piece of it can be sent again.
+//! A job's log on its way to a forge: masked, bounded, in a file, so that any piece of it can be sent again.
 //!
 //! ```text
 //!  events ─► Teller ─► limit: the console stops there, the farm's own lines go on ─► Masker ─► file, its length and CRC-32
@@ -11,9 +11,9 @@ use std::path::Path;
 
 use flate2::Crc;
 
+use super::courier::Log;
 use super::mask::Masker;
 use super::trace::Teller;
-use super::wire::Log;
 use crate::job_log::{JobEvent, JobLog, Record, Severity};
 
 /// The farm's own lines may be so many more: some thousands, which is a job that boots for days.
@@ -84,7 +84,7 @@ impl Spool {
 
     /// How long it is.
     pub(super) fn log(&self) -> Log {
-        Log { crc32: self.crc.sum(), bytes: self.bytes }
+        Log { crc32: self.crc.sum(), length: self.bytes }
     }
 
     /// A piece of it.
@@ -109,7 +109,7 @@ impl Spool {
                 self.crc.update(bytes);
                 self.bytes += bytes.len() as u64;
             }
-            Err(error) => tracing::error!(%error, "a part of a job's log for GitLab cannot be written"),
+            Err(error) => tracing::error!(%error, "a part of a job's log for its forge cannot be written"),
         }
     }
 }

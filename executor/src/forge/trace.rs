@@ -1,4 +1,4 @@
-//! A job's log as GitLab shows it: what its DUT said, and a line for each thing that the farm did, in sections that fold. ◆
+//! A job's log as forges show it: what its DUT said, and a line for each thing that the farm did, in sections that fold. ◆
 //!
 //! ```text
 //!  events ─► [queue] ─► [setup] ─► [boot 1] … [boot n] ─► [tear-down] ─► the verdict
