@@ -34,6 +34,7 @@ use crate::virtual_dut::qemu::RuntimeFolder;
 mod adopted_pdus;
 mod announced;
 mod archive;
+mod attached;
 mod boot_namespace;
 mod buckets;
 mod carry;
@@ -74,7 +75,8 @@ mod wants;
 
 pub use adopted_pdus::{AdoptError, AdoptPdu};
 use announced::Announcements;
-pub use buckets::{BucketView, DIRECTORY};
+pub use attached::Attached;
+pub use buckets::{BucketView, DIRECTORY, RESULTS};
 pub use current::Current;
 pub use discovery::{
     AddDut, AddError, DiscoverAsk, DiscoverError, DiscoveryOutcome, DiscoveryRecord, Found, LoaderView, OutletView,
@@ -173,7 +175,7 @@ pub struct Submission {
     pub environ: BTreeMap<String, String>,
     /// Files that came along: `attached` artifacts by name.
     #[serde(skip)]
-    pub attachments: BTreeMap<String, Bytes>,
+    pub attachments: BTreeMap<String, Attached>,
     /// What to do when every fitting DUT is busy.
     pub when_busy: WhenBusy,
     /// Higher goes first.

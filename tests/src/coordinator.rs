@@ -46,6 +46,8 @@ struct State {
     runners: BTreeMap<u64, Runner>,
     jobs: BTreeMap<u64, Job>,
     files: BTreeMap<String, Vec<u8>>,
+    /// Where repositories are, as `GROUP/PROJECT.git`.
+    repositories: Option<std::path::PathBuf>,
     faults: Vec<(String, VecDeque<Fault>)>,
     /// Method and path of each call.
     calls: Vec<String>,
@@ -183,6 +185,11 @@ impl Coordinator {
     /// A file that is found at this path of the API.
     pub fn put_file(&self, path: &str, bytes: &[u8]) {
         self.lock().files.insert(path.to_owned(), bytes.to_vec());
+    }
+
+    /// Serves the repositories of this folder by git's own program, to jobs that show their token.
+    pub fn serve_repositories(&self, folder: &std::path::Path) {
+        self.lock().repositories = Some(folder.to_owned());
     }
 
     /// The next calls of this method whose path begins so go wrong, one after the other.
@@ -462,6 +469,7 @@ fn answer(shared: &Shared, request: &Request) -> Answer {
             })
         }
         ("POST", ["jobs", "request"]) => give_job(shared, request),
+        (_, [_, project, ..]) if project.ends_with(".git") => repository(shared, request),
         ("GET", ["jobs", _, "artifacts"]) | ("GET", ["projects", ..]) => match shared.lock().files.get(&request.path) {
             Some(bytes) if !request.header("job-token").is_empty() => Answer { body: bytes.clone(), ..Answer::of(200) },
             Some(_) => Answer::of(401),
@@ -486,6 +494,44 @@ fn answer(shared: &Shared, request: &Request) -> Answer {
         }
         _ => Answer::of(404),
     }
+}
+
+/// `git http-backend`, as a web server calls it (its manual page).
+fn repository(shared: &Shared, request: &Request) -> Answer {
+    use base64::Engine;
+    let is_of_a_job = |login: &str| {
+        let token = login.strip_prefix("gitlab-ci-token:").unwrap_or_default();
+        shared.lock().jobs.values().any(|job| job.payload["token"] == token)
+    };
+    let login = request.header("authorization").strip_prefix("Basic ").unwrap_or_default();
+    let login = base64::prelude::BASE64_STANDARD.decode(login).unwrap_or_default();
+    let folder = shared.lock().repositories.clone();
+    let Some(folder) = folder.filter(|_| is_of_a_job(&String::from_utf8_lossy(&login))) else {
+        return Answer::of(401).with("WWW-Authenticate", "Basic realm=\"GitLab\"");
+    };
+    let mut command = std::process::Command::new("git");
+    command.arg("http-backend").env("GIT_PROJECT_ROOT", folder).env("GIT_HTTP_EXPORT_ALL", "1");
+    command.env("PATH_INFO", &request.path).env("QUERY_STRING", &request.query);
+    command.env("REQUEST_METHOD", &request.method).env("CONTENT_TYPE", request.header("content-type"));
+    command.env("HTTP_CONTENT_ENCODING", request.header("content-encoding"));
+    command.env("GIT_PROTOCOL", request.header("git-protocol")).env("CONTENT_LENGTH", request.body.len().to_string());
+    command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+    let Ok(mut child) = command.spawn() else { return Answer::of(500) };
+    if let Some(mut stdin) = child.stdin.take() {
+        // One that has enough does not read on.
+        let _ = stdin.write_all(&request.body);
+    }
+    let said = child.wait_with_output().map(|output| output.stdout).unwrap_or_default();
+    let end = said.windows(4).position(|four| four == b"\r\n\r\n").unwrap_or(0);
+    let mut answer = Answer { body: said[(end + 4).min(said.len())..].to_vec(), ..Answer::of(200) };
+    for line in String::from_utf8_lossy(&said[..end]).lines() {
+        match line.split_once(": ") {
+            Some(("Status", status)) => answer.status = status[..3].parse().unwrap_or(500),
+            Some((name, value)) => answer = answer.with(name, value),
+            None => {}
+        }
+    }
+    answer
 }
 
 fn create_runner(state: &mut State, request: &Request) -> Answer {

@@ -249,7 +249,7 @@ async fn submission_of(api: &Api, parts: Parts, metadata: Metadata) -> Result<Su
         text,
         target: metadata.target.map(|target| TargetOverride { id: target.id, tags: target.tags }),
         environ: metadata.environ.unwrap_or_default(),
-        attachments: parts.attachments.into_iter().chain(directory).collect(),
+        attachments: parts.attachments.into_iter().chain(directory).map(|(name, bytes)| (name, bytes.into())).collect(),
         ..Submission::default()
     })
 }

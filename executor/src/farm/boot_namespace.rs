@@ -5,14 +5,13 @@
 //!    ▲                                      └──────── close: the lease's tear-down, whoever still holds it ────────┘
 //! ```
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use bytes::Bytes;
 use gateway::Gateway;
 use gateway::content::Content;
 use gateway::dhcp::Mac;
@@ -21,7 +20,7 @@ use gateway::s3::desk::Granted;
 use job_schema::job::Artifact;
 use tokio::sync::mpsc;
 
-use super::contents::Contents;
+use super::contents::{Attachments, Contents};
 use super::disks::Disks;
 use super::egress::AuditTrail;
 use super::fetching::Fetching;
@@ -53,7 +52,7 @@ pub(super) struct Open {
     pub disks: Disks,
     /// The DUT's key to the buckets of its job.
     pub _buckets: Option<Granted>,
-    pub attachments: BTreeMap<String, Bytes>,
+    pub attachments: Attachments,
     pub kept: Kept,
     pub published: Option<Which>,
     pub watch: Watch,

@@ -33,6 +33,7 @@ use tokio::sync::mpsc;
 
 use super::contents::{Attachments, Contents, urls_of};
 use super::{Farm, JobRecord, JobState, Submission};
+use crate::blueprint::host::ec2::sign;
 use crate::config::{BucketLimits, TlsConfig};
 use crate::job_log::{AccessEnd, AccessRecord, JobEvent, JobLog, Severity};
 use crate::runner::SetupError;
@@ -41,6 +42,8 @@ use crate::verdict::Cause;
 
 /// The submitter's directory among the files that came along, as a tar archive; clients keep names with `_` to themselves.
 pub const DIRECTORY: &str = "_shared_directory";
+/// What a DUT puts into its job's own bucket by `job.bucket.results_url`.
+pub const RESULTS: &str = "results";
 /// In the job's folder.
 const FOLDER: &str = "buckets";
 const RECORD: &str = "bucket.json";
@@ -151,15 +154,31 @@ pub(super) fn values(
             "access_key": keys.access_key, "secret_key": keys.secret_key,
         })
     };
+    let mut own_value = value(own);
+    own_value["results_url"] = results_url(place, keys, own).into();
     let declared: serde_json::Map<_, _> = names.iter().map(|name| (name.clone(), value(name))).collect();
     [
         ("s3", declared.into()),
-        ("bucket", value(own)),
+        ("bucket", own_value),
         ("minio_url", url.clone().into()),
         ("job_bucket", own.into()),
         ("job_bucket_access_key", keys.access_key.clone().into()),
         ("job_bucket_secret_key", keys.secret_key.clone().into()),
     ]
+}
+
+/// Where a DUT may put one file with any HTTP client: [`RESULTS`] of its job's own bucket. For a week, which is the most that S3 has.
+fn results_url((address, port): (IpAddr, u16), keys: &Keys, own: &str) -> String {
+    let host = std::net::SocketAddr::new(address, port).to_string();
+    let at = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ").to_string();
+    let credentials = sign::Credentials {
+        access_key_id: keys.access_key.clone(),
+        secret_access_key: keys.secret_key.clone(),
+        session_token: None,
+    };
+    let path = format!("/{own}/{RESULTS}");
+    let url = sign::SignedUrl { verb: "PUT", host: &host, path: &path, at: &at, for_s: 7 * 24 * 3600 };
+    format!("http://{host}{}", sign::signed_url(&credentials, url))
 }
 
 /// The buckets of a farm's jobs.
@@ -234,7 +253,7 @@ impl Buckets {
             let directory = ask.attachments.get(DIRECTORY).cloned();
             let (bucket, is_new) = self.make(&of_job, &own).map_err(|error| farm_failed(&own, &error))?;
             if let Some(directory) = directory.filter(|_| is_new) {
-                self.fill(&bucket, &gateway::content::Content::Inline(directory), ask.log).await?;
+                self.fill(&bucket, &directory.content(), ask.log).await?;
             }
             self.is_made(&of_job, &bucket, None).map_err(|error| farm_failed(&own, &error))?;
         }

@@ -21,6 +21,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::boot_namespace::{Kept, Open, Serving, Watch, observer};
 use super::buckets;
+use super::contents::Attachments;
 use super::crew::{self, Together};
 use super::disks::{self, Disks};
 use super::egress::{self, AuditTrail};
@@ -516,7 +517,7 @@ impl Run {
     pub(super) fn setup(
         &self,
         prepared: Arc<Prepared>,
-        attachments: BTreeMap<String, Bytes>,
+        attachments: Attachments,
     ) -> impl Future<Output = Result<runner::Console, SetupError>> + Send + 'static {
         let (dut, together) = (Arc::clone(&self.dut), Arc::clone(&self.together));
         let listening = Arc::clone(&self.listening);
@@ -533,7 +534,7 @@ impl Run {
     }
 
     /// What the job does on the DUT by SSH, once it is up.
-    fn by_ssh(&self, by_ssh: BySsh, attachments: &BTreeMap<String, Bytes>) -> impl Future<Output = ()> + use<> {
+    fn by_ssh(&self, by_ssh: BySsh, attachments: &Attachments) -> impl Future<Output = ()> + use<> {
         let (dut, log) = (Arc::clone(&self.dut), Arc::clone(&self.record.log));
         let stop = CancellationToken::new();
         let login = LoginToDut { dut, log, by: Reached::of(&by_ssh), copy: self.record.id.clone(), stop };
@@ -558,7 +559,7 @@ impl Run {
     pub(super) fn serve(
         &self,
         prepared: Arc<Prepared>,
-        attachments: BTreeMap<String, Bytes>,
+        attachments: Attachments,
         serving: Serving,
     ) -> impl Future<Output = Result<(), SetupError>> + Send + 'static {
         let (farm, record) = (Arc::clone(&self.farm), Arc::clone(&self.record));

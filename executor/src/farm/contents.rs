@@ -24,7 +24,7 @@ use job_schema::pattern::Pattern;
 
 use super::prepare::Prepared;
 use super::texts::{self, Request, Served};
-use super::{Farm, buckets};
+use super::{Attached, Farm, buckets};
 use crate::boot::android::{BootImage, Piece, Sizes};
 use crate::boot::{Planned, Source};
 use crate::job_log::{JobEvent, JobLog};
@@ -33,7 +33,7 @@ use crate::session::Which;
 use crate::verdict::Cause;
 
 /// Files that came along with a job, by name.
-pub(super) type Attachments = BTreeMap<String, Bytes>;
+pub(super) type Attachments = BTreeMap<String, Attached>;
 
 impl Farm {
     /// Begins every download that a plan needs, makes what is made of others, and waits until what the firmware needs is there whole.
@@ -292,7 +292,7 @@ impl Contents {
                 (Some(_), None) => Ok(Content::Url(self.0.cache.fetch(url))),
                 (None, None) => Err(format!("`{url}` was not fetched")),
             },
-            ArtifactSource::Attached(name) => attachments.get(name).cloned().map(Content::Inline).ok_or_else(|| {
+            ArtifactSource::Attached(name) => attachments.get(name).map(Attached::content).ok_or_else(|| {
                 let known: Vec<_> = attachments.keys().map(String::as_str).collect();
                 format!("no file `{name}` was attached; attached: {}", known.join(", "))
             }),

@@ -25,7 +25,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::Submission;
+use super::{Attached, Submission};
 use crate::job_log::{JobEvent, JobLog};
 use crate::verdict::Verdict;
 
@@ -71,8 +71,8 @@ pub(super) fn keep(directory: &Path, submitted: jiff::Timestamp, submission: &Su
     if !submission.attachments.is_empty() {
         fs::create_dir_all(&folder)?;
     }
-    for (index, bytes) in submission.attachments.values().enumerate() {
-        write_private(&folder.join(index.to_string()), bytes)?;
+    for (index, attached) in submission.attachments.values().enumerate() {
+        attached.keep(&folder.join(index.to_string()), write_private)?;
     }
     let attachments = submission.attachments.keys().cloned().collect();
     let sheet = serde_json::to_vec(&Sheet { submitted, submission: submission.clone(), attachments })?;
@@ -111,8 +111,8 @@ fn read_one(directory: &Path, id: String) -> io::Result<Kept> {
     let sheet: Sheet = serde_json::from_slice(&fs::read(directory.join(SUBMISSION))?)?;
     let mut submission = sheet.submission;
     for (index, name) in sheet.attachments.into_iter().enumerate() {
-        let bytes = fs::read(directory.join(ATTACHMENTS).join(index.to_string()))?;
-        submission.attachments.insert(name, bytes.into());
+        let attached = Attached::kept(&directory.join(ATTACHMENTS).join(index.to_string()))?;
+        submission.attachments.insert(name, attached);
     }
     Ok(Kept { id, submitted: sheet.submitted, submission, log: JobLog::open(directory)? })
 }
@@ -158,10 +158,13 @@ impl Kept {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
 
     fn submission() -> Submission {
-        let attachments = [("b".to_owned(), "two".into()), ("a".to_owned(), "one".into())];
+        let attachments =
+            [("b".to_owned(), Bytes::from("two").into()), ("a".to_owned(), Attached::File("/nowhere/one".into()))];
         Submission { text: "version: 1".into(), priority: 7, attachments: attachments.into(), ..Submission::default() }
     }
 

@@ -9,11 +9,9 @@
 //!           └─ PickedUp ─► the runner, as if nothing had happened; the clocks stood still until here
 //! ```
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt, ready};
 use job_schema::StartBarrier;
 use job_schema::job::Job;
@@ -21,6 +19,7 @@ use tokio::time::sleep;
 
 use super::boot_namespace::Serving;
 use super::carry::{self, Inbox, Run};
+use super::contents::Attachments;
 use super::crew::Together;
 use super::listening::Listening;
 use super::machines::Dut;
@@ -143,7 +142,7 @@ impl Run {
         &self,
         beginning: Beginning,
         prepared: &Arc<Prepared>,
-        attachments: BTreeMap<String, Bytes>,
+        attachments: Attachments,
         deadline: Option<Instant>,
         ended: impl Future<Output = Event>,
     ) -> Result<Begun, Verdict> {
@@ -200,7 +199,7 @@ impl Run {
             .map_err(|error| failed(&format!("what it hears cannot be kept any more: {error}")))
     }
 
-    fn whole_setup(&self, prepared: &Arc<Prepared>, attachments: BTreeMap<String, Bytes>) -> Setup {
+    fn whole_setup(&self, prepared: &Arc<Prepared>, attachments: Attachments) -> Setup {
         let setup = self.setup(Arc::clone(prepared), attachments);
         setup.map(|setup| setup.map(|console| (console, Event::SetupDone))).boxed()
     }
@@ -211,7 +210,7 @@ impl Run {
         standing: Standing,
         (boot, missing): (u32, &[String]),
         prepared: &Arc<Prepared>,
-        attachments: BTreeMap<String, Bytes>,
+        attachments: Attachments,
     ) -> Result<Box<dyn FnOnce(Duration) -> Setup + Send>, Event> {
         match standing {
             Standing::SettingUp => {

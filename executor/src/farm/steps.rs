@@ -9,7 +9,6 @@
 //! ```
 //! What the steps say is the role's console. After a restart of the server the job ends, as every job over several machines does.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +19,7 @@ use job_schema::{Failures, Results, Step, StepContent, StepKind};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 
+use super::contents::Attachments;
 use super::crew::Together;
 use super::host_use::{CommandAsk, CommandNews, Errand, PIECES_MAX, told};
 use super::on_dut::LoginToDut;
@@ -53,7 +53,7 @@ pub(super) struct Doing {
     pub record: Arc<JobRecord>,
     pub on: On,
     pub pass: Pass,
-    pub attachments: BTreeMap<String, Bytes>,
+    pub attachments: Attachments,
 }
 
 /// Where steps are done.
@@ -174,8 +174,11 @@ impl Doing {
         match content {
             StepContent::Data(text) => Ok(text.clone().into()),
             StepContent::Attached(name) => {
-                let found = self.attachments.get(name).cloned();
-                found.ok_or_else(|| format!("no file `{name}` came with the job; `wharf run -f {name}:PATH` sends one"))
+                let found = self.attachments.get(name);
+                let found = found.ok_or_else(|| {
+                    format!("no file `{name}` came with the job; `wharf run -f {name}:PATH` sends one")
+                })?;
+                found.read().map_err(|error| format!("the file `{name}` of the job cannot be read: {error}"))
             }
         }
     }

@@ -103,6 +103,7 @@ pub(super) trait Errand: Serialize + DeserializeOwned + Send + Sync + 'static {
 
 /// How a job ended on the farm.
 pub(super) struct End<'a> {
+    pub farm: &'a Farm,
     pub record: &'a Arc<JobRecord>,
     pub verdict: &'a Verdict,
     pub in_time: InTime,
@@ -176,9 +177,14 @@ pub(super) fn folder_of(state: &Path, forge: &str) -> PathBuf {
     state.join(forge.to_ascii_lowercase())
 }
 
-async fn begin<E: Errand>(farm: Arc<Farm>, errand: E, runner: E::Runner, told: oneshot::Sender<()>) {
+/// Where one of them is kept, with whatever its errand puts there, until the forge knows the end.
+pub(super) fn own_folder<E: Errand>(farm: &Farm, errand: &E) -> PathBuf {
     let host = errand.url().split_once("://").map_or("", |(_, host)| host).replace([':', '/'], "_");
-    let folder = folder_of(&farm.forges().state, E::FORGE).join(format!("{host}-{}", errand.id()));
+    folder_of(&farm.forges().state, E::FORGE).join(format!("{host}-{}", errand.id()))
+}
+
+async fn begin<E: Errand>(farm: Arc<Farm>, errand: E, runner: E::Runner, told: oneshot::Sender<()>) {
+    let folder = own_folder(&farm, &errand);
     if folder.join(SHEET).exists() {
         // Forgejo gives a job again whose first answer it believes lost.
         return tracing::info!(forge_job = errand.id(), "{} gave a job again that is here already", E::FORGE);
@@ -422,7 +428,8 @@ impl<E: Errand> Carrier<E> {
             }
             JobEvent::Ended { verdict } => {
                 self.courier.accept();
-                let end = End { record: &record, verdict, in_time: self.in_time, folder: &self.folder };
+                let end =
+                    End { farm: &self.farm, record: &record, verdict, in_time: self.in_time, folder: &self.folder };
                 let (outcome, uploads) = E::end(&self.sheet, end, spool).await;
                 self.uploads = uploads;
                 spool.finish();

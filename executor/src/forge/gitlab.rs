@@ -4,16 +4,23 @@
 //!  farm file, DUTs ─► register.rs: runners and their tokens ─► source.rs: one question per runner ─► carry.rs: one job
 //!       (looked at every few seconds)                              ▲ refused tokens                     │
 //!                                                                  └────────────────────────────────────┘
-//!  a job: forms.rs ◆ what it asks for, ci_tron.rs ◆ and variables.rs ◆ too · produce.rs its files · client.rs the calls, wire.rs ◆ their JSON
+//!  a job: forms.rs ◆ what it asks for, ci_tron.rs ◆ and variables.rs ◆ too · a plain script: script.rs ◆ what its DUT runs, checkout.rs
+//!  the files for it, results.rs those from it · ready.rs what is told meanwhile · produce.rs its files, globs.rs ◆ which ·
+//!  client.rs the calls, wire.rs ◆ their JSON
 //! ```
 
 mod carry;
+mod checkout;
 mod ci_tron;
 mod client;
 mod describe;
 mod forms;
+mod globs;
 mod produce;
+mod ready;
 mod register;
+mod results;
+mod script;
 mod source;
 mod variables;
 mod wire;

@@ -295,16 +295,6 @@ fn a_job_in_ci_trons_variables_boots_what_they_say() {
 }
 
 #[test]
-fn a_container_is_refused_with_what_to_do_instead() {
-    let pair = shared();
-    let id = pair.gitlab.offer(&["wrong"], Commits::Two, json!({"image": {"name": "debian:12"}}));
-    let ended = pair.gitlab.wait_for_end(id);
-    assert_eq!(ended.history, ["pending", "running", "failed"]);
-    assert_eq!((ended.failure_reason.as_deref(), ended.exit_code), (Some("script_failure"), Some(6)));
-    expect_in(&ended.log_text(), &["`image: debian:12` cannot be run", "WHARF_JOB_FILE"]);
-}
-
-#[test]
 fn a_log_has_its_limit_and_the_whole_console_is_an_artifact_then() {
     let pair = shared();
     let ended =
@@ -349,23 +339,59 @@ fn a_plain_script_runs_on_a_real_boot_and_its_exit_status_comes_back_with_its_fi
         token.display()
     );
     let _bench = Bench::start(WHARF, &farm);
+    let sha = repository(&gitlab, folder.path());
+    gitlab.put_file("/jobs/4711/artifacts", &zip(&[("out/tool.sh", "echo I am a tool")]));
     let job = json!({
+        "git_info": {"ref": "main", "sha": sha, "repo_url": format!("{}/group/project.git", gitlab.url()), "depth": 20,
+                     "refspecs": ["+refs/heads/main:refs/remotes/origin/main"]},
+        "dependencies": [{"id": 4711, "name": "build", "token": "t", "artifacts_file": {"filename": "artifacts.zip", "size": 1}}],
         "variables": [
             {"key": "NAME", "value": "it's {{ me }}"},
             {"key": "SECRET", "value": "hunter2-is-secret", "masked": true},
             {"key": "CERTIFICATE", "value": "line 1\nline 2", "file": true},
+            {"key": "OUT", "value": "results"},
         ],
         "steps": [
-            {"name": "script", "script": ["echo \"$NAME, $SECRET\"", "cat \"$CERTIFICATE\"", "exit 42"]},
-            {"name": "after_script", "script": ["echo this is after"]},
+            {"name": "script", "script": [
+                "echo \"$NAME, $SECRET\"", "cat \"$CERTIFICATE\"", "pwd; cat Makefile", "sh out/tool.sh",
+                "mkdir -p results/deep; echo '<testsuite name=\"mine\"/>' | tee results/deep/junit.xml",
+                "echo 'wharf: script 0123456789abcdef exit 0'", "exit 42",
+            ]},
+            {"name": "after_script", "script": ["echo \"this is after: $CI_JOB_STATUS\""]},
         ],
-        "artifacts": [{"paths": ["wharf/junit.xml"], "when": "on_failure", "artifact_type": "junit", "artifact_format": "gzip"}],
+        "artifacts": [
+            {"paths": ["$OUT/**/*.xml", "wharf/verdict.json"], "when": "always"},
+            {"paths": ["results/deep/junit.xml"], "when": "on_failure", "artifact_type": "junit", "artifact_format": "gzip"},
+        ],
     });
     let ended = gitlab.wait_for_end(gitlab.offer(&["vm"], Commits::Two, job));
-    assert_eq!((ended.failure_reason.as_deref(), ended.exit_code), (Some("script_failure"), Some(42)));
-    let said = ["it's {{ me }}, [MASKED]", "line 1", "line 2", "this is after", "wharf: command exit 42"];
-    expect_in(&ended.log_text(), &said);
+    let log = ended.log_text();
+    assert_eq!((ended.failure_reason.as_deref(), ended.exit_code), (Some("script_failure"), Some(42)), "{log}");
+    let said = [
+        "it's {{ me }}, [MASKED]",
+        "line 1",
+        "line 2",
+        "/builds/group/project",
+        "all: from the repository",
+        "I am a tool",
+        "this is after: failed",
+    ];
+    expect_in(&log, &said);
+    assert_eq!(file_of(&ended, "results/deep/junit.xml"), "<testsuite name=\"mine\"/>\n");
+    assert!(file_of(&ended, "wharf/verdict.json").contains("FAIL"));
     assert_eq!(ended.upload("junit").format, "gzip");
+}
+
+/// A repository of one commit, `group/project`, as the instance has it; its commit.
+fn repository(gitlab: &Coordinator, folder: &std::path::Path) -> String {
+    let repository = folder.join("group/project.git");
+    std::fs::create_dir_all(&repository).unwrap();
+    let script = "git init -q -b main . && printf 'all: from the repository\n' >Makefile && git add . && \
+                  git -c user.name=me -c user.email=me@example.org commit -q -m one && git rev-parse HEAD";
+    let output = std::process::Command::new("sh").args(["-c", script]).current_dir(&repository).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    gitlab.serve_repositories(folder);
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::config::FarmConfig;
 use crate::config::hosts::{HostConfig, HostFrom};
 use crate::lease::rows::{Blueprint, Claim, ClaimOn, Kind};
 
-mod ec2;
+pub mod ec2;
 pub mod keys;
 pub mod provider;
 mod qemu;

@@ -1,5 +1,6 @@
 //! One GitLab job: what the farm is handed, how its state and its log are told, which files it leaves. The rest is every forge's (../carry.rs).
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -7,14 +8,17 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::super::carry::{End, Errand, InTime, Sheet};
+use super::super::carry::{End, Errand, InTime, Sheet, own_folder};
 use super::client::{Client, Upload};
 use super::courier::{Answer, Log, Outcome, State};
-use super::describe::{self, Described, Kind};
+use super::describe::{self, Described, Kind, Place, Refused};
 use super::forms;
 use super::mask::Masker;
-use super::produce::{self, Console, Left};
+use super::produce::{self, ChosenFrom, Console, Left};
+use super::ready::{self, Ready};
 use super::register::Wanted;
+use super::results;
+use super::script::{self, Said};
 use super::source;
 use super::spool::Spool;
 use super::trace::{Sections, Teller};
@@ -25,8 +29,6 @@ use crate::verdict::{Cause, Status};
 
 /// A script's exit status is in the last lines of its console.
 const TAIL_BYTES: u64 = 64 * 1024;
-/// What the farm's small Linux says of a script (fixtures/virtual-dut/init).
-const EXIT_LINE: &str = "wharf: command exit ";
 
 /// A job that GitLab gave us.
 #[derive(Serialize, Deserialize)]
@@ -41,7 +43,8 @@ pub(super) struct Taken {
 
 impl Taken {
     /// What this runner was given, with its token.
-    pub(super) fn new(job: Job, runner: &Wanted, runner_token: String) -> Taken {
+    pub(super) fn new(mut job: Job, runner: &Wanted, runner_token: String) -> Taken {
+        super::variables::expand_artifacts(&mut job);
         Taken {
             url: runner.instance.url.clone(),
             certificate_authority: runner.instance.certificate_authority.clone(),
@@ -53,7 +56,7 @@ impl Taken {
     }
 
     fn secrets(&self) -> Vec<String> {
-        let environ = super::variables::expanded(&self.job.variables);
+        let environ = super::variables::of_job(&self.job);
         forms::secrets(&self.job, &environ).into_iter().chain([self.runner_token.clone()]).collect()
     }
 }
@@ -119,17 +122,24 @@ impl Errand for Taken {
         let hello = format!("GitLab's job {} of {} at {sha}", job.id, job.job_info.project_full_path);
         let hello = format!("wharf {} of the farm {} takes {hello}", env!("CARGO_PKG_VERSION"), farm.name());
         sheet.said.push((Severity::Info, hello));
-        let described = describe::describe(client, job, runner, dut, farm.submission().job_urls).await;
-        let Described { source_name, text, environ, attachments, notes, is_script } = match described {
-            Ok(described) => described,
-            Err(why) => {
-                sheet.said.push((Severity::Error, why));
-                return Err(sheet.errand.misconfigured());
-            }
-        };
+        let folder = own_folder(farm, &sheet.errand);
+        let place = Place { dut, urls: farm.submission().job_urls, folder: &folder };
+        let describing = describe::describe(client, job, runner, place);
+        let Described { source_name, text, environ, attachments, notes, kind } =
+            match ready::telling(client, job, describing).await {
+                Ready::Done(Ok(described)) => described,
+                Ready::Done(Err(Refused { why, blame })) => {
+                    sheet.said.push((Severity::Error, why));
+                    return Err(blame.outcome(&sheet.errand.job.features));
+                }
+                Ready::Cancelled => {
+                    sheet.said.push((Severity::Error, "Cancelled in GitLab before the farm had it".to_owned()));
+                    return Err(sheet.errand.lost());
+                }
+            };
         sheet.said.push((Severity::Info, format!("The job description is {source_name}")));
         sheet.said.extend(notes.into_iter().map(|note| (Severity::Warning, note)));
-        sheet.errand.kind = is_script;
+        sheet.errand.kind = kind;
         let job = &sheet.errand.job;
         Ok(Submission {
             source_name,
@@ -149,12 +159,18 @@ impl Errand for Taken {
             InTime::No => Outcome::too_late(),
             InTime::Yes => Outcome::of(end.verdict, &sheet.errand.job.features),
         };
-        if sheet.errand.kind == Kind::Script
+        if let Kind::Script { nonce, .. } = &sheet.errand.kind
             && end.verdict.cause == Cause::Test
             && end.verdict.status == Status::Fail
-            && let Some(code) = exit_code(end.record)
         {
-            outcome.exit_code = code;
+            match script::end(&tail(end.record), nonce) {
+                Some(Said::Exit(code)) => outcome.exit_code = code,
+                Some(Said::Broken(why)) => {
+                    spool.say(Severity::Error, &format!("The script was not run: {why}"));
+                    outcome = Outcome::lost();
+                }
+                None => {}
+            }
         }
         let uploads = files(sheet, &end, &outcome, spool).await.unwrap_or_else(|error| {
             spool.say(Severity::Error, &format!("The job's files cannot be written: {error}"));
@@ -189,11 +205,20 @@ async fn files(sheet: &Sheet<Taken>, end: &End<'_>, outcome: &Outcome, spool: &m
     let (job, text, folder) = (sheet.errand.job.clone(), sheet.text.clone(), end.folder.to_owned());
     let (record, verdict, outcome) = (Arc::clone(end.record), end.verdict.clone(), outcome.clone());
     let secrets = sheet.errand.secrets();
+    let project_dir = super::variables::of_job(&job).remove("CI_PROJECT_DIR").unwrap_or_default();
+    let (results, tracked) = match &sheet.errand.kind {
+        Kind::Patterns => (None, BTreeSet::new()),
+        Kind::Script { tracked, .. } => (results::fetch(end.farm, &record, &folder).await?, tracked.clone()),
+    };
     let write = move || {
         let masker = || Masker::new(secrets.clone(), &job.features.token_mask_prefixes);
         let left = Left { log: &record.log, text: &text, name: &job.job_info.name, verdict: &verdict };
-        let files = produce::write(&folder, &left, &masker)?;
-        produce::uploads(&folder, &job, &outcome, &files, console)
+        let mut files = produce::write(&folder, &left, &masker)?;
+        if let Some(results) = results {
+            files.extend(results::unpack(&results, &folder.join("results"))?);
+        }
+        let chosen_from = ChosenFrom { files: &files, tracked: &tracked, project_dir: &project_dir };
+        produce::uploads(&folder, &job, &outcome, &chosen_from, console)
     };
     let (uploads, missing) = tokio::task::spawn_blocking(write).await.map_err(io::Error::other)??;
     for sentence in missing {
@@ -202,11 +227,10 @@ async fn files(sheet: &Sheet<Taken>, end: &End<'_>, outcome: &Outcome, spool: &m
     Ok(uploads)
 }
 
-/// What the script exited with, by the last line that says so.
-fn exit_code(record: &JobRecord) -> Option<i32> {
+/// The last that the console said.
+fn tail(record: &JobRecord) -> String {
     let length = record.log.console_length();
     let from = length.saturating_sub(TAIL_BYTES);
-    let tail = record.log.console_bytes(from, usize::try_from(length - from).ok()?).ok()?;
-    let tail = String::from_utf8_lossy(&tail);
-    tail.lines().rev().find_map(|line| line.trim().strip_prefix(EXIT_LINE)?.parse().ok())
+    let tail = usize::try_from(length - from).ok().and_then(|count| record.log.console_bytes(from, count).ok());
+    String::from_utf8_lossy(&tail.unwrap_or_default()).into_owned()
 }

@@ -4,22 +4,26 @@
 //!  Job ─► variables expanded ─► form ─┬─ text in a variable
 //!                                     ├─ a file of the repository, of an artifact, of a URL: fetched
 //!                                     ├─ CI_TRON_*: glartifact:// links looked up, then ci_tron.rs
-//!                                     └─ script: the farm's own job, or the farm file's
+//!                                     └─ script: the farm's own job, or the farm file's; its files packed (checkout.rs)
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use bytes::Bytes;
 use serde_json::{Value, json};
 
+use super::checkout;
 use super::ci_tron::{self, Environment};
 use super::client::{Client, in_query};
+use super::courier::Outcome;
 use super::forms::{self, Form, PipelineArtifact};
 use super::produce::unpacked;
 use super::register::Wanted;
-use super::wire::{Dependency, Job};
+use super::script;
+use super::wire::{Dependency, Features, Job};
 use crate::config::JobUrls;
-use crate::farm::TargetOverride;
+use crate::farm::{Attached, TargetOverride};
 
 /// A job description, as the API takes them.
 const TEXT_BYTES_MAX: usize = 256 * 1024;
@@ -29,6 +33,8 @@ const ARCHIVE_BYTES_MAX: usize = 256 << 20;
 const ATTACHED_BYTES_MAX: usize = 64 << 20;
 /// A pipeline's jobs come in pages of 100.
 const PAGES_MAX: usize = 20;
+/// The files of a plain script, among those that come along.
+const FILES: &str = "gitlab/files.tar";
 /// What plain scripts run in.
 const SCRIPT_JOB: &str = include_str!("../../../../fixtures/jobs/good/gitlab-script.yml");
 
@@ -38,33 +44,79 @@ pub(super) struct Described {
     pub source_name: String,
     pub text: String,
     pub environ: Environment,
-    pub attachments: BTreeMap<String, Bytes>,
+    pub attachments: BTreeMap<String, Attached>,
     /// Sentences for the job's log.
     pub notes: Vec<String>,
-    /// Whether its verdict is a script's exit status.
-    pub is_script: Kind,
+    /// What its verdict is.
+    pub kind: Kind,
 }
 
 /// What a job's verdict is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(super) enum Kind {
     /// What the console's patterns say.
     #[default]
     Patterns,
     /// A script's exit status.
-    Script,
+    Script {
+        /// What its last line has in it.
+        nonce: String,
+        /// The files that git has, where a job asks for the others.
+        tracked: BTreeSet<String>,
+    },
 }
 
-/// The error is a sentence for the job's author.
+/// Why a job cannot be described.
+#[derive(Debug)]
+pub(super) struct Refused {
+    /// A sentence for the job's log.
+    pub why: String,
+    pub blame: Blame,
+}
+
+/// Whose fault it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Blame {
+    /// What the job says is wrong.
+    Author,
+    /// Something that it needs could not be had.
+    Source,
+}
+
+impl From<String> for Refused {
+    fn from(why: String) -> Refused {
+        Refused { why, blame: Blame::Author }
+    }
+}
+
+impl Blame {
+    /// What it is to GitLab.
+    pub(super) fn outcome(self, features: &Features) -> Outcome {
+        match self {
+            Blame::Author => Outcome::misconfigured(features),
+            Blame::Source => Outcome::unfetched("runner_external_dependency_failure", features),
+        }
+    }
+}
+
+/// Where to describe a job.
+pub(super) struct Place<'a> {
+    /// The DUT that its runner means, by its full name.
+    pub dut: Option<String>,
+    pub urls: JobUrls,
+    /// The job's own folder.
+    pub folder: &'a Path,
+}
+
+/// All that the farm is handed of a job.
 pub(super) async fn describe(
     client: &Client,
     job: &Job,
     runner: &Wanted,
-    dut: Option<String>,
-    urls: JobUrls,
-) -> Result<Described, String> {
-    let mut environ = super::variables::expanded(&job.variables);
-    let form = forms::form(job, &environ)?;
+    place: Place<'_>,
+) -> Result<Described, Refused> {
+    let mut environ = super::variables::of_job(job);
+    let form = forms::form(&environ);
     let mut described = Described { source_name: "job.yml".into(), ..Described::default() };
     let pipeline = Pipeline { client, job };
     match form {
@@ -85,25 +137,20 @@ pub(super) async fn describe(
             described.source_name = path;
         }
         Form::Url(url) => {
-            described.text = text_of(client.fetch_url(&url, urls, TEXT_BYTES_MAX).await?.to_vec())?;
+            described.text = text_of(client.fetch_url(&url, place.urls, TEXT_BYTES_MAX).await?.to_vec())?;
             described.source_name = url;
         }
         Form::CiTron => {
             described.notes = pipeline.look_up(&mut environ).await?;
-            described.text = ci_tron::description(&environ, &target_of(&runner.target, dut))?;
+            described.text = ci_tron::description(&environ, &target_of(&runner.target, place.dut))?;
             described.source_name = "CI_TRON_*".into();
         }
-        Form::Script(script) => {
-            let own = || ("script:".to_owned(), SCRIPT_JOB.to_owned());
-            (described.source_name, described.text) = runner.instance.script_job.clone().unwrap_or_else(own);
-            environ.insert("WHARF_SCRIPT".to_owned(), script);
-            described.is_script = Kind::Script;
-        }
+        Form::Script => pipeline.script(&mut described, &mut environ, runner, place.folder).await?,
     }
     if described.text.len() > TEXT_BYTES_MAX {
-        return Err(format!("the job description has more than {} KiB", TEXT_BYTES_MAX >> 10));
+        return Err(format!("the job description has more than {} KiB", TEXT_BYTES_MAX >> 10).into());
     }
-    described.attachments = pipeline.attachments(&described.text).await?;
+    described.attachments.extend(pipeline.attachments(&described.text, &described.attachments).await?);
     described.environ = environ;
     Ok(described)
 }
@@ -127,6 +174,52 @@ struct Pipeline<'a> {
 }
 
 impl Pipeline<'_> {
+    /// A plain script: the farm's own job for it, and its files.
+    async fn script(
+        &self,
+        described: &mut Described,
+        environ: &mut Environment,
+        runner: &Wanted,
+        folder: &Path,
+    ) -> Result<(), Refused> {
+        let job = self.job;
+        if let Some(path) = environ.get("GIT_CLONE_PATH").filter(|path| !super::variables::is_below_builds(path)) {
+            return Err(format!("GIT_CLONE_PATH is `{path}`; it has to be below {}", script::BUILDS).into());
+        }
+        if !job.image.name.is_empty() {
+            return Err(format!(
+                "`image: {}` cannot be run yet: leave it out to run the script in a small Linux",
+                job.image.name
+            )
+            .into());
+        }
+        let project_dir = environ.get("CI_PROJECT_DIR").cloned().unwrap_or_default();
+        let mut archives = Vec::new();
+        for earlier in self.dependencies() {
+            let archive = self.archive(earlier).await;
+            archives.push((earlier.name.clone(), archive.map_err(|why| Refused { why, blame: Blame::Source })?));
+        }
+        let wanted = checkout::Wanted {
+            job,
+            environ,
+            project_dir: &project_dir,
+            certificate_authority: runner.instance.certificate_authority.as_deref(),
+            archives,
+            files: script::files(job, environ, &project_dir),
+        };
+        let packed = checkout::pack(folder, wanted).await.map_err(|why| Refused { why, blame: Blame::Source })?;
+        described.attachments.insert(FILES.to_owned(), Attached::File(packed.archive));
+        let wants_others = job.artifacts.iter().any(|entry| entry.untracked);
+        let nonce = format!("{:016x}", rand::random::<u64>());
+        environ.insert("WHARF_SCRIPT".to_owned(), script::outer(&project_dir, &nonce, None));
+        environ.insert("WHARF_NONCE".to_owned(), nonce.clone());
+        let tracked = if wants_others { packed.tracked } else { BTreeSet::new() };
+        described.kind = Kind::Script { nonce, tracked };
+        let own = || ("script:".to_owned(), SCRIPT_JOB.to_owned());
+        (described.source_name, described.text) = runner.instance.script_job.clone().unwrap_or_else(own);
+        Ok(())
+    }
+
     /// A file of the repository, at the pipeline's commit.
     async fn file(&self, path: &str) -> Result<String, String> {
         let (project, sha) = (self.job.job_info.project_id, in_query(&self.job.git_info.sha));
@@ -166,8 +259,13 @@ impl Pipeline<'_> {
     }
 
     /// The files of the earlier jobs' artifacts that the text attaches. What is missing the farm will say, with its place in the text.
-    async fn attachments(&self, text: &str) -> Result<BTreeMap<String, Bytes>, String> {
-        let names = forms::attached_names(text);
+    async fn attachments(
+        &self,
+        text: &str,
+        others: &BTreeMap<String, Attached>,
+    ) -> Result<BTreeMap<String, Attached>, String> {
+        let mut names = forms::attached_names(text);
+        names.retain(|name| !others.contains_key(name) && !name.starts_with("gitlab/"));
         let mut attachments = BTreeMap::new();
         if names.is_empty() {
             return Ok(attachments);
@@ -179,7 +277,7 @@ impl Pipeline<'_> {
                 let found = unpacked(&archive, &name, left as u64);
                 if let Some(bytes) = found.map_err(|error| format!("the artifacts of `{}`: {error}", earlier.name))? {
                     left = left.saturating_sub(bytes.len());
-                    attachments.insert(name, bytes.into());
+                    attachments.insert(name, Attached::Bytes(bytes.into()));
                 }
             }
         }

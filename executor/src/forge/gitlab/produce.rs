@@ -1,4 +1,5 @@
-//! What a job leaves for GitLab: files of ours under `wharf/`, chosen by the job's `artifacts:` as files of a checkout would be.
+//! What a job leaves for GitLab: files of ours under `wharf/`, and those that a plain script has left (results.rs), chosen by the job's
+//! `artifacts:`.
 //!
 //! | file | what it is |
 //! |---|---|
@@ -8,8 +9,9 @@
 //! | `wharf/junit.xml` | the verdict as a test case |
 //! | `wharf/verdict.json` | the verdict with its evidence |
 //!
-//! All of them are masked as the log is.
+//! These are masked as the log is; a script's own files are not, as on GitLab's own runner.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -20,7 +22,7 @@ use zip::write::SimpleFileOptions;
 
 use super::client::Upload;
 use super::courier::Outcome;
-use super::forms::is_meant;
+use super::globs::Globs;
 use super::mask::Masker;
 use super::wire::{Artifacts, Job};
 use crate::job_log::JobLog;
@@ -46,8 +48,19 @@ pub(super) enum Console {
     Cut,
 }
 
-/// A file and its name.
-type Named = (&'static str, PathBuf);
+/// A file and its name in the job's folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Named {
+    pub name: String,
+    pub path: PathBuf,
+    pub mode: u32,
+}
+
+impl Named {
+    fn ours(name: &str, path: PathBuf) -> Named {
+        Named { name: name.to_owned(), path, mode: 0o644 }
+    }
+}
 
 /// Writes the files into `folder`, each through a new masker.
 pub(super) fn write(folder: &Path, left: &Left<'_>, masker: &dyn Fn() -> Masker) -> io::Result<Vec<Named>> {
@@ -67,7 +80,7 @@ pub(super) fn write(folder: &Path, left: &Left<'_>, masker: &dyn Fn() -> Masker)
         let mut file = File::create(&path)?;
         file.write_all(&masker.push(text.as_bytes()))?;
         file.write_all(&masker.finish())?;
-        files.push((name, path));
+        files.push(Named::ours(name, path));
     }
     let path = folder.join("console.log");
     let (mut masker, mut file) = (masker(), File::create(&path)?);
@@ -78,7 +91,7 @@ pub(super) fn write(folder: &Path, left: &Left<'_>, masker: &dyn Fn() -> Masker)
         offset += length as u64;
     }
     file.write_all(&masker.finish())?;
-    files.push((CONSOLE, path));
+    files.push(Named::ours(CONSOLE, path));
     Ok(files)
 }
 
@@ -87,17 +100,24 @@ pub(super) fn uploads(
     folder: &Path,
     job: &Job,
     outcome: &Outcome,
-    files: &[Named],
+    chosen_from: &ChosenFrom<'_>,
     console: Console,
 ) -> io::Result<(Vec<Upload>, Vec<String>)> {
     let (mut uploads, mut missing) = (Vec::new(), Vec::new());
+    let files = chosen_from.files;
     let mut wanted: Vec<(Artifacts, Vec<Named>)> = Vec::new();
     for entry in job.artifacts.iter().filter(|entry| outcome.uploads(&entry.when)) {
-        let is_out = |name: &str| entry.exclude.iter().any(|pattern| is_meant(pattern, name));
-        let is_in = |name: &str| entry.paths.iter().any(|pattern| is_meant(pattern, name)) && !is_out(name);
-        let chosen: Vec<_> = files.iter().filter(|(name, _)| is_in(name)).cloned().collect();
+        let (paths, exclude) =
+            (Globs::new(&entry.paths, chosen_from.project_dir), Globs::new(&entry.exclude, chosen_from.project_dir));
+        let is_new = |name: &str| {
+            entry.untracked && !chosen_from.tracked.contains(name) && !name.starts_with(".git/") && !is_ours(name)
+        };
+        let is_in = |file: &&Named| (paths.mean(&file.name) || is_new(&file.name)) && !exclude.mean(&file.name);
+        let chosen: Vec<_> = files.iter().filter(is_in).cloned().collect();
         if chosen.is_empty() {
-            missing.push(format!("artifacts: {}: no such file; there are those under wharf/", entry.paths.join(", ")));
+            let others =
+                if files.iter().all(|file| is_ours(&file.name)) { "; there are those under wharf/" } else { "" };
+            missing.push(format!("artifacts: {}: no such file{others}", entry.paths.join(", ")));
         }
         wanted.push((entry.clone(), chosen));
     }
@@ -110,15 +130,28 @@ pub(super) fn uploads(
     Ok((uploads, missing))
 }
 
+/// What `artifacts:` chooses from.
+pub(super) struct ChosenFrom<'a> {
+    pub files: &'a [Named],
+    /// The files that git has: not among the `untracked`.
+    pub tracked: &'a BTreeSet<String>,
+    /// Where absolute paths begin.
+    pub project_dir: &'a str,
+}
+
+fn is_ours(name: &str) -> bool {
+    name.starts_with("wharf/")
+}
+
 fn is_archive(entry: &Artifacts) -> bool {
     matches!(entry.artifact_type.as_str(), "" | "archive")
 }
 
 /// A job has one archive: the console goes into it, or is all of it.
 fn add_console(wanted: &mut Vec<(Artifacts, Vec<Named>)>, files: &[Named]) {
-    let console = files.iter().find(|(name, _)| *name == CONSOLE).cloned();
+    let console = files.iter().find(|file| file.name == CONSOLE).cloned();
     match wanted.iter_mut().find(|(entry, _)| is_archive(entry)) {
-        Some((_, chosen)) if chosen.iter().any(|(name, _)| *name == CONSOLE) => {}
+        Some((_, chosen)) if chosen.iter().any(|file| file.name == CONSOLE) => {}
         Some((_, chosen)) => chosen.extend(console),
         None => wanted
             .push((Artifacts { artifact_format: "zip".into(), ..Artifacts::default() }, console.into_iter().collect())),
@@ -137,25 +170,30 @@ fn pack(path: &Path, entry: &Artifacts, files: &[Named]) -> io::Result<Upload> {
     let end = match format {
         "zip" => {
             let mut archive = zip::ZipWriter::new(File::create(path)?);
-            for (name, source) in files {
-                archive.start_file(*name, SimpleFileOptions::default()).map_err(io::Error::other)?;
-                io::copy(&mut File::open(source)?, &mut archive)?;
+            for file in files {
+                // GitLab reads archives of more than 4 GiB, whose sizes need it.
+                let large = file.path.metadata()?.len() >= u64::from(u32::MAX);
+                let options = SimpleFileOptions::default().unix_permissions(file.mode).large_file(large);
+                archive.start_file(&file.name, options).map_err(io::Error::other)?;
+                io::copy(&mut File::open(&file.path)?, &mut archive)?;
             }
             archive.finish().map_err(io::Error::other)?;
             ".zip"
         }
         "gzip" => {
-            let mut packed = GzEncoder::new(File::create(path)?, Compression::default());
-            for (_, source) in files {
-                io::copy(&mut File::open(source)?, &mut packed)?;
+            // A member each (RFC 1952, 2.2): GitLab reads reports one by one.
+            let mut whole = File::create(path)?;
+            for file in files {
+                let mut packed = GzEncoder::new(whole, Compression::default());
+                io::copy(&mut File::open(&file.path)?, &mut packed)?;
+                whole = packed.finish()?;
             }
-            packed.finish()?;
             ".gz"
         }
         _ => {
             let mut whole = File::create(path)?;
-            for (_, source) in files {
-                io::copy(&mut File::open(source)?, &mut whole)?;
+            for file in files {
+                io::copy(&mut File::open(&file.path)?, &mut whole)?;
             }
             ""
         }
@@ -248,7 +286,8 @@ mod tests {
         let files = write(folder, &left, &|| Masker::new(["hunter2!".to_owned()], &[])).unwrap();
         let job = Job { artifacts, ..Job::default() };
         let outcome = Outcome { failure_reason: Some("script_failure".into()), exit_code: 3 };
-        uploads(folder, &job, &outcome, &files, console).unwrap()
+        let chosen_from = ChosenFrom { files: &files, tracked: &BTreeSet::new(), project_dir: "/builds/g/p" };
+        uploads(folder, &job, &outcome, &chosen_from, console).unwrap()
     }
 
     #[test]
@@ -290,5 +329,30 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (uploads, _) = left(folder.path(), vec![], Console::Cut);
         assert_eq!((uploads.len(), uploads[0].kind.as_str(), uploads[0].format.as_str()), (1, "archive", "zip"));
+    }
+    #[test]
+    fn reports_of_several_files_are_members_of_their_own_and_untracked_files_those_that_git_has_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let named = |name: &str| {
+            let path = folder.path().join(name.replace('/', "_"));
+            std::fs::write(&path, name).unwrap();
+            Named { name: name.to_owned(), path, mode: 0o755 }
+        };
+        let files = ["wharf/job.yml", "a.xml", "b.xml", "Makefile", ".git/index"].map(named);
+        let tracked = BTreeSet::from(["Makefile".to_owned()]);
+        let chosen_from = ChosenFrom { files: &files, tracked: &tracked, project_dir: "/builds/g/p" };
+        let mut all_new = entry("archive", &[]);
+        all_new.untracked = true;
+        let job = Job { artifacts: vec![entry("junit", &["/builds/g/p/*.xml"]), all_new], ..Job::default() };
+        let outcome = Outcome { failure_reason: None, exit_code: 0 };
+        let (uploads, missing) = uploads(folder.path(), &job, &outcome, &chosen_from, Console::Shown).unwrap();
+        assert_eq!(missing, [""; 0]);
+        let mut member = flate2::bufread::GzDecoder::new(io::BufReader::new(File::open(&uploads[0].path).unwrap()));
+        let mut text = String::new();
+        member.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "a.xml", "the first member is the first file");
+        let mut archive = zip::ZipArchive::new(File::open(&uploads[1].path).unwrap()).unwrap();
+        assert_eq!(archive.file_names().map(Result::unwrap).collect::<Vec<_>>(), ["a.xml", "b.xml"]);
+        assert_eq!(archive.by_index(0).unwrap().unix_mode().map(|mode| mode & 0o777), Some(0o755));
     }
 }

@@ -11,12 +11,51 @@
 
 use std::collections::BTreeMap;
 
-use super::wire::Variable;
+use super::script::BUILDS;
+use super::wire::{Job, Variable};
 
 /// A variable may name one that names one, and so on: deeper than any template that there is (dut.yml's have four).
 const DEPTH_MAX: usize = 16;
 /// A value that doubles with each level would fill the memory; a job's text has at most 256 KiB. What is longer is cut.
 const VALUE_BYTES_MAX: usize = 1 << 20;
+
+/// A job's variables, expanded, with those that its runner adds. `GIT_CLONE_PATH` is its folder where it is one below [`BUILDS`].
+pub(super) fn of_job(job: &Job) -> BTreeMap<String, String> {
+    let runners = |name: &str, value: &str| Variable {
+        key: name.to_owned(),
+        value: value.to_owned(),
+        raw: true,
+        ..Variable::default()
+    };
+    let mut variables = job.variables.clone();
+    variables.push(runners("CI_BUILDS_DIR", BUILDS));
+    variables.push(runners("CI_PROJECT_DIR", &format!("{BUILDS}/{}", job.job_info.project_full_path)));
+    variables.push(runners("CI_SERVER", "yes"));
+    let all = expanded(&variables);
+    match all.get("GIT_CLONE_PATH").filter(|path| is_below_builds(path)) {
+        Some(path) => {
+            variables.push(runners("CI_PROJECT_DIR", path));
+            expanded(&variables)
+        }
+        None => all,
+    }
+}
+
+/// Names, paths and patterns of `artifacts:`, with their variables replaced.
+pub(super) fn expand_artifacts(job: &mut Job) {
+    let all = of_job(job);
+    let value = |text: &str| expand(text, |name| all.get(name).cloned().unwrap_or_default());
+    for entry in &mut job.artifacts {
+        entry.name = value(&entry.name);
+        entry.paths.iter_mut().chain(&mut entry.exclude).for_each(|path| *path = value(path));
+    }
+}
+
+/// Whether a job's files may lie there.
+pub(super) fn is_below_builds(path: &str) -> bool {
+    let rest = path.strip_prefix(BUILDS).and_then(|rest| rest.strip_prefix('/'));
+    rest.is_some_and(|rest| rest.split('/').all(|step| !matches!(step, "" | "." | "..")))
+}
 
 /// The values by name, all expanded.
 pub(super) fn expanded(variables: &[Variable]) -> BTreeMap<String, String> {

@@ -65,6 +65,15 @@ pub(super) struct GitInfo {
     pub sha: String,
     #[serde(rename = "ref", deserialize_with = "or_default")]
     pub reference: String,
+    /// The repository, with a token in it.
+    #[serde(deserialize_with = "or_default")]
+    pub repo_url: String,
+    /// What of it is wanted, in git's words.
+    #[serde(deserialize_with = "or_default")]
+    pub refspecs: Vec<String>,
+    /// How many commits; 0 is all of them.
+    #[serde(deserialize_with = "or_default")]
+    pub depth: u64,
 }
 
 /// How long it may take.
@@ -119,6 +128,9 @@ pub(super) struct Artifacts {
     pub name: String,
     #[serde(deserialize_with = "or_default")]
     pub paths: Vec<String>,
+    /// All that git does not have.
+    #[serde(deserialize_with = "or_default")]
+    pub untracked: bool,
     #[serde(deserialize_with = "or_default")]
     pub exclude: Vec<String>,
     /// `on_success`, `on_failure` or `always`.
@@ -238,6 +250,12 @@ impl Outcome {
     pub(super) fn misconfigured(features: &Features) -> Outcome {
         let reason = features.known("runner_configuration_error").to_owned();
         Outcome { failure_reason: Some(reason), exit_code: i32::from(Status::SetupFail.exit_status()) }
+    }
+
+    /// A job that could not be begun for want of something of elsewhere.
+    pub(super) fn unfetched(reason: &'static str, features: &Features) -> Outcome {
+        let exit_code = i32::from(Status::SetupFail.exit_status());
+        Outcome { failure_reason: Some(features.known(reason).to_owned()), exit_code }
     }
 
     /// A job that took longer than GitLab lets it.

@@ -21,7 +21,7 @@ use crate::config::hosts::{Ec2Config, Reach};
 use crate::ssh::command::quoted as in_quotes;
 use sign::{Credentials, Signable};
 
-mod sign;
+pub mod sign;
 
 /// A cloud that is busy answers within seconds.
 const ANSWER_TIME: Duration = Duration::from_secs(30);
