@@ -13,6 +13,7 @@
 mod cpio;
 mod files;
 mod iso;
+pub mod layers;
 mod member;
 mod packing;
 mod tar;
