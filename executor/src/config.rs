@@ -26,6 +26,7 @@ use crate::outlets::Policy;
 mod callers;
 mod discovery;
 mod file;
+pub mod forgejo;
 pub mod gitlab;
 pub mod hosts;
 mod on_demand;
@@ -92,6 +93,8 @@ pub struct FarmConfig {
     pub hosts: Vec<hosts::HostConfig>,
     /// GitLab instances whose jobs the farm takes.
     pub gitlab: Vec<gitlab::GitlabConfig>,
+    /// Forgejo and Gitea instances whose jobs the farm takes.
+    pub forgejo: Vec<forgejo::ForgejoConfig>,
     /// How machines boot that do not say it themselves.
     pub boots: Option<Database>,
     /// How machines show that they are well.

@@ -1,16 +1,22 @@
 //! Where jobs come from by themselves: forges that have jobs to be run, asked by the farm.
 //!
 //! ```text
-//!  farm file ─► gitlab/: runners, their questions, their jobs ─► carry.rs ─► Farm::submit, its log, Farm::cancel
-//!                                                                   │ courier.rs ◆ what is told when
-//!                                                                   └ the log: spool.rs, trace.rs ◆, mask.rs ◆
+//!  farm file ─► gitlab/, forgejo/: runners, their questions, their jobs ─► carry.rs ─► Farm::submit, its log, Farm::cancel
+//!                                                                            │ courier.rs ◆ what is told when
+//!                                                                            └ the log: spool.rs, trace.rs ◆, mask.rs ◆
+//!  shared by forges: room.rs is a DUT free, http.rs clients, kept.rs files of tokens, script.rs ◆ words of shells
 //! ```
 //! They use the farm as the API does, and the farm knows nothing of them.
 
 mod carry;
 mod courier;
+mod forgejo;
 mod gitlab;
+mod http;
+mod kept;
 mod mask;
+mod room;
+mod script;
 mod spool;
 mod trace;
 
@@ -27,21 +33,22 @@ const LAST_WORDS: Duration = Duration::from_secs(4);
 
 /// The forges of a farm, being asked.
 pub struct Asking {
-    supervisor: JoinHandle<()>,
+    supervisors: [JoinHandle<()>; 2],
     carriers: Arc<Carriers>,
 }
 
 /// Asks the forges that the farm file names, from now on.
 pub fn ask(farm: &Arc<Farm>) -> Asking {
     let carriers = Arc::new(Carriers::default());
-    let supervisor = tokio::spawn(gitlab::supervise(Arc::downgrade(farm), Arc::clone(&carriers)));
-    Asking { supervisor, carriers }
+    let gitlab = tokio::spawn(gitlab::supervise(Arc::downgrade(farm), Arc::clone(&carriers)));
+    let forgejo = tokio::spawn(forgejo::supervise(Arc::downgrade(farm), Arc::clone(&carriers)));
+    Asking { supervisors: [gitlab, forgejo], carriers }
 }
 
 impl Asking {
     /// Asks no more; the farm must have stopped.
     pub async fn stop(self) {
-        self.supervisor.abort();
+        self.supervisors.iter().for_each(JoinHandle::abort);
         let _ = tokio::time::timeout(LAST_WORDS, self.carriers.all_done()).await;
     }
 }

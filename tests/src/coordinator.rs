@@ -118,18 +118,18 @@ pub enum Fault {
     Lost,
 }
 
-struct Request {
-    method: String,
-    path: String,
-    query: String,
-    headers: BTreeMap<String, String>,
-    body: Vec<u8>,
+pub(crate) struct Request {
+    pub method: String,
+    pub path: String,
+    pub query: String,
+    pub headers: BTreeMap<String, String>,
+    pub body: Vec<u8>,
 }
 
-struct Answer {
-    status: u16,
-    headers: Vec<(String, String)>,
-    body: Vec<u8>,
+pub(crate) struct Answer {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
 }
 
 impl Coordinator {
@@ -377,7 +377,7 @@ fn serve(shared: &Shared, stream: TcpStream) {
     }
 }
 
-fn read(reader: &mut BufReader<TcpStream>) -> Option<Request> {
+pub(crate) fn read(reader: &mut BufReader<TcpStream>) -> Option<Request> {
     let mut line = String::new();
     reader.read_line(&mut line).ok().filter(|length| *length > 0)?;
     let mut words = line.split_whitespace();
@@ -411,7 +411,7 @@ fn read(reader: &mut BufReader<TcpStream>) -> Option<Request> {
     Some(Request { method, path, query: query.to_owned(), headers, body })
 }
 
-fn write(writer: &mut TcpStream, answer: &Answer) -> std::io::Result<()> {
+pub(crate) fn write(writer: &mut TcpStream, answer: &Answer) -> std::io::Result<()> {
     let mut head = format!("HTTP/1.1 {} x\r\nContent-Length: {}\r\n", answer.status, answer.body.len());
     for (name, value) in &answer.headers {
         head.push_str(&format!("{name}: {value}\r\n"));
@@ -422,26 +422,26 @@ fn write(writer: &mut TcpStream, answer: &Answer) -> std::io::Result<()> {
 }
 
 impl Request {
-    fn json(&self) -> Value {
+    pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_default()
     }
 
-    fn header(&self, name: &str) -> &str {
+    pub fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", String::as_str)
     }
 
-    fn query(&self, name: &str) -> String {
+    pub fn query(&self, name: &str) -> String {
         let mut pairs = self.query.split('&').filter_map(|pair| pair.split_once('='));
         pairs.find(|(key, _)| *key == name).map(|(_, value)| value.to_owned()).unwrap_or_default()
     }
 }
 
 impl Answer {
-    fn of(status: u16) -> Answer {
+    pub fn of(status: u16) -> Answer {
         Answer { status, headers: Vec::new(), body: Vec::new() }
     }
 
-    fn json(status: u16, body: &Value) -> Answer {
+    pub fn json(status: u16, body: &Value) -> Answer {
         Answer { body: body.to_string().into_bytes(), ..Answer::of(status) }
     }
 

@@ -7,6 +7,7 @@
 //!  packages    programs of Debian that a test needs
 //!  workspace   the tree of sources and pages, for the rules that it shall keep
 //!  coordinator a GitLab instance as runners see it
+//!  actions     a Forgejo instance as runners see it
 //!  crowd       a thousand DUTs and their queue, read back from events
 //!  lab         network namespaces
 //!  bad_link    a wire between two of them that loses and delays
@@ -15,6 +16,7 @@
 //! ```
 //! The tests themselves are in `tests/it/`, one file per promise.
 
+pub mod actions;
 pub mod bad_link;
 pub mod bench;
 pub mod board;

@@ -83,6 +83,26 @@ pub fn python(packages: &[&str]) -> PathBuf {
     folder.join("bin")
 }
 
+/// The folder with the programs of a package of npm, such as `gitlab-ci-local@4.61.1`: installed once. Debian's npm brings some hundreds of
+/// packages of Debian along where there is none.
+pub fn npm(package: &str) -> PathBuf {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _guard = lock(&ONE_AT_A_TIME);
+    let name: String = package.chars().map(|it| if it.is_alphanumeric() { it } else { '-' }).collect();
+    let folder = cache_folder().join("npm").join(name);
+    let is_whole = folder.join("whole");
+    if !is_whole.exists() {
+        need_programs(&[("node", "nodejs"), ("npm", "npm")]);
+        println!("installing what this test needs: {package}");
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::create_dir_all(&folder).expect("the cache is the user's own");
+        let words = ["install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix"];
+        must(Command::new("npm").args(words).arg(&folder).arg(package));
+        std::fs::write(is_whole, "").expect("the cache is the user's own");
+    }
+    folder.join("node_modules/.bin")
+}
+
 fn must(command: &mut Command) {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));

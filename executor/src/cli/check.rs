@@ -195,6 +195,7 @@ fn no_farm() -> FarmConfig {
         gear: Vec::new(),
         hosts: Vec::new(),
         gitlab: Vec::new(),
+        forgejo: Vec::new(),
         boots: None,
         training: Default::default(),
         patience: Default::default(),

@@ -28,6 +28,7 @@ use crate::lease::rows::{Access, PlacementPolicy};
 mod callers;
 mod console_log;
 mod discovery;
+mod forgejo;
 mod gitlab;
 mod hardware;
 mod hosts;
@@ -39,7 +40,8 @@ mod training;
 use callers::{CallersKeys, ProjectKeys, TlsKey};
 use console_log::ConsoleLogKeys;
 use discovery::{DiscoveryKeys, SpareKeys};
-use gitlab::GitlabKeys;
+use forgejo::ForgejoKeys;
+use gitlab::{GitlabKeys, PerKey};
 use hardware::{HardwareKeys, LineKeys, PduKeys, Shared};
 use hosts::HostKeys;
 use on_demand::{AccessKey, GearKeys, OnDemandKeys, PoolKeys};
@@ -93,6 +95,8 @@ struct FarmFile {
     hosts: Vec<HostKeys>,
     /// GitLab instances whose jobs the farm takes.
     gitlab: Vec<GitlabKeys>,
+    /// Forgejo and Gitea instances whose jobs the farm takes.
+    forgejo: Vec<ForgejoKeys>,
     /// How machines show that they are well before they take jobs.
     training: TrainingKeys,
     /// How many failures in a row are too many.
@@ -489,6 +493,7 @@ fn check(file: FarmFile, findings: &mut Findings, directory: &Path) -> FarmConfi
         training: training::training(&file.training, directory, findings),
         patience: training::patience(&file.health, findings),
         gitlab: gitlab::gitlab(&file.gitlab, directory, findings),
+        forgejo: forgejo::forgejo(&file.forgejo, directory, findings),
         boots: file.boots.and_then(|name| Database::read(&directory.join(name), findings)),
         duts,
         on_demand,

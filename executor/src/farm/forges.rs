@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::wants::{self, Wants};
 use super::{Asks, Farm, Submission, TargetOverride};
+use crate::config::forgejo::ForgejoConfig;
 use crate::config::gitlab::GitlabConfig;
 
 /// What forges go by.
@@ -11,6 +12,8 @@ use crate::config::gitlab::GitlabConfig;
 pub struct Forges {
     /// GitLab instances.
     pub gitlab: Vec<GitlabConfig>,
+    /// Forgejo and Gitea instances.
+    pub forgejo: Vec<ForgejoConfig>,
     /// The DUTs that there are.
     pub duts: Vec<ForgeDut>,
     /// The farm's folder.
@@ -28,6 +31,20 @@ pub struct ForgeDut {
     pub tags: Vec<String>,
 }
 
+impl ForgeDut {
+    /// Whether it has all of these tags and, where one is named, is the one with this id or full name.
+    pub fn is_meant(&self, tags: &[String], name: Option<&str>) -> bool {
+        name.is_none_or(|name| name == self.id || name == self.full_name)
+            && tags.iter().all(|tag| self.tags.contains(tag))
+    }
+
+    /// Whichever of the DUTs a job gets, it has these.
+    pub fn common_tags(duts: &[&ForgeDut]) -> Vec<String> {
+        let first = duts.first().map(|dut| dut.tags.clone()).unwrap_or_default();
+        first.into_iter().filter(|tag| duts.iter().all(|dut| dut.tags.contains(tag))).collect()
+    }
+}
+
 impl Farm {
     /// What forges go by now.
     pub fn forges(&self) -> Forges {
@@ -39,6 +56,7 @@ impl Farm {
         };
         Forges {
             gitlab: config.gitlab.clone(),
+            forgejo: config.forgejo.clone(),
             duts: config.duts.iter().map(of).collect(),
             state: config.state.clone(),
         }

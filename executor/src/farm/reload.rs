@@ -298,6 +298,7 @@ fn changes(before: &FarmConfig, after: &FarmConfig) -> Vec<Change> {
     differences("console", (&before.consoles, &after.consoles), |it| (&it.name, &it.name), line, &mut list);
     let of_farm = keys([
         ("gitlab", before.gitlab != after.gitlab),
+        ("forgejo", before.forgejo != after.forgejo),
         ("training", before.training != after.training),
         ("health", before.patience != after.patience),
         ("variables", before.job_variables != after.job_variables),

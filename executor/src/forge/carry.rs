@@ -10,8 +10,8 @@
 //! ```
 
 use std::fs;
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -23,6 +23,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 use super::courier::{Answer, Call, Courier, Log, Order, Outcome, State};
+use super::kept::keep;
 use super::mask::Masker;
 use super::spool::Spool;
 use super::trace::Teller;
@@ -257,11 +258,7 @@ impl<E: Errand> Sheet<E> {
     /// Written whole or not at all.
     fn keep(&self, folder: &Path) -> io::Result<()> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-        let unfinished = folder.join("sheet.new");
-        let mut file = fs::File::options().create(true).truncate(true).write(true).mode(0o600).open(&unfinished)?;
-        file.write_all(&serde_json::to_vec(self)?)?;
-        file.sync_all()?;
-        fs::rename(unfinished, folder.join(SHEET))
+        keep(&folder.join(SHEET), self)
     }
 }
 

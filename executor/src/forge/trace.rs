@@ -19,8 +19,10 @@ const END: &str = "\x1b[0m";
 /// Whether the server folds sections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sections {
-    /// It does.
+    /// It does, by GitLab's marks.
     Folded,
+    /// It does, by those of Actions: `##[group]` and `##[endgroup]`.
+    Groups,
     /// It would show their marks.
     Unknown,
 }
@@ -90,15 +92,20 @@ impl Teller {
             return;
         }
         self.close(at, out);
-        if self.sections == Sections::Folded {
-            self.mark(&format!("\x1b[0Ksection_start:{at}:{name}\r\x1b[0K{PLAIN}{header}{END}"), out);
-            self.open = Some(name.to_owned());
-        }
+        let mark = match self.sections {
+            Sections::Folded => format!("\x1b[0Ksection_start:{at}:{name}\r\x1b[0K{PLAIN}{header}{END}"),
+            Sections::Groups => format!("##[group]{header}"),
+            Sections::Unknown => return,
+        };
+        self.mark(&mark, out);
+        self.open = Some(name.to_owned());
     }
 
     fn close(&mut self, at: i64, out: &mut Vec<u8>) {
-        if let Some(name) = self.open.take() {
-            self.mark(&format!("\x1b[0Ksection_end:{at}:{name}\r\x1b[0K"), out);
+        match self.open.take() {
+            Some(_) if self.sections == Sections::Groups => self.mark("##[endgroup]", out),
+            Some(name) => self.mark(&format!("\x1b[0Ksection_end:{at}:{name}\r\x1b[0K"), out),
+            None => {}
         }
     }
 
@@ -178,6 +185,13 @@ mod tests {
     #[test]
     fn a_server_that_does_not_fold_gets_no_marks() {
         assert!(!told(Sections::Unknown, &events()).contains("section_"));
+    }
+
+    #[test]
+    fn actions_have_groups() {
+        let log = told(Sections::Groups, &events());
+        assert!(log.contains("##[group]Boot 1\n") && log.contains("\n##[endgroup]\n##[group]Tearing down\n"), "{log}");
+        assert!(!log.contains("section_"), "{log}");
     }
 
     #[test]

@@ -76,7 +76,7 @@ struct RunnerKeys {
 /// Who has a runner of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-enum PerKey {
+pub(super) enum PerKey {
     /// Each DUT.
     Dut,
     /// All together.
@@ -141,7 +141,7 @@ fn instance(index: usize, keys: &GitlabKeys, directory: &Path, findings: &mut Fi
         },
         maximum_timeout,
         log_bytes_max,
-        script_job: script_job(index, keys, directory, findings),
+        script_job: script_job("gitlab", index, keys.script_job.as_ref(), directory, findings),
         url,
     }
 }
@@ -161,13 +161,20 @@ fn projects(index: usize, keys: &BTreeMap<String, String>, findings: &mut Findin
     projects
 }
 
-fn script_job(index: usize, keys: &GitlabKeys, directory: &Path, findings: &mut Findings) -> Option<(String, String)> {
-    let name = keys.script_job.as_ref()?;
+/// The job description that a forge's plain scripts run in, read.
+pub(super) fn script_job(
+    forge: &str,
+    index: usize,
+    name: Option<&String>,
+    directory: &Path,
+    findings: &mut Findings,
+) -> Option<(String, String)> {
+    let name = name?;
     match std::fs::read_to_string(directory.join(name)) {
         Ok(text) => Some((name.clone(), text)),
         Err(error) => {
             let what = format!("cannot read `{name}`: {error}");
-            findings.tell(&at("gitlab", index, "script_job"), what, "name a job file relative to the farm file");
+            findings.tell(&at(forge, index, "script_job"), what, "name a job file relative to the farm file");
             None
         }
     }

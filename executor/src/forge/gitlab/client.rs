@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
-use reqwest::header::{CONTENT_RANGE, CONTENT_TYPE, HeaderMap, LOCATION, RANGE, RETRY_AFTER};
-use reqwest::{Body, Method, RequestBuilder, Response, StatusCode, Url};
+use reqwest::header::{CONTENT_RANGE, CONTENT_TYPE, HeaderMap, RANGE, RETRY_AFTER};
+use reqwest::{Body, Method, RequestBuilder, Response, StatusCode};
 use serde_json::Value;
 use tokio_util::io::ReaderStream;
 
+use super::super::http::{self, location, whole_of};
 use super::courier::{Answer, Log, State};
 use super::wire::{self, Job};
 use crate::config::JobUrls;
@@ -27,12 +28,8 @@ const CALL_TIME: Duration = Duration::from_secs(30);
 const POLL_TIME: Duration = Duration::from_secs(80);
 /// A file of some GiB over a slow line.
 const FILE_TIME: Duration = Duration::from_secs(1800);
-/// A connection, handshakes included.
-const CONNECT_TIME: Duration = Duration::from_secs(15);
 /// Read of an answer to a small call; a job with its variables has some tens of KiB.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
-/// Hops of a download: an object store is one.
-const HOPS_MAX: usize = 5;
 /// Stands between the parts of an upload; nothing else that is sent begins a line so.
 const BOUNDARY: &str = "wharf-7d2f61c0a9b84e35-upload";
 
@@ -77,26 +74,7 @@ impl Client {
 
     /// For the instance at this URL.
     pub(super) fn new(url: &str, authority: Option<&Path>) -> Result<Client, String> {
-        // Refuses when the process has a provider already, which is as good.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let builder = || {
-            reqwest::Client::builder()
-                .redirect(reqwest::redirect::Policy::none())
-                .connect_timeout(CONNECT_TIME)
-                .user_agent(concat!("wharfinger ", env!("CARGO_PKG_VERSION")))
-        };
-        let with_authority = match authority {
-            None => builder(),
-            Some(path) => {
-                let wrong = |what: String| format!("{}: {what}", path.display());
-                let text = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
-                let all = reqwest::Certificate::from_pem_bundle(&text).map_err(|error| wrong(error.to_string()))?;
-                builder().tls_certs_merge(all)
-            }
-        };
-        // A host without any certificates of authorities can still speak plain HTTP.
-        let http = with_authority.build().or_else(|_| builder().tls_certs_only([]).build());
-        let http = http.map_err(|error| format!("no HTTP client can be made: {error}"))?;
+        let http = http::client(authority)?;
         Ok(Client { base: url.trim_end_matches('/').to_owned(), http })
     }
 
@@ -147,7 +125,7 @@ impl Client {
             url.push_str(&format!("&expire_in={}", in_query(&upload.expire_in)));
         }
         let mut target = format!("{}/api/v4{url}", self.base);
-        for _ in 0..HOPS_MAX {
+        for _ in 0..http::HOPS_MAX {
             let file = match tokio::fs::File::open(&upload.path).await {
                 Ok(file) => file,
                 Err(error) => {
@@ -176,7 +154,7 @@ impl Client {
     pub(super) async fn fetch(&self, path: &str, token: &str, bytes_max: usize) -> Result<Bytes, String> {
         let url = format!("{}/api/v4{path}", self.base);
         let mut request = self.http.get(&url).header("JOB-TOKEN", token);
-        for _ in 0..HOPS_MAX {
+        for _ in 0..http::HOPS_MAX {
             let response = request.timeout(FILE_TIME).send().await.map_err(|error| self.said(error))?;
             if response.status().is_redirection()
                 && let Some(next) = location(&response)
@@ -198,24 +176,7 @@ impl Client {
 
     /// Fetches from any URL that the farm lets jobs be fetched from.
     pub(super) async fn fetch_url(&self, url: &str, urls: JobUrls, bytes_max: usize) -> Result<Bytes, String> {
-        let mut url = Url::parse(url).map_err(|error| format!("`{url}` is not a URL: {error}"))?;
-        for _ in 0..HOPS_MAX {
-            if urls == JobUrls::HttpsOnly && url.scheme() != "https" {
-                return Err(format!(
-                    "a job is fetched by https only, and {url} is not (`listen.job_urls` of the farm file)"
-                ));
-            }
-            let response = self.http.get(url.clone()).timeout(CALL_TIME).send().await;
-            let response = response.map_err(|error| format!("{url}: {}", error.without_url()))?;
-            match location(&response).filter(|_| response.status().is_redirection()) {
-                Some(next) => url = next,
-                None if response.status().is_success() => {
-                    return whole_of(response, bytes_max).await.map_err(|error| format!("{url}: {error}"));
-                }
-                None => return Err(format!("{url} answered {}", response.status())),
-            }
-        }
-        Err(format!("{url} sent us round in circles"))
+        http::fetch(&self.http, url, urls, bytes_max).await
     }
 
     /// A path of its API as a URL.
@@ -256,17 +217,8 @@ impl Client {
         }
     }
 
-    /// The last cause: `Connection refused`, where the first says that an error occurred.
     fn said(&self, error: reqwest::Error) -> String {
-        if error.is_timeout() {
-            return format!("{} did not answer in time", self.base);
-        }
-        let error = error.without_url();
-        let mut cause: &dyn std::error::Error = &error;
-        while let Some(next) = cause.source() {
-            cause = next;
-        }
-        format!("{}: {cause}", self.base)
+        http::said(&self.base, error)
     }
 }
 
@@ -296,10 +248,6 @@ fn text_of(headers: &HeaderMap, name: &str) -> Option<String> {
     headers.get(name).and_then(|value| value.to_str().ok()).map(|text| text.trim().to_owned())
 }
 
-fn location(response: &Response) -> Option<Url> {
-    response.url().join(&text_of(response.headers(), LOCATION.as_str())?).ok()
-}
-
 async fn whole(response: Response) -> Result<Bytes, reqwest::Error> {
     let mut bytes = Vec::new();
     let mut chunks = response.bytes_stream();
@@ -307,18 +255,6 @@ async fn whole(response: Response) -> Result<Bytes, reqwest::Error> {
         bytes.extend_from_slice(&chunk?);
         if bytes.len() > ANSWER_BYTES_MAX {
             break;
-        }
-    }
-    Ok(bytes.into())
-}
-
-async fn whole_of(response: Response, bytes_max: usize) -> Result<Bytes, String> {
-    let mut bytes = Vec::new();
-    let mut chunks = response.bytes_stream();
-    while let Some(chunk) = chunks.next().await {
-        bytes.extend_from_slice(&chunk.map_err(|error| error.without_url().to_string())?);
-        if bytes.len() > bytes_max {
-            return Err(format!("it has more than {} MiB", bytes_max >> 20));
         }
     }
     Ok(bytes.into())

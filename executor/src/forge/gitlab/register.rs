@@ -16,9 +16,6 @@
 //! A step that fails is tried again later; the log says so once.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -27,6 +24,7 @@ use reqwest::{Method, StatusCode};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::super::kept::{keep, kept, token};
 use super::client::Client;
 use super::wire;
 use crate::config::gitlab::{GitlabConfig, Per, Refs, RegisteredFor, RunnerConfig};
@@ -104,11 +102,12 @@ pub(super) fn wanted(forges: &Forges) -> BTreeMap<String, Wanted> {
     let mut all = BTreeMap::new();
     for instance in &forges.gitlab {
         for runner in &instance.runners {
-            let duts: Vec<_> = forges.duts.iter().filter(|dut| runner.means(dut)).collect();
+            let duts: Vec<_> =
+                forges.duts.iter().filter(|dut| dut.is_meant(&runner.tags, runner.dut.as_deref())).collect();
             match (runner.per, runner.dut.is_some()) {
                 (Per::Class, false) if !duts.is_empty() => {
                     let target = TargetOverride { id: None, tags: Some(runner.tags.clone()) };
-                    all.extend(queues(instance, runner, "*", &runner.name, &common_tags(&duts), target));
+                    all.extend(queues(instance, runner, "*", &runner.name, &ForgeDut::common_tags(&duts), target));
                 }
                 (Per::Class, false) => {}
                 (Per::Dut, _) | (Per::Class, true) => {
@@ -121,19 +120,6 @@ pub(super) fn wanted(forges: &Forges) -> BTreeMap<String, Wanted> {
         }
     }
     all
-}
-
-impl RunnerConfig {
-    fn means(&self, dut: &ForgeDut) -> bool {
-        let is_it = self.dut.as_ref().is_none_or(|name| *name == dut.id || *name == dut.full_name);
-        is_it && self.tags.iter().all(|tag| dut.tags.contains(tag))
-    }
-}
-
-/// Whichever of the DUTs a job gets, it has these.
-fn common_tags(duts: &[&ForgeDut]) -> Vec<String> {
-    let first = duts.first().map(|dut| dut.tags.clone()).unwrap_or_default();
-    first.into_iter().filter(|tag| duts.iter().all(|dut| dut.tags.contains(tag))).collect()
 }
 
 /// A runner for each queue.
@@ -204,15 +190,7 @@ impl Registered {
 impl Registry {
     /// As an earlier run left it.
     pub(super) fn open(path: PathBuf) -> Registry {
-        let read = fs::read(&path).and_then(|text| serde_json::from_slice(&text).map_err(io::Error::other));
-        let mut journal: Journal = match read {
-            Ok(journal) => journal,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Journal::default(),
-            Err(error) => {
-                tracing::error!(path = %path.display(), %error, "the runners that were registered cannot be read; they are registered anew");
-                Journal::default()
-            }
-        };
+        let mut journal: Journal = kept(&path);
         if journal.system_id.is_empty() {
             let digits: u64 = rand::rng().random::<u64>() & 0xffff_ffff_ffff;
             journal.system_id = format!("r_{digits:012x}");
@@ -262,7 +240,7 @@ impl Registry {
         self.refused.retain(|_, (_, until)| *until > Instant::now());
         let token = |(key, wanted): (&String, &Wanted)| {
             let token = match &wanted.token_file {
-                Some(path) => read_token(path).ok()?,
+                Some(path) => token(path).ok()?,
                 None => self.journal.runners.get(key)?.token.clone(),
             };
             let is_refused = self.refused.get(key).is_some_and(|(refused, _)| *refused == token);
@@ -413,14 +391,7 @@ impl Registry {
     }
 
     fn save(&self) {
-        let write = || {
-            let unfinished = self.path.with_extension("new");
-            let mut file = fs::File::options().create(true).truncate(true).write(true).mode(0o600).open(&unfinished)?;
-            file.write_all(&serde_json::to_vec_pretty(&self.journal)?)?;
-            file.sync_all()?;
-            fs::rename(&unfinished, &self.path)
-        };
-        if let Err(error) = write() {
+        if let Err(error) = keep(&self.path, &self.journal) {
             tracing::error!(path = %self.path.display(), %error, "the runners cannot be written down: after a restart they would be made twice");
         }
     }
@@ -450,12 +421,7 @@ fn admin_token(instance: &GitlabConfig) -> Result<String, String> {
     let Some(path) = &instance.token_file else {
         return Err(format!("{}: no `token_file` in the farm file", instance.url));
     };
-    read_token(path).map_err(|error| format!("cannot read {}: {error}", path.display()))
-}
-
-fn read_token(path: &Path) -> io::Result<String> {
-    let token = fs::read_to_string(path)?.trim().to_owned();
-    if token.is_empty() { Err(io::Error::other("it is empty")) } else { Ok(token) }
+    token(path).map_err(|error| format!("cannot read {}: {error}", path.display()))
 }
 
 fn refusal(instance: &GitlabConfig, verb: &str, scope: &str, status: StatusCode, answer: &Value) -> String {
@@ -509,7 +475,12 @@ mod tests {
             full_name: format!("lab-{id}"),
             tags: tags.iter().map(|tag| (*tag).to_owned()).collect(),
         };
-        Forges { gitlab: vec![instance(runners)], duts: duts.iter().map(dut).collect(), state: PathBuf::new() }
+        Forges {
+            gitlab: vec![instance(runners)],
+            forgejo: vec![],
+            duts: duts.iter().map(dut).collect(),
+            state: PathBuf::new(),
+        }
     }
 
     fn registered(wanted: &Wanted, expires: Option<&str>) -> Registered {
@@ -569,7 +540,7 @@ mod tests {
     }
 
     #[test]
-    fn the_journal_is_kept_for_its_owner_alone_and_read_again() {
+    fn the_journal_is_kept_and_read_again() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("gitlab.json");
         let mut registry = Registry::open(path.clone());
@@ -577,8 +548,6 @@ mod tests {
         let key = all.keys().next().unwrap().clone();
         registry.journal.runners.insert(key.clone(), registered(&all[&key], None));
         registry.save();
-        let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&path).unwrap().permissions());
-        assert_eq!(mode & 0o777, 0o600);
         let mut again = Registry::open(path);
         assert_eq!(again.system_id(), registry.system_id());
         assert_eq!(again.tokens(&all), BTreeMap::from([(key, "glrt-x".to_owned())]));

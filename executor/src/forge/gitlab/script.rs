@@ -17,6 +17,7 @@
 //! The nonce keeps what a test prints by chance, or of another job's log, from being taken for its end. It is no secret: the script is root
 //! on a machine that is its own.
 
+use super::super::script::{is_shell_name, quoted};
 use super::ci_tron::Environment;
 use super::globs;
 use super::wire::{Job, Step};
@@ -167,15 +168,6 @@ pub(super) fn end(console: &str, nonce: &str) -> Option<Said> {
         ("broken", why) => Some(Said::Broken(why.to_owned())),
         _ => None,
     })
-}
-
-fn is_shell_name(name: &str) -> bool {
-    name.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
-        && name.chars().all(|letter| letter.is_ascii_alphanumeric() || letter == '_')
-}
-
-fn quoted(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "'\\''"))
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::super::carry::Carriers;
+use super::super::room::room;
 use super::carry::Taken;
 use super::client::{Asked, Client};
 use super::register::Wanted;
@@ -24,8 +25,6 @@ use crate::farm::Farm;
 /// Between two questions: a server that does not keep them open (no Workhorse, or long polling switched off) is asked as often as GitLab's
 /// own runner does.
 const QUESTION_EVERY: Duration = Duration::from_secs(3);
-/// Between two looks at whether anything has happened to the farm's leases.
-const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// The longest pause after failures.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// How long a job that was taken may need to be in the farm's queue: its description may have to be fetched.
@@ -66,8 +65,9 @@ async fn ask(desk: &Desk, key: &str, wanted: &mut watch::Receiver<Wanted>) {
             },
             _ = wanted.changed() => continue,
         };
+        let name = subject(&runner, None);
         tokio::select! {
-            () = room(desk, &runner) => {}
+            () = room(&desk.farm, &runner.target, &name) => {}
             _ = wanted.changed() => continue,
         }
         let client = match Client::of(&runner.instance) {
@@ -105,23 +105,6 @@ async fn ask(desk: &Desk, key: &str, wanted: &mut watch::Receiver<Wanted>) {
             }
         }
         sleep_until(next).await;
-    }
-}
-
-/// Until a job of this runner would find its DUT free.
-async fn room(desk: &Desk, runner: &Wanted) {
-    let mut seen = None;
-    loop {
-        let Some(farm) = desk.farm.upgrade() else { return std::future::pending().await };
-        let newest = farm.keeper().newest_event();
-        if seen != Some(newest) {
-            seen = Some(newest);
-            if farm.has_room(&runner.target, &subject(runner, None)).await {
-                return;
-            }
-        }
-        drop(farm);
-        sleep(LOOK_AGAIN).await;
     }
 }
 
