@@ -12,20 +12,25 @@ use tests::bench::{Answer, Bench, need_programs};
 use crate::farms::{WHARF, farm_of, linux_job};
 
 /// A forge: its discovery document, its keys, and what it signs.
-struct Forge {
-    address: SocketAddr,
+pub(crate) struct Forge {
+    pub(crate) address: SocketAddr,
     keys: Arc<Mutex<Value>>,
     asked: Arc<Mutex<u32>>,
+    /// What its jobs get where they ask for an id_token, each once; and what they asked with.
+    pub(crate) tokens: Arc<Mutex<Vec<String>>>,
+    pub(crate) requests: Arc<Mutex<Vec<String>>>,
     folder: tempfile::TempDir,
 }
 
 impl Forge {
-    fn new() -> Forge {
+    pub(crate) fn new() -> Forge {
         need_programs(&[("openssl", "openssl")]);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (keys, asked) = (Arc::new(Mutex::new(json!([]))), Arc::new(Mutex::new(0)));
         let (served, counted) = (Arc::clone(&keys), Arc::clone(&asked));
+        let (tokens, requests) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(Vec::new())));
+        let (given, noted) = (Arc::clone(&tokens), Arc::clone(&requests));
         // Ends with the process: it holds nothing but its port.
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
@@ -40,6 +45,10 @@ impl Forge {
                         *counted.lock().unwrap() += 1;
                         json!({"keys": *served.lock().unwrap()})
                     }
+                    Some(path) if path.starts_with("/id-token?") => {
+                        noted.lock().unwrap().push(head.clone());
+                        json!({"count": 1, "value": given.lock().unwrap().pop()})
+                    }
                     _ => json!({}),
                 };
                 let body = body.to_string();
@@ -47,7 +56,7 @@ impl Forge {
                 let _ = reader.get_mut().write_all(format!("{head}{body}").as_bytes());
             }
         });
-        Forge { address, keys, asked, folder: tempfile::tempdir().unwrap() }
+        Forge { address, keys, asked, tokens, requests, folder: tempfile::tempdir().unwrap() }
     }
 
     fn key(&self, name: &str) -> PathBuf {
@@ -59,7 +68,7 @@ impl Forge {
     }
 
     /// From now on it signs with these alone.
-    fn publish(&self, names: &[&str]) {
+    pub(crate) fn publish(&self, names: &[&str]) {
         let keys = names.iter().map(|name| {
             let said = openssl(&["rsa", "-in", self.key(name).to_str().unwrap(), "-noout", "-modulus"], b"");
             let said = String::from_utf8(said).unwrap();
@@ -74,7 +83,7 @@ impl Forge {
         *self.keys.lock().unwrap() = Value::Array(all);
     }
 
-    fn signed(&self, key: &str, header: Value, claims: &Value) -> String {
+    pub(crate) fn signed(&self, key: &str, header: Value, claims: &Value) -> String {
         let text = format!("{}.{}", base64url(header.to_string().as_bytes()), base64url(claims.to_string().as_bytes()));
         let key = self.key(key);
         let signature = openssl(&["dgst", "-sha256", "-sign", key.to_str().unwrap()], text.as_bytes());
@@ -129,11 +138,11 @@ fn base64url(bytes: &[u8]) -> String {
     text
 }
 
-fn ask(bench: &Bench, token: &str, method: &str, path: &str) -> Answer {
+pub(crate) fn ask(bench: &Bench, token: &str, method: &str, path: &str) -> Answer {
     bench.ask(method, path, &format!("Authorization: Bearer {token}\r\n"), b"")
 }
 
-fn error(answer: &Answer) -> String {
+pub(crate) fn error(answer: &Answer) -> String {
     answer.json()["error"].as_str().unwrap_or_default().to_owned()
 }
 

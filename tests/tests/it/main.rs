@@ -19,9 +19,12 @@
 //! | `fastboot` | loaders are given their boot image, or the job says which part of it they did not take |
 //! | `faults` | outlets, consoles, DUTs, disk and clock that go wrong: the right cause, and the DUT free or a person called |
 //! | `firmware` | machines that are not ours boot by GRUB on arm64, and beside another DHCP server |
+//! | `forgejo` | Forgejo's jobs of one step run here, and their states and logs go back, whatever goes wrong on the way |
 //! | `found_pdus` | power units that tell of themselves are found, with the lines that a farm file needs for them |
 //! | `fuzz` | what strangers send, changed a thousand times over, breaks no promise of any core |
+//! | `github` | the composite action runs jobs with GitHub's id_token, and those of other repositories are refused |
 //! | `gitlab` | GitLab's jobs run here, and their states, logs and files go back, whatever goes wrong on the way |
+//! | `gitlab_templates` | the pages' templates for `.gitlab-ci.yml` are what GitLab takes, by a checker of others |
 //! | `hosts` | commands and files on hosts by SSH, by their tags, with their keys, and nothing is left of them |
 //! | `http_clients` | curl reads whole, in part and resumed, over a bad link too, and is told what it may not |
 //! | `id_tokens` | a forge's word on whose job it is: once, for that project, and nobody else's |
@@ -78,9 +81,12 @@ mod farms;
 mod fastboot;
 mod faults;
 mod firmware;
+mod forgejo;
 mod found_pdus;
 mod fuzz;
+mod github;
 mod gitlab;
+mod gitlab_templates;
 mod hosts;
 mod http_clients;
 mod id_tokens;
