@@ -8,6 +8,7 @@
 //!                              ├─► http  address:80                       ports.http     None: not started
 //!                              ├─► nbd   address:10809                    ports.nbd      None: not started
 //!                              ├─► s3    address:9000                     ports.s3       None: not started
+//!                              ├─► images  address:5000, HTTP             ports.registry None, or no `registry`: not started
 //!                              ├─► cache (downloads leave by the host's network)
 //!                              └─► authority, and the TLS of http and nbd made of it
 //!  Gateway::open_port ──► http | tftp  address:port, for as long as somebody holds it
@@ -32,7 +33,7 @@ use crate::net::Net;
 use crate::outside::{Internet, Outside};
 use crate::tls::Tls;
 use crate::tls::authority::{Authority, AuthorityError};
-use crate::{http, nbd, s3, tftp};
+use crate::{http, nbd, registry, s3, tftp};
 
 /// Which ports the servers take: `None` switches a server off, 0 takes a free port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,17 +48,20 @@ pub struct Ports {
     pub nbd: Option<u16>,
     /// S3.
     pub s3: Option<u16>,
+    /// Container images.
+    pub registry: Option<u16>,
 }
 
 impl Ports {
-    /// The ports that firmware, kernels and clients ask: 67, 69, 80, 10809, 9000.
+    /// The ports that firmware, kernels and clients ask: 67, 69, 80, 10809, 9000, 5000.
     pub const fn standard() -> Self {
-        Ports { dhcp: Some(67), tftp: Some(69), http: Some(80), nbd: Some(nbd::PORT), s3: Some(s3::PORT) }
+        let (s3, registry) = (Some(s3::PORT), Some(registry::PORT));
+        Ports { dhcp: Some(67), tftp: Some(69), http: Some(80), nbd: Some(nbd::PORT), s3, registry }
     }
 
     /// Free ports, for farms on loopback: [`Gateway::addresses`] tells them.
     pub const fn ephemeral() -> Self {
-        Ports { dhcp: Some(0), tftp: Some(0), http: Some(0), nbd: Some(0), s3: Some(0) }
+        Ports { dhcp: Some(0), tftp: Some(0), http: Some(0), nbd: Some(0), s3: Some(0), registry: Some(0) }
     }
 }
 
@@ -96,6 +100,8 @@ pub struct Config {
     pub file_urls: FileUrls,
     /// Where `s3://` URLs lead.
     pub stores: Arc<[Store]>,
+    /// Other registries' images, where it has some.
+    pub registry: Option<registry::Config>,
     /// Where the key and certificate of the farm's own authority are kept; without it there is a new one at each start.
     pub authority_directory: Option<PathBuf>,
 }
@@ -117,6 +123,7 @@ impl Default for Config {
             cache_directory: PathBuf::from("/var/cache/wharfinger/artifacts"),
             file_urls: FileUrls::default(),
             stores: Arc::default(),
+            registry: None,
             authority_directory: None,
         }
     }
@@ -163,6 +170,22 @@ pub enum GatewayError {
         /// What the system said.
         source: io::Error,
     },
+    /// The server of container images.
+    #[error("cannot serve container images on {address}: {source}{}", hint(.source, *.address))]
+    Registry {
+        /// Where it should listen.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The cache of container images.
+    #[error("cannot keep container images in {}: {source}", path.display())]
+    Images {
+        /// Its folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The artifact cache.
     #[error(transparent)]
     Cache(#[from] ContentError),
@@ -196,6 +219,8 @@ pub struct Addresses {
     pub nbd: Option<SocketAddr>,
     /// S3.
     pub s3: Option<SocketAddr>,
+    /// Container images.
+    pub registry: Option<SocketAddr>,
 }
 
 /// The running servers of one farm.
@@ -206,6 +231,7 @@ pub struct Gateway {
     addresses: Addresses,
     nbd_connections: Option<nbd::Connections>,
     s3: s3::Door,
+    registry: Option<registry::Door>,
     running: Mutex<Running>,
     config: Config,
     tls: Tls,
@@ -239,6 +265,7 @@ struct Running {
     http: Option<http::Server>,
     nbd: Option<nbd::Server>,
     s3: Option<s3::Server>,
+    registry: Option<http::Server>,
     advertiser: Option<advertise::Advertiser>,
 }
 
@@ -255,11 +282,13 @@ impl Gateway {
         let tls = make_tls(&config)?;
         let dhcp = start_dhcp(&config).await?;
         let door = s3::Door::new(s3::desk::Desk::default());
+        let images = open_images(&config)?;
         let running = Running {
             tftp: start_tftp(&config, &namespaces).await?,
             http: start_http(&config, &namespaces, &tls).await?,
             nbd: start_nbd(&config, &namespaces, &tls).await?,
             s3: start_s3(&config, &door).await?,
+            registry: start_images(&config, &namespaces, images.as_ref()).await?,
             advertiser: start_advertiser(&config)?,
         };
         let addresses = Addresses {
@@ -268,10 +297,12 @@ impl Gateway {
             http: running.http.as_ref().map(http::Server::address),
             nbd: running.nbd.as_ref().map(nbd::Server::address),
             s3: running.s3.as_ref().map(s3::Server::address),
+            registry: running.registry.as_ref().map(http::Server::address),
         };
         let nbd_connections = running.nbd.as_ref().map(nbd::Server::connections);
         let (running, ports) = (Mutex::new(running), tokio::sync::Mutex::default());
-        Ok(Gateway { namespaces, cache, dhcp, addresses, nbd_connections, s3: door, running, config, tls, ports })
+        let (s3, registry) = (door, images);
+        Ok(Gateway { namespaces, cache, dhcp, addresses, nbd_connections, s3, registry, running, config, tls, ports })
     }
 
     /// HTTP (in clear and over TLS) or TFTP at a port besides, for what is exposed there; callers share it.
@@ -284,7 +315,7 @@ impl Gateway {
         let server = match protocol {
             Protocol::Tftp => self.tftp_at(port).await?,
             Protocol::Http => self.http_at(port).await?,
-            Protocol::Fastboot | Protocol::Nbd | Protocol::Proxy => {
+            Protocol::Fastboot | Protocol::Nbd | Protocol::Proxy | Protocol::Registry => {
                 let why = format!("{protocol} has no ports besides");
                 let source = io::Error::new(io::ErrorKind::Unsupported, why);
                 return Err(GatewayError::Nbd { address: SocketAddr::new(self.config.address.into(), port), source });
@@ -336,6 +367,11 @@ impl Gateway {
         &self.s3
     }
 
+    /// Other registries' images.
+    pub fn registry(&self) -> Option<&registry::Door> {
+        self.registry.as_ref()
+    }
+
     /// Downloads.
     pub fn cache(&self) -> &Cache {
         &self.cache
@@ -357,7 +393,7 @@ impl Gateway {
     /// Stops the servers, after the transfers that run; for 5 s, because who stops a farm has ended its jobs before.
     pub async fn drain(&self) {
         const LONGEST: Duration = Duration::from_secs(5);
-        let Running { tftp, http, nbd, s3, advertiser } =
+        let Running { tftp, http, nbd, s3, registry, advertiser } =
             std::mem::take(&mut *self.running.lock().unwrap_or_else(PoisonError::into_inner));
         drop(advertiser);
         let tftp = async {
@@ -380,7 +416,12 @@ impl Gateway {
                 s3.drain().await;
             }
         };
-        let all = async { tokio::join!(tftp, http, nbd, s3, self.dhcp.drain()) };
+        let registry = async {
+            if let Some(registry) = registry {
+                registry.drain().await;
+            }
+        };
+        let all = async { tokio::join!(tftp, http, nbd, s3, registry, self.dhcp.drain()) };
         if tokio::time::timeout(LONGEST, all).await.is_err() {
             tracing::warn!("transfers were still running when the gateway stopped");
         }
@@ -460,15 +501,34 @@ async fn start_http(
     let Some(port) = config.ports.http else { return Ok(None) };
     let listen = SocketAddr::new(config.address.into(), port);
     let (interface, tls) = (config.interface.clone(), Some(tls.clone()));
-    let outside: Arc<dyn Outside> = Arc::new(Internet {
-        net: config.net.clone(),
-        interface: interface.clone(),
-        duts: Network::new(config.address.into(), config.prefix_length),
-    });
-    let outside = Some(outside);
+    let outside = Some(internet(config));
     let config = http::Config { interface, tls, outside, ..http::Config::new(config.net.clone(), listen) };
     let server = http::start(config, namespaces.clone());
     server.await.map(Some).map_err(|source| GatewayError::Http { address: listen, source })
+}
+
+fn internet(config: &Config) -> Arc<dyn Outside> {
+    let duts = Network::new(config.address.into(), config.prefix_length);
+    Arc::new(Internet { net: config.net.clone(), interface: config.interface.clone(), duts })
+}
+
+fn open_images(config: &Config) -> Result<Option<registry::Door>, GatewayError> {
+    let Some(images) = &config.registry else { return Ok(None) };
+    let door = registry::Door::open(images.clone(), internet(config));
+    door.map(Some).map_err(|source| GatewayError::Images { path: images.directory.clone(), source })
+}
+
+async fn start_images(
+    config: &Config,
+    namespaces: &Namespaces<Content>,
+    door: Option<&registry::Door>,
+) -> Result<Option<http::Server>, GatewayError> {
+    let (Some(port), Some(door)) = (config.ports.registry, door) else { return Ok(None) };
+    let listen = SocketAddr::new(config.address.into(), port);
+    let (interface, serves) = (config.interface.clone(), http::Serves::Images(door.clone()));
+    let config = http::Config { interface, serves, ..http::Config::new(config.net.clone(), listen) };
+    let server = http::start(config, namespaces.clone());
+    server.await.map(Some).map_err(|source| GatewayError::Registry { address: listen, source })
 }
 
 async fn start_nbd(
@@ -529,9 +589,10 @@ mod tests {
     #[tokio::test]
     async fn servers_that_are_off_have_no_address_and_reservations_are_kept_all_the_same() {
         let directory = tempfile::tempdir().unwrap();
-        let none = Ports { dhcp: None, tftp: None, http: None, nbd: None, s3: None };
+        let none = Ports { dhcp: None, tftp: None, http: None, nbd: None, s3: None, registry: None };
         let gateway = Gateway::start(config(&directory, none)).await.unwrap();
-        assert_eq!(gateway.addresses(), Addresses { dhcp: None, tftp: None, http: None, nbd: None, s3: None });
+        let nowhere = Addresses { dhcp: None, tftp: None, http: None, nbd: None, s3: None, registry: None };
+        assert_eq!(gateway.addresses(), nowhere);
         let mac: dhcp::Mac = "52:54:00:00:00:01".parse().unwrap();
         let address = Ipv4Addr::new(127, 0, 0, 11);
         gateway.dhcp().reserve(dhcp::Reservation { mac, address, hostname: None }).unwrap();

@@ -4,7 +4,7 @@
 //!  Gateway   starts all of it from one Config                             (gateway.rs)
 //!            Namespaces            who may read what, how often, until when   (namespace.rs, sans-io)
 //!          ▲     ▲     ▲
-//!    http   tftp   nbd   s3   dhcp   a ring of sockets each, around a core without sockets
+//!    http   tftp   nbd   s3   dhcp   a ring of sockets each, around a core without sockets; http brings registry/
 //!          ╲     │     ╱
 //!           content               where the bytes come from: inline, file, cached URL, copy-on-write disk
 //! ```
@@ -22,6 +22,7 @@ pub mod namespace;
 pub mod nbd;
 pub mod net;
 pub mod outside;
+pub mod registry;
 pub mod s3;
 pub mod tftp;
 pub mod tls;

@@ -43,13 +43,16 @@ pub enum Protocol {
     Nbd,
     /// A connection to elsewhere, through the gateway: nothing is published by it.
     Proxy,
+    /// A container image, through the gateway's cache of registries: nothing is published by it.
+    Registry,
     /// TFTP, RFC 1350.
     Tftp,
 }
 
 impl Protocol {
     /// All of them.
-    pub const ALL: [Protocol; 5] = [Protocol::Fastboot, Protocol::Http, Protocol::Nbd, Protocol::Proxy, Protocol::Tftp];
+    pub const ALL: [Protocol; 6] =
+        [Protocol::Fastboot, Protocol::Http, Protocol::Nbd, Protocol::Proxy, Protocol::Registry, Protocol::Tftp];
 }
 
 impl fmt::Display for Protocol {
@@ -59,6 +62,7 @@ impl fmt::Display for Protocol {
             Protocol::Http => "HTTP",
             Protocol::Nbd => "NBD",
             Protocol::Proxy => "proxy",
+            Protocol::Registry => "registry",
             Protocol::Tftp => "TFTP",
         })
     }

@@ -132,7 +132,7 @@ impl Cache {
     /// Opens or makes the cache's directory.
     pub fn new(config: Config) -> Result<Self, ContentError> {
         let store = Arc::new(Store::open(&config.directory)?);
-        let client = client(config.route).map_err(|error| ContentError::BadUrl {
+        let client = client(config.route, |builder| builder).map_err(|error| ContentError::BadUrl {
             url: "https:".to_owned(),
             reason: format!("the HTTP client does not start: {error}"),
         })?;
@@ -223,7 +223,10 @@ impl fmt::Debug for Cache {
 }
 
 /// The HTTP client, with the system's certificates; on a machine without any, https fails with a clear error and http works.
-fn client(route: Route) -> reqwest::Result<reqwest::Client> {
+pub(crate) fn client(
+    route: Route,
+    with: impl Fn(reqwest::ClientBuilder) -> reqwest::ClientBuilder,
+) -> reqwest::Result<reqwest::Client> {
     // Whoever installed a provider before us has chosen; ours is the one that this workspace links.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let builder = || {
@@ -231,6 +234,7 @@ fn client(route: Route) -> reqwest::Result<reqwest::Client> {
         let builder = reqwest::Client::builder()
             .connect_timeout(Duration::from_secs(10))
             .user_agent(concat!("wharfinger/", env!("CARGO_PKG_VERSION")));
+        let builder = with(builder);
         match route {
             Route::Environment => builder,
             Route::Direct => builder.no_proxy(),

@@ -81,6 +81,15 @@ enum Source {
     Url(cache::Body),
     Joined(Vec<Reader>),
     Disk(disk::View),
+    Arriving(Arc<dyn Arriving>),
+}
+
+/// Bytes that somebody else of the gateway brings, and whose number is known.
+pub(crate) trait Arriving: fmt::Debug + Send + Sync {
+    /// `length` bytes from `offset`: fewer where fewer are there, none only at the end.
+    fn read_at(&self, offset: u64, length: usize) -> BoxFuture<'_, Result<Bytes, ContentError>>;
+    /// How many there will be.
+    fn size(&self) -> u64;
 }
 
 /// Why bytes did not come. Cheap to clone: all readers of one download hear the same error.
@@ -158,6 +167,14 @@ pub enum ContentError {
         /// Why not.
         reason: String,
     },
+    /// A part of a container image does not come from its registry.
+    #[error("{name}: {reason}")]
+    Image {
+        /// Repository and digest.
+        name: String,
+        /// Why not.
+        reason: String,
+    },
     /// The cache's own directory fails.
     #[error("artifact cache: cannot use {}: {source}; check its owner and the free space", path.display())]
     Cache {
@@ -230,6 +247,11 @@ async fn aligned(parts: Vec<Reader>) -> Result<Vec<Reader>, ContentError> {
 }
 
 impl Reader {
+    /// Of bytes that `bytes` brings.
+    pub(crate) fn arriving(bytes: Arc<dyn Arriving>) -> Reader {
+        Reader(Arc::new(Source::Arriving(bytes)))
+    }
+
     /// The number of bytes, `None` while a download runs whose server did not tell its length.
     pub fn size(&self) -> Option<u64> {
         match &*self.0 {
@@ -238,6 +260,7 @@ impl Reader {
             Source::Url(body) => body.size(),
             Source::Joined(parts) => parts.iter().map(Reader::size).sum(),
             Source::Disk(view) => Some(view.size()),
+            Source::Arriving(bytes) => Some(bytes.size()),
         }
     }
 
@@ -255,6 +278,7 @@ impl Reader {
                 Ok(total)
             }
             Source::Disk(view) => Ok(view.size()),
+            Source::Arriving(bytes) => Ok(bytes.size()),
         }
     }
 
@@ -266,6 +290,7 @@ impl Reader {
             Source::Url(body) => body.read_at(offset, length).await,
             Source::Joined(parts) => read_joined(parts, offset, length).await,
             Source::Disk(view) => read_disk(view, offset, length).await,
+            Source::Arriving(bytes) => bytes.read_at(offset, length).await,
         }
     }
 
@@ -274,7 +299,9 @@ impl Reader {
         match &*self.0 {
             Source::File(file) => file::fill(&file.handle(), offset, end),
             Source::Url(body) => body.fill(offset, end),
-            Source::Inline(_) | Source::Joined(_) | Source::Disk(_) => Ok((disk::Fill::Data, end)),
+            Source::Inline(_) | Source::Joined(_) | Source::Disk(_) | Source::Arriving(_) => {
+                Ok((disk::Fill::Data, end))
+            }
         }
     }
 
@@ -301,7 +328,7 @@ impl Reader {
             Source::File(file) => Some(file.etag()),
             Source::Url(body) => body.etag(),
             Source::Joined(parts) => joined_etag(parts),
-            Source::Disk(_) => None,
+            Source::Disk(_) | Source::Arriving(_) => None,
         }
     }
 }

@@ -3,7 +3,7 @@
 //! ```text
 //!  TcpListener ── accept (at most CONNECTIONS_MAX, CONNECTIONS_PER_PEER_MAX) ──► wire.rs: clear, or TLS ──► connection.rs
 //!    request ──► answer.rs: target ──► Namespaces: live? ──► ask.rs: form.rs ──► Answer, for as long as the client waits
-//!            ──► proxy.rs, when it is for elsewhere
+//!            ──► proxy.rs, when it is for elsewhere        ──► images.rs, at the port of the registry cache
 //!            ──► answer.rs: way ──► Namespaces: look (HEAD) | open | resume ──► Content ──► Reader
 //!                                             └─ Refusal ──► 404, 410               └─ error ──► 500, 502, 504
 //!            ──► answer.rs: status, range ──► transfer.rs: the bytes, accounted to the access
@@ -14,6 +14,7 @@ pub mod answer;
 mod ask;
 mod connection;
 pub mod form;
+mod images;
 mod proxy;
 mod transfer;
 mod wire;
@@ -51,6 +52,7 @@ use crate::door::Door;
 use crate::namespace::{Access, Caller, Live, Namespaces, Opened, Outcome, Protocol, Refusal};
 use crate::net::Net;
 use crate::outside::Outside;
+use crate::registry;
 use crate::tls::{Inside, Tls};
 
 /// How HTTP is served.
@@ -75,12 +77,14 @@ pub struct Config {
 }
 
 /// What a server has of the namespaces.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Serves {
     /// All that a caller may read.
     Everything,
     /// Only what is to be had at this port besides.
     ExposedAt(u16),
+    /// Container images, and nothing else.
+    Images(registry::Door),
 }
 
 impl Config {
@@ -325,6 +329,7 @@ impl From<&ContentError> for Failure {
             | ContentError::Status { .. }
             | ContentError::Unreachable { .. }
             | ContentError::Changed { .. }
+            | ContentError::Image { .. }
             | ContentError::Cancelled { .. } => StatusCode::BAD_GATEWAY,
             ContentError::File { .. }
             | ContentError::NotAFile { .. }
@@ -346,7 +351,7 @@ impl From<&ContentError> for Failure {
 impl Desk {
     /// What `stream` is, by its first byte; the job of a DUT whose handshake fails hears why.
     async fn wire(&self, stream: TcpStream, peer: IpAddr) -> Option<Wire> {
-        let (Serves::ExposedAt(port), Some(tls)) = (self.config.serves, &self.config.tls) else {
+        let (Serves::ExposedAt(port), Some(tls)) = (&self.config.serves, &self.config.tls) else {
             return Some(Wire::Clear(stream));
         };
         let mut first = [0];
@@ -375,6 +380,11 @@ impl Desk {
         stopped: watch::Receiver<Stop>,
     ) -> Response<AnswerBody> {
         let (asked, path) = (request.method().clone(), request.uri().path().to_owned());
+        if let Serves::Images(door) = &self.config.serves {
+            let response = images::answer(door, &self.namespaces, &request, peer, running).await;
+            tracing::debug!(%peer, method = %asked, path, status = response.status().as_u16(), "registry request");
+            return response;
+        }
         if proxy::is_for_elsewhere(&request, self.address) {
             let response = self.pass_on(request, peer, running).await;
             tracing::debug!(%peer, method = %asked, status = response.status().as_u16(), "proxy request");
@@ -396,7 +406,7 @@ impl Desk {
     }
 
     async fn pass_on(&self, request: Request<Incoming>, peer: IpAddr, running: Arc<Running>) -> Response<AnswerBody> {
-        let grant = self.namespaces.outward(peer).map_err(|refusal| {
+        let grant = self.namespaces.outward(peer, Protocol::Proxy).map_err(|refusal| {
             let sentence = refusal.to_string();
             Failure { status: StatusCode::FORBIDDEN, sentence }
         });
@@ -415,7 +425,7 @@ impl Desk {
 
     /// The certificate to trust; told at the server's own port only.
     fn authority(&self, target: &Target) -> Option<&str> {
-        let is_it = target.key.is_none() && target.name == CA_PEM && self.config.serves == Serves::Everything;
+        let is_it = target.key.is_none() && target.name == CA_PEM && matches!(self.config.serves, Serves::Everything);
         self.config.tls.as_ref().filter(|_| is_it).map(Tls::ca_pem)
     }
 
@@ -423,7 +433,7 @@ impl Desk {
     fn live(&self, caller: Caller<'_>, name: &str) -> Option<Live> {
         match self.config.serves {
             Serves::Everything => self.namespaces.live(caller, name),
-            Serves::ExposedAt(_) => None,
+            Serves::ExposedAt(_) | Serves::Images(_) => None,
         }
     }
 
@@ -453,7 +463,7 @@ impl Desk {
         let name = self.name(caller, &target.name);
         let asked = conditions(headers);
         let port = match self.config.serves {
-            Serves::Everything => None,
+            Serves::Everything | Serves::Images(_) => None,
             Serves::ExposedAt(port) => Some(port),
         };
         self.namespaces.admits(caller, Protocol::Http, name, Door { port, transport: running.transport() })?;

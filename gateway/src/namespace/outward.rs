@@ -1,18 +1,20 @@
-//! Where the DUT of a namespace may connect to, and what is told of it.
+//! Where the DUT of a namespace may connect to, in whose name it has container images, and what is told of both.
 //!
 //! ```text
-//!  Publication::lead_out(Egress) ──► the namespace
-//!  http/proxy.rs ── outward(peer) ──► Grant ─┬─ refuse(…) ──► Refused
-//!                                            └─ begin(…) ───► Opened ─► Access ─► Ended
+//!  Publication::lead_out(Egress), log_in(Logins) ──► the namespace
+//!  http/proxy.rs, http/images.rs ── outward(peer, protocol) ──► Grant ─┬─ refuse(…) ──► Refused
+//!                                                                      └─ begin(…) ───► Opened ─► Access ─► Ended
 //! ```
 //! The source address alone says whose DUT it is: who has the namespace's key reads, and connects to nowhere.
 
 use core::net::IpAddr;
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::{Access, AccessEvent, Caller, Liveness, Namespaces, Observer, Protocol, Publication, Refusal, lock};
 use crate::egress::{Denial, Egress};
+use crate::registry::Logins;
 
 /// 32 connections at a time of one DUT: container engines pull with 6, browsers ask with a few more, and half of its places among the
 /// HTTP server's connections stay free for artifacts.
@@ -22,13 +24,17 @@ pub const CONNECTIONS_PER_DUT_MAX: usize = 32;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Outward {
     egress: Arc<Egress>,
+    logins: Arc<Logins>,
     taken: Arc<AtomicUsize>,
 }
 
-/// A DUT's question for a connection, as far as its namespace knows the answer.
+/// A DUT's question for a connection or an image, as far as its namespace knows the answer.
 pub struct Grant {
     /// Where it may connect to.
     pub egress: Arc<Egress>,
+    /// The job's own names at registries.
+    pub logins: Arc<Logins>,
+    protocol: Protocol,
     number: u64,
     peer: IpAddr,
     observer: Observer,
@@ -47,13 +53,15 @@ impl Drop for Place {
 }
 
 impl<C: Clone> Namespaces<C> {
-    /// What the DUT at `peer` may connect to.
-    pub fn outward(&self, peer: IpAddr) -> Result<Grant, Refusal> {
+    /// What the DUT at `peer` may connect to, and has of registries; what comes of it is told as one of `protocol`.
+    pub fn outward(&self, peer: IpAddr, protocol: Protocol) -> Result<Grant, Refusal> {
         let mut table = lock(&self.table);
         let namespace = table.of(Caller::Address(peer))?;
         namespace.accesses += 1;
         Ok(Grant {
             egress: Arc::clone(&namespace.outward.egress),
+            logins: Arc::clone(&namespace.outward.logins),
+            protocol,
             number: namespace.accesses,
             peer,
             observer: Arc::clone(&namespace.observer),
@@ -67,6 +75,11 @@ impl<C> Publication<C> {
     /// Lets the DUT connect to elsewhere from now on. It belongs to the job rather than to a deployment: [`clear`](Self::clear) leaves it.
     pub fn lead_out(&self, egress: Egress) {
         self.with(|namespace| namespace.outward.egress = Arc::new(egress));
+    }
+
+    /// Has the DUT's images in these names from now on. It belongs to the job, as well.
+    pub fn log_in(&self, logins: Logins) {
+        self.with(|namespace| namespace.outward.logins = Arc::new(logins));
     }
 }
 
@@ -83,15 +96,15 @@ impl Grant {
         taken.map(|_| Place(Arc::clone(&self.taken))).map_err(Denial::TooMany)
     }
 
-    /// Tells the namespace's observer that the DUT may not connect to `name`.
-    pub fn refuse(self, name: String, denial: &Denial) {
-        let refusal = Refusal::NotLedOut { reason: denial.to_string() };
-        (self.observer)(AccessEvent::Refused { protocol: Protocol::Proxy, name, peer: self.peer, refusal });
+    /// Tells the namespace's observer that the DUT may not connect to `name`, or have it.
+    pub fn refuse(self, name: String, why: &impl fmt::Display) {
+        let refusal = Refusal::NotLedOut { reason: why.to_string() };
+        (self.observer)(AccessEvent::Refused { protocol: self.protocol, name, peer: self.peer, refusal });
     }
 
-    /// The DUT connects to `name`.
+    /// The DUT connects to `name`, or has it.
     pub fn begin(self, name: String) -> Access {
-        let (access, protocol, peer) = (self.number, Protocol::Proxy, self.peer);
+        let (access, protocol, peer) = (self.number, self.protocol, self.peer);
         (self.observer)(AccessEvent::Opened { access, protocol, name: name.clone(), peer });
         Access {
             number: access,
