@@ -59,6 +59,8 @@ pub struct FarmConfig {
     pub projects: BTreeMap<String, ProjectConfig>,
     /// Where DUTs may connect to, if their jobs ask for it.
     pub proxy: ProxyConfig,
+    /// The registries whose container images DUTs have from the farm, if it has any.
+    pub registry: Option<gateway::registry::Settings>,
     /// Where outlets are served to lease holders alone, as pdudaemon serves them.
     pub power_listener: Option<SocketAddr>,
     /// How jobs are taken from CI-tron's clients.

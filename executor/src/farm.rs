@@ -63,6 +63,7 @@ mod prepare;
 mod projects;
 mod reads;
 mod record;
+mod registry;
 mod reload;
 mod served_power;
 mod shelf;

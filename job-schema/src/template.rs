@@ -527,13 +527,17 @@ fn b2c_option<const N: usize>(option: &str, name: &str, parts: [(&str, Option<St
     format!("b2c.{option}={name}{}", parts.collect::<String>())
 }
 
-/// `docker://registry.example/a/b:1` becomes `docker://10.0.0.1:5000/a/b:1` where the registry has a local proxy.
+/// `docker://registry.example/a/b:1` becomes `docker://10.0.0.1:5000/registry.example/a/b:1` where the registry has a local proxy. The
+/// `docker://` stays where there is one and comes to nothing else (CI-tron's `RegistryConfig.to_local_proxy`).
 fn local_image(image: &str, proxies: &Value) -> String {
-    let (scheme, rest) = image.split_once("://").map_or(("docker", image), |(scheme, rest)| (scheme, rest));
-    let (registry, path) = rest.split_once('/').unwrap_or(("", rest));
-    match proxies.get_attr(registry).ok().filter(|proxy| !proxy.is_undefined()) {
-        Some(proxy) => format!("{scheme}://{}/{path}", proxy.to_string().trim_end_matches('/')),
-        None => format!("{scheme}://{rest}"),
+    const SCHEME: &str = "docker://";
+    let (scheme, bare) = image.strip_prefix(SCHEME).map_or(("", image), |bare| (SCHEME, bare));
+    let is_host = |first: &str| first.contains(['.', ':']) || first == "localhost";
+    // What has no host is Docker's, as container engines read it.
+    let (host, path) = bare.split_once('/').filter(|(first, _)| is_host(first)).unwrap_or(("docker.io", bare));
+    match proxies.get_attr(host).ok().filter(|proxy| !proxy.is_undefined()) {
+        Some(proxy) => format!("{scheme}{}/{path}", proxy.to_string().trim_end_matches('/')),
+        None => image.to_owned(),
     }
 }
 
@@ -561,7 +565,8 @@ mod tests {
             "imagestore",
             json!({"stores": {"public": {"nfs": {"type": "nfs", "src": "10.42.0.1:/images", "opts": "ro|vers=4.2"}}}}),
         );
-        variables.insert("registry", json!({"proxies": {"registry.freedesktop.org": "10.42.0.1:8002"}}));
+        let proxies = json!({"registry.freedesktop.org": "10.42.0.1:8002", "docker.io": "10.42.0.1:8001/docker.io"});
+        variables.insert("registry", json!({"proxies": proxies}));
         variables
     }
 
@@ -634,7 +639,11 @@ mod tests {
                 "{{ registry.to_local_proxy('docker://registry.freedesktop.org/a/b:1') }}",
                 "docker://10.42.0.1:8002/a/b:1",
             ),
-            ("{{ registry.to_local_proxy('quay.io/a/b') }}", "docker://quay.io/a/b"),
+            ("{{ registry.to_local_proxy('registry.freedesktop.org/a/b@sha256:0') }}", "10.42.0.1:8002/a/b@sha256:0"),
+            ("{{ registry.to_local_proxy('quay.io/a/b') }}", "quay.io/a/b"),
+            ("{{ registry.to_local_proxy('docker://localhost/a/b') }}", "docker://localhost/a/b"),
+            ("{{ registry.to_local_proxy('docker://alpine:3') }}", "docker://10.42.0.1:8001/docker.io/alpine:3"),
+            ("{{ registry.to_local_proxy('library/alpine') }}", "10.42.0.1:8001/docker.io/library/alpine"),
             ("[{{ job.nbd.other.to_b2c_nbd('/dev/nbd0') }}]", "[]"),
         ];
         for (template, expected) in table {

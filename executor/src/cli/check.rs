@@ -84,6 +84,7 @@ async fn check_job(path: &Path, text: &str, farm: Option<&FarmConfig>, arguments
         place: place_of(farm),
         nbd_port: gateway::nbd::PORT,
         s3_port: gateway::s3::PORT,
+        registry_port: gateway::registry::PORT,
     };
     note_unknown_names(&planner, &submission);
     let outcome = match farm {
@@ -177,6 +178,7 @@ fn no_farm() -> FarmConfig {
         issuers: Vec::new(),
         projects: Default::default(),
         proxy: ProxyConfig { allowed: "*:*".parse().into_iter().collect(), ..ProxyConfig::default() },
+        registry: None,
         power_listener: None,
         api: ([127, 0, 0, 1], 0).into(),
         submission: crate::config::SubmissionConfig::default(),

@@ -34,6 +34,7 @@ mod hardware;
 mod hosts;
 mod on_demand;
 mod proxy;
+mod registry;
 mod s3;
 mod training;
 
@@ -46,6 +47,7 @@ use hardware::{HardwareKeys, LineKeys, PduKeys, Shared};
 use hosts::HostKeys;
 use on_demand::{AccessKey, GearKeys, OnDemandKeys, PoolKeys};
 use proxy::ProxyKeys;
+use registry::RegistryKeys;
 use s3::S3Keys;
 use training::{HealthKeys, TrainingKeys};
 
@@ -107,6 +109,8 @@ struct FarmFile {
     projects: BTreeMap<String, ProjectKeys>,
     /// Where DUTs may connect to, if their jobs ask for it.
     proxy: ProxyKeys,
+    /// Registries whose container images DUTs have from the farm.
+    registry: RegistryKeys,
     /// The boots database, relative to this file; all machines boot by iPXE when absent.
     boots: Option<String>,
 }
@@ -470,6 +474,7 @@ fn check(file: FarmFile, findings: &mut Findings, directory: &Path) -> FarmConfi
     let api = listener("api", file.listen.api.as_ref(), findings).unwrap_or(([127, 0, 0, 1], 8420).into());
     let power_listener = listener("power", file.listen.power.as_ref(), findings);
     let tls = callers::tls(&file.listen, directory, findings);
+    let proxy = file.proxy.checked(findings);
     FarmConfig {
         state: file.state.map_or_else(|| default_state(&file.name), PathBuf::from),
         network,
@@ -482,7 +487,8 @@ fn check(file: FarmFile, findings: &mut Findings, directory: &Path) -> FarmConfi
         tls,
         issuers: callers::issuers(&file.callers, findings),
         projects: callers::projects(&file.projects),
-        proxy: file.proxy.checked(findings),
+        registry: file.registry.checked(&proxy.private_networks, directory, findings),
+        proxy,
         power_listener,
         submission: submission(&file.listen),
         console_log: file.console_log.limits(findings),

@@ -601,6 +601,7 @@ impl Run {
                 .map_err(|taken| farm_failed(taken.to_string()))?;
             farm.discovery.let_register(&dut, &publication);
             publication.lead_out(egress::of(&prepared.job, &farm.planner.config.get().proxy));
+            publication.log_in(prepared.logins.clone());
             let must_remember = may_be_picked_up && (prepared.is_limited() || disks.are_limited());
             let kept = Kept::of(must_remember.then(|| record.log.folder()), serving, &publication)?;
             if let Some(seat) = role.and_then(|role| together.messages_of(&role)) {

@@ -122,7 +122,7 @@ fn ports_of(prepared: &Prepared, own: Addresses) -> BTreeSet<(Protocol, u16)> {
     let is_own = |protocol, port| match protocol {
         Protocol::Http => own.http.is_some_and(|address| address.port() == port),
         Protocol::Tftp => own.tftp.is_some_and(|address| address.port() == port),
-        Protocol::Fastboot | Protocol::Nbd | Protocol::Proxy => true,
+        Protocol::Fastboot | Protocol::Nbd | Protocol::Proxy | Protocol::Registry => true,
     };
     let all = prepared.start.artifacts.iter().chain(&prepared.continue_.artifacts);
     let exposed = all.filter_map(|planned| planned.exposure.port.map(|port| (planned.protocol, port)));

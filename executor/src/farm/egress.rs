@@ -82,22 +82,27 @@ impl AuditTrail {
     pub(super) fn note(&self, event: &AccessEvent) {
         // 100 lines of a job: a DUT that tries in a loop must not push out what others did.
         const LINES_MAX: usize = 100;
-        let AccessEvent::Refused { protocol: Protocol::Proxy, name, peer, refusal } = event else { return };
+        let AccessEvent::Refused { protocol, name, peer, refusal } = event else { return };
+        let what = match protocol {
+            Protocol::Proxy => format!("connect to {name}"),
+            Protocol::Registry => format!("pull {name}"),
+            Protocol::Fastboot | Protocol::Http | Protocol::Nbd | Protocol::Tftp => return,
+        };
         if self.written.fetch_add(1, Ordering::Relaxed) < LINES_MAX
             && let Some(log) = self.log.get()
         {
-            log.write(&self.line(name, *peer, refusal.to_string()));
+            log.write(&self.line(what, *peer, refusal.to_string()));
         }
     }
 
-    fn line(&self, name: &str, peer: IpAddr, why: String) -> Line {
+    fn line(&self, what: String, peer: IpAddr, why: String) -> Line {
         Line {
             at: jiff::Timestamp::now(),
             who: self.who.clone(),
             project: (!self.project.is_empty()).then(|| self.project.clone()),
             role: None,
             from: peer.to_string(),
-            what: format!("connect to {name}"),
+            what,
             status: 403,
             why: Some(why),
         }

@@ -417,6 +417,7 @@ impl Farm {
         let publication = publication.map_err(|taken| LeaseError::Failed(taken.to_string()))?;
         self.discovery.let_register(dut, &publication);
         publication.lead_out(egress::of(&prepared.job, &self.planner.config.get().proxy));
+        publication.log_in(prepared.logins.clone());
         let open = Open {
             gateway: Arc::clone(&self.gateway),
             mac: dut.mac,

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use gateway::content::cache::Route;
 use gateway::dhcp::{DhcpEvent, Mac, Outcome, Silence};
 use gateway::net::Net;
 use gateway::{Gateway, Ports};
@@ -28,6 +29,8 @@ use crate::virtual_dut::{install, qemu, simulated};
 
 /// Where in the server's state the farm's own certificate authority is kept.
 pub const AUTHORITY: &str = "authority";
+/// Container images of other registries, beside it.
+const IMAGES: &str = "images";
 /// Times that jobs of one DUT are told that it takes a wrong address: anybody on its link can say so in its name, as often as he likes.
 const COMPLAINTS_MAX: u32 = 100;
 
@@ -92,6 +95,11 @@ impl Network {
             tftp_engine: config.tftp_engine,
             cache_directory: install::cache_folder()?.join("artifacts"),
             stores: config.stores.clone().into(),
+            registry: config.registry.clone().map(|settings| gateway::registry::Config {
+                settings,
+                directory: config.state.join(IMAGES),
+                route: Route::Environment,
+            }),
             authority_directory: Some(config.state.join(AUTHORITY)),
             ..gateway::Config::default()
         })

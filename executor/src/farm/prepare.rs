@@ -6,6 +6,7 @@ use std::sync::Arc;
 use gateway::dhcp::Mac;
 use gateway::door::Transport;
 use gateway::namespace::{Exposure, Name};
+use gateway::registry::Logins;
 use job_schema::job::{Artifact, ArtifactSource, Deployment, Job, NbdExport};
 use job_schema::problem::{Problem, Problems};
 use job_schema::template::{Rendered, Variables};
@@ -15,10 +16,10 @@ use serde_json::json;
 
 use super::Current;
 use super::contents::Attachments;
-use super::egress;
 use super::wants::{self, Asked, Candidate, Wants};
 use super::{Asks, Submission, SubmitError, texts, values};
 use super::{buckets, disks, on_dut};
+use super::{egress, registry};
 use crate::blueprint::host::keys::FarmKeys;
 use crate::boot::{BootPlan, Dut, Place, Planned, Source, database, doors};
 use crate::config::{BeforeService, DutConfig, MachineConfig, SimulatedConfig};
@@ -36,6 +37,8 @@ pub(super) struct Prepared {
     pub subject: String,
     /// What the keys to its buckets follow from.
     pub seed: String,
+    /// Its own names and passwords at registries.
+    pub logins: Logins,
     /// The values of its templates, for what is rendered when it is asked for.
     pub variables: Variables,
     /// What its templates are called in problems.
@@ -87,6 +90,8 @@ pub struct Planner {
     pub nbd_port: u16,
     /// The gateway's port for buckets.
     pub s3_port: u16,
+    /// The gateway's port for container images.
+    pub registry_port: u16,
 }
 
 /// Who plays what in a job over several DUTs, as its templates see it.
@@ -194,7 +199,18 @@ impl Planner {
         let (start, continue_) = (database::joined(start), database::joined(continue_));
         let (attachments, source_name) = (submission.attachments.clone(), submission.source_name.clone());
         let (subject, seed) = (submission.subject.clone(), submission.seed.clone());
-        Ok(Prepared { job: Arc::new(job), start, continue_, attachments, subject, seed, variables, source_name })
+        let logins = registry::logins(&submission.environ);
+        Ok(Prepared {
+            job: Arc::new(job),
+            start,
+            continue_,
+            attachments,
+            subject,
+            seed,
+            logins,
+            variables,
+            source_name,
+        })
     }
 
     /// What the host of a role does, with the DUTs that the job has got.
@@ -295,7 +311,14 @@ impl Planner {
         storage: &Storage,
     ) -> Variables {
         let mut variables = Variables::new();
-        for (name, value) in &self.config.get().job_variables {
+        let config = self.config.get();
+        let places = registry::places(config.registry.as_ref(), self.place.address, self.registry_port);
+        let (older_name, host) = registry::FDO_PROXY_REGISTRY;
+        if let Some(place) = places.get(host) {
+            variables.insert(older_name, place);
+        }
+        variables.insert("registry", json!({ "proxies": places }));
+        for (name, value) in &config.job_variables {
             variables.insert(name, value);
         }
         let machine = dut.map_or(json!({}), |dut| self.machine(dut));

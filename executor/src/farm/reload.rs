@@ -192,6 +192,11 @@ impl Farm {
             return Err(ReloadError::Failed(error.to_string()));
         }
         self.keeper.set_quotas(super::projects::quotas(&config)).await;
+        if let (Some(door), Some(settings)) = (self.gateway.registry(), &config.registry)
+            && before.registry != config.registry
+        {
+            door.set(settings.clone());
+        }
         self.machines.follow(&config);
         self.discovery.goes_by(file, &config, aside);
         self.trials.look_again();
@@ -224,7 +229,7 @@ const DRIVERS: [&str; 3] = ["mac", "address", "machine"];
 
 /// What only a restart can bring about: all of it at once.
 fn fixed(before: &FarmConfig, after: &FarmConfig, findings: &mut Findings) {
-    let table: [(&[&str], bool); 9] = [
+    let table: [(&[&str], bool); 10] = [
         (&["name"], before.name != after.name),
         (&["network"], before.network != after.network),
         (&["dhcp"], before.dhcp != after.dhcp),
@@ -234,6 +239,8 @@ fn fixed(before: &FarmConfig, after: &FarmConfig, findings: &mut Findings) {
         (&["listen", "power"], before.power_listener != after.power_listener),
         (&["state"], before.state != after.state),
         (&["console_log"], before.console_log != after.console_log),
+        // Other registries are taken; whether there are any is a port.
+        (&["registry"], before.registry.is_some() != after.registry.is_some()),
     ];
     for (path, _) in table.into_iter().filter(|(_, differs)| *differs) {
         let key = path.join(".");
@@ -305,6 +312,7 @@ fn changes(before: &FarmConfig, after: &FarmConfig) -> Vec<Change> {
         ("boots", before.boots != after.boots),
         ("listen.when_busy", before.submission.upgraded_when_busy != after.submission.upgraded_when_busy),
         ("callers", before.issuers != after.issuers),
+        ("registry", before.registry != after.registry),
         ("projects", before.projects != after.projects),
         ("listen.job_urls", before.submission.job_urls != after.submission.job_urls),
     ]);

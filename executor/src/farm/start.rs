@@ -157,6 +157,7 @@ impl Farm {
                 place,
                 nbd_port: addresses.nbd.map_or(gateway::nbd::PORT, |it| it.port()),
                 s3_port: addresses.s3.map_or(gateway::s3::PORT, |it| it.port()),
+                registry_port: addresses.registry.map_or(gateway::registry::PORT, |it| it.port()),
             },
             machines,
             announcements,

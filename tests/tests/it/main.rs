@@ -47,6 +47,7 @@
 //! | `power_served` | pduclient and labgrid switch what a lease holds |
 //! | `proxy` | a DUT reaches what job and farm allow, and nothing of the farm by any name, address or trick of either |
 //! | `queue` | hundreds of jobs for fifty machines: in order, and none is forgotten |
+//! | `registry` | container images come once from their registry, and from the farm afterwards; to nobody else, and only what they are |
 //! | `reload` | a running farm takes a changed farm file, and no lease ends by it |
 //! | `restart` | jobs, their places and their verdicts outlive the server, however it ends |
 //! | `roles` | jobs over several DUTs start together, talk, and end together; gear is held by one job at a time |
@@ -110,6 +111,7 @@ mod power_network;
 mod power_served;
 mod proxy;
 mod queue;
+mod registry;
 mod reload;
 mod restart;
 mod roles;

@@ -86,6 +86,7 @@ const NO_DOOR: &[(&str, &[&str])] = &[
     ("gateway/src/http/", &["crate::dhcp", "crate::nbd", "crate::tftp"]),
     ("gateway/src/namespace.rs", &["crate::content", "crate::dhcp", "crate::http", "crate::nbd", "crate::tftp"]),
     ("gateway/src/nbd/", &["crate::dhcp", "crate::http", "crate::tftp"]),
+    ("gateway/src/registry/", &["crate::dhcp", "crate::http", "crate::nbd", "crate::s3", "crate::tftp"]),
     ("gateway/src/tftp/", &["crate::dhcp", "crate::http", "crate::nbd"]),
     (
         "job-schema/src/",

@@ -1,0 +1,228 @@
+//! Container images through the farm's cache: pulled by other people's client from other people's registry, each part once, whoever
+//! pulls; also when the registry is gone or the server was killed; and never what is not what its name says.
+//!
+//! ```text
+//!  one network namespace: docker-registry, 127.0.0.1:5001 ◄── the server, 10.88.0.1:5000 ── bridge ── cable ── another: skopeo, "the DUT"
+//! ```
+
+use std::fs;
+use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+
+use gateway::registry::Digest;
+use tests::bench::{Bench, Ended, Job, need_programs};
+use tests::lab::{Lab, Running};
+
+use crate::farms::WHARF;
+use crate::picked_up::{GATEWAY, LINK, Place};
+
+const DUT: Ipv4Addr = Ipv4Addr::new(10, 88, 0, 11);
+const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(10, 88, 0, 12);
+const UPSTREAM: &str = "127.0.0.1:5001";
+/// What jobs call the upstream's images.
+const BEHIND: &str = "10.88.0.1:5000/127.0.0.1_5001";
+
+/// Debian's registry, and the two ends of the cable.
+struct World {
+    place: Place,
+    dut: Lab,
+    folder: tempfile::TempDir,
+}
+
+/// An image of one layer.
+struct Image {
+    layer: Vec<u8>,
+    manifest: Digest,
+}
+
+impl World {
+    fn new() -> Option<World> {
+        let (place, dut) = (Place::new()?, Lab::new().ok()?);
+        place.lab.plug(LINK, &dut, DUT).unwrap();
+        let second = format!("{NEIGHBOUR}/24");
+        good(dut.command("ip").unwrap().args(["address", "add", &second, "dev", "cable0"]).output().unwrap());
+        Some(World { place, dut, folder: tempfile::tempdir().unwrap() })
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn registry(&self) -> Running {
+        let data = self.path("data").display().to_string();
+        let config = format!(
+            "version: 0.1\nstorage: {{filesystem: {{rootdirectory: '{data}'}}}}\nhttp: {{addr: '{UPSTREAM}'}}\n"
+        );
+        fs::write(self.path("registry.yml"), config).unwrap();
+        let mut command = self.place.lab.command("/usr/bin/docker-registry").unwrap();
+        command.arg("serve").arg(self.path("registry.yml"));
+        let mut running = Running::spawn("docker-registry", command, &self.path("log")).unwrap();
+        let address: SocketAddr = UPSTREAM.parse().unwrap();
+        self.place.lab.wait_for_tcp(address, &mut running).unwrap();
+        running
+    }
+
+    /// How often the registry was asked for the bytes of blobs.
+    fn loads(&self) -> usize {
+        let log = fs::read_to_string(self.path("log")).unwrap();
+        log.lines().filter(|line| line.contains("\"GET /v2/") && line.contains("/blobs/sha256:")).count()
+    }
+
+    fn skopeo(&self, lab: &Lab, words: &[&str]) -> Output {
+        let mut command = lab.command("/usr/bin/skopeo").unwrap();
+        let path = std::env::var("PATH").unwrap_or_default();
+        command.env_clear().env("PATH", path).env("HOME", self.folder.path()).stdin(Stdio::null());
+        command.arg("--insecure-policy").args(words).output().unwrap()
+    }
+
+    /// Puts an image there, whose only layer is `layer`.
+    fn push(&self, name: &str, layer: &[u8]) -> Image {
+        let folder = self.path(&format!("oci-{}", Digest::of(layer).hexadecimal()));
+        let blobs = folder.join("blobs/sha256");
+        fs::create_dir_all(&blobs).unwrap();
+        let put = |bytes: &[u8]| {
+            let digest = Digest::of(bytes);
+            fs::write(blobs.join(digest.hexadecimal()), bytes).unwrap();
+            digest
+        };
+        let told = |kind: &str, digest: Digest, size: usize| serde_json::json!({"mediaType": format!("application/vnd.oci.image.{kind}"), "digest": digest.to_string(), "size": size});
+        let digest = put(layer);
+        let rootfs = serde_json::json!({"type": "layers", "diff_ids": [digest.to_string()]});
+        let config = serde_json::json!({"architecture": "amd64", "os": "linux", "rootfs": rootfs}).to_string();
+        let manifest = serde_json::json!({
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": told("config.v1+json", put(config.as_bytes()), config.len()),
+            "layers": [told("layer.v1.tar", digest, layer.len())],
+        });
+        let manifest = manifest.to_string();
+        let named = put(manifest.as_bytes());
+        let index =
+            serde_json::json!({"schemaVersion": 2, "manifests": [told("manifest.v1+json", named, manifest.len())]});
+        fs::write(folder.join("index.json"), index.to_string()).unwrap();
+        fs::write(folder.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+        let (from, to) = (format!("oci:{}", folder.display()), format!("docker://{UPSTREAM}/{name}"));
+        good(self.skopeo(&self.place.lab, &["copy", "--preserve-digests", "--dest-tls-verify=false", &from, &to]));
+        Image { layer: layer.to_vec(), manifest: named }
+    }
+
+    /// Pulls an image at the DUT's place: its layer.
+    fn pull(&self, image: &str, layer: Digest) -> Result<Vec<u8>, String> {
+        let folder = tempfile::tempdir_in(self.folder.path()).unwrap();
+        let to = format!("oci:{}", folder.path().display());
+        let output = self.skopeo(&self.dut, &["copy", "--src-tls-verify=false", image, &to]);
+        if !output.status.success() {
+            return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+        }
+        Ok(fs::read(folder.path().join("blobs/sha256").join(layer.hexadecimal())).unwrap())
+    }
+
+    /// Status and body of a request from one of the addresses.
+    fn curl(&self, from: Ipv4Addr, path: &str, more: &[&str]) -> (String, String) {
+        let mut curl = self.dut.command("curl").unwrap();
+        curl.args(["-s", "--interface", &from.to_string(), "-w", "\n%{http_code}"]).args(more);
+        let output = curl.arg(format!("http://{GATEWAY}{path}")).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let (body, status) = text.rsplit_once('\n').unwrap();
+        (status.to_owned(), body.to_owned())
+    }
+
+    fn start(&self) -> Bench {
+        let registry =
+            format!("registry: {{tags_last: 0 s, size: 3M, upstreams: [{{host: '{UPSTREAM}', scheme: http}}]}}\n");
+        self.place.start_farm(&format!("{}{registry}", self.place.farm("")))
+    }
+
+    /// A job does `work` while its DUT is there.
+    fn during(&self, bench: &Bench, work: impl FnOnce(&mut Job)) -> Ended {
+        let mut job = bench.submit(JOB, "");
+        let mut console = self.place.opened();
+        job.wait_for_kind("powered_on");
+        work(&mut job);
+        console.write_all(b"all is good\nthe end\n").unwrap();
+        let ended = job.wait();
+        ended.expect("PASS", "test");
+        ended
+    }
+}
+
+/// A job whose machine need not boot anything: it talks, and reads what its image is called.
+const JOB: &str = r#"version: 1
+target: {tags: []}
+timeouts: {overall: {minutes: 4}}
+console_patterns:
+  session_end: {regex: '^the end$'}
+  job_success: {regex: '^all is good$'}
+deployment:
+  start:
+    storage:
+      http:
+        - {path: /image, data: '{{ registry.to_local_proxy("docker://127.0.0.1:5001/tests/image:1") }}'}
+"#;
+
+fn good(output: Output) {
+    assert!(output.status.success(), "{output:?}");
+}
+
+/// Where the registry keeps a blob.
+fn kept(data: &Path, digest: Digest) -> PathBuf {
+    let name = digest.hexadecimal();
+    data.join("docker/registry/v2/blobs/sha256").join(&name[..2]).join(&name).join("data")
+}
+
+#[test]
+fn an_image_is_loaded_once_for_all_jobs_and_had_without_its_registry_and_after_a_kill() {
+    let Some(world) = World::new() else { return };
+    let programs =
+        [("/usr/bin/docker-registry", "docker-registry"), ("/usr/bin/skopeo", "skopeo"), ("/usr/bin/curl", "curl")];
+    need_programs(&programs);
+    let upstream = world.registry();
+    let image = world.push("tests/image:1", &vec![7; 1 << 20]);
+    let other = world.push("tests/other:1", &vec![8; 1 << 20]);
+    let (layer, spoiled) = (Digest::of(&image.layer), Digest::of(&other.layer));
+    let named = format!("docker://{BEHIND}/tests/image:1");
+    let by_digest = format!("docker://{BEHIND}/tests/image@{}", image.manifest);
+    let before = world.loads();
+    let bench = world.start();
+
+    let ended = world.during(&bench, |_| {
+        assert_eq!(world.curl(DUT, "/image", &[]), ("200".into(), named.clone()));
+        assert_eq!(world.pull(&named, layer).unwrap(), image.layer);
+        let blob = format!(":5000/v2/127.0.0.1_5001/tests/image/blobs/{layer}");
+        let part = world.curl(DUT, &blob, &["-r", "5-9"]);
+        assert_eq!(part, ("206".into(), "\u{7}".repeat(5)));
+        let pushed = world.curl(DUT, ":5000/v2/127.0.0.1_5001/tests/image/blobs/uploads/", &["-X", "POST"]);
+        assert!(pushed.0 == "405" && pushed.1.contains("UNSUPPORTED"), "{pushed:?}");
+        let nobody = world.curl(NEIGHBOUR, &blob, &[]);
+        assert!(nobody.0 == "403" && nobody.1.contains("DENIED"), "{nobody:?}");
+        let tags = world.curl(DUT, ":5000/v2/127.0.0.1_5001/tests/image/tags/list", &[]);
+        assert_eq!(tags, ("200".into(), "{\"name\":\"tests/image\",\"tags\":[\"1\"]}\n".into()));
+    });
+    let tells = |ended: &Ended, words: &str| ended.events.iter().any(|event| event.to_string().contains(words));
+    assert!(tells(&ended, &format!("registry {UPSTREAM}/tests/image@{layer}: 1048576 bytes, complete")), "{ended}");
+    assert_eq!(world.loads() - before, 2, "its configuration and its layer");
+
+    // Wrong bytes of the right length, and then the right ones.
+    let place = kept(&world.path("data"), spoiled);
+    fs::write(&place, vec![9; 1 << 20]).unwrap();
+    world.during(&bench, |_| {
+        assert_eq!(world.pull(&named, layer).unwrap(), image.layer);
+        let name = format!("docker://{BEHIND}/tests/other:1");
+        world.pull(&name, spoiled).unwrap_err();
+        fs::write(&place, &other.layer).unwrap();
+        assert_eq!(world.pull(&name, spoiled).unwrap(), other.layer);
+        let of_nobody = world.pull("docker://10.88.0.1:5000/quay.io/tests/image:1", layer).unwrap_err();
+        assert!(of_nobody.contains("this farm has no images of quay.io"), "{of_nobody}");
+    });
+
+    drop(upstream);
+    let bench = bench.killed_and_started_again(WHARF);
+    let ended = world.during(&bench, |_| {
+        assert_eq!(world.pull(&by_digest, layer).unwrap(), image.layer);
+        assert_eq!(world.pull(&named, layer).unwrap(), image.layer);
+        world.pull(&format!("docker://{BEHIND}/tests/image:2"), layer).unwrap_err();
+    });
+    assert!(tells(&ended, &format!("registry {UPSTREAM}/tests/image:1 (as of ")), "{ended}");
+}
