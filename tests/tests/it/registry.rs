@@ -111,12 +111,12 @@ impl World {
     /// Pulls an image at the DUT's place: its layer.
     fn pull(&self, image: &str, layer: Digest) -> Result<Vec<u8>, String> {
         let folder = tempfile::tempdir_in(self.folder.path()).unwrap();
-        let to = format!("oci:{}", folder.path().display());
+        let to = format!("dir:{}", folder.path().display());
         let output = self.skopeo(&self.dut, &["copy", "--src-tls-verify=false", image, &to]);
         if !output.status.success() {
             return Err(String::from_utf8_lossy(&output.stderr).into_owned());
         }
-        Ok(fs::read(folder.path().join("blobs/sha256").join(layer.hexadecimal())).unwrap())
+        Ok(fs::read(folder.path().join(layer.hexadecimal())).unwrap())
     }
 
     /// Status and body of a request from one of the addresses.

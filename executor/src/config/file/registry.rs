@@ -116,10 +116,13 @@ impl UpstreamKeys {
 
 /// A host and perhaps a port, as an image's name begins with them.
 fn check_host(text: &str) -> Result<(), &'static str> {
+    if text.contains('/') {
+        return Err("is not a registry's host: no scheme, no path");
+    }
     let (host, port) = text.split_once(':').map_or((text, None), |(host, port)| (host, Some(port)));
     let is_letter = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.';
     if host.is_empty() || !host.bytes().all(is_letter) {
-        return Err("is not a registry's host: no scheme, no path");
+        return Err("is no host");
     }
     if port.is_some_and(|port| port.parse::<u16>().is_err()) {
         return Err("has no number for its port");
