@@ -13,6 +13,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use gateway::content::reach::Reach;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{IssuerConfig, ProjectConfig};
@@ -87,6 +88,11 @@ impl Caller {
     /// Whether he is known by his place alone.
     pub fn is_local(&self) -> bool {
         self.project.is_none()
+    }
+
+    /// With whose view of the network is fetched what he names by URL: the server's own is for who may do everything here.
+    pub fn reach(&self) -> Reach {
+        if self.role == Role::Administer { Reach::Everywhere } else { Reach::Judged }
     }
 
     /// The project that he acts for when he asks for this one; `Err` says which one he may.

@@ -36,7 +36,7 @@ pub use callers::{IssuerConfig, OTHERS, ProjectConfig, Refs, RuleConfig, TlsConf
 pub use discovery::{DiscoveryConfig, SPARES, SpareConfig, Unknown};
 pub use file::{parse, parse_and, parse_pdu, schema};
 pub use on_demand::OnDemandConfig;
-pub use proxy::ProxyConfig;
+pub use proxy::{DownloadsConfig, ProxyConfig};
 
 /// A whole farm, checked.
 #[derive(Clone, Debug)]
@@ -61,6 +61,8 @@ pub struct FarmConfig {
     pub proxy: ProxyConfig,
     /// The registries whose container images DUTs have from the farm, if it has any.
     pub registry: Option<gateway::registry::Settings>,
+    /// From where it fetches for those who submit.
+    pub downloads: DownloadsConfig,
     /// Where outlets are served to lease holders alone, as pdudaemon serves them.
     pub power_listener: Option<SocketAddr>,
     /// How jobs are taken from CI-tron's clients.

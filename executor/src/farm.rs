@@ -15,6 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use gateway::Gateway;
+use gateway::content::reach::Reach;
 use job_schema::problem::Problems;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
@@ -43,6 +44,7 @@ mod crew;
 mod current;
 mod discovery;
 mod disks;
+mod downloads;
 mod duts;
 mod egress;
 mod fetching;
@@ -82,6 +84,7 @@ pub use current::Current;
 pub use discovery::{
     AddDut, AddError, DiscoverAsk, DiscoverError, DiscoveryOutcome, DiscoveryRecord, Found, LoaderView, OutletView,
 };
+pub use downloads::Descriptions;
 pub use duts::{DutState, DutView};
 pub use forges::{ForgeDut, Forges};
 pub use hold::{Asks, Keeps, LeaseAsk, LeaseError, Link, PowerAction, Until};
@@ -192,6 +195,9 @@ pub struct Submission {
     /// What the keys to its buckets follow from; given when it is taken.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub seed: String,
+    /// With whose view of the network its artifacts are fetched.
+    #[serde(default)]
+    pub reach: Reach,
 }
 
 /// A target that is not the job's own.

@@ -197,6 +197,8 @@ impl fmt::Display for Denial {
 
 const PRIVATE: &str = "a private address that the farm's proxy.private_networks do not have";
 
+const NOT_FETCHED: &str = "a private address that the farm's downloads.private_networks do not have";
+
 impl Egress {
     /// Whether job and farm allow `endpoint`, wherever it leads.
     pub fn allows(&self, endpoint: &Endpoint) -> Result<(), Denial> {
@@ -219,6 +221,42 @@ impl Egress {
             Kind::Private if self.private_networks.iter().any(|network| network.contains(canonical)) => Ok(()),
             Kind::Private => denied(PRIVATE),
             Kind::Never(what) => denied(what),
+        }
+    }
+}
+
+/// From where the server fetches in the name of those who may submit, and no more.
+#[derive(Clone, Debug, Default)]
+pub struct Fetching {
+    /// Places that may be anywhere, the farm's host included: the administrator names them.
+    pub trusted: Vec<Rule>,
+    /// The URLs below which the farm's own images are; each ends with a slash.
+    pub own_images: Vec<reqwest::Url>,
+    /// Private networks that everything else may lead to; all of them when absent: artifacts are on servers of the lab, as a rule.
+    pub private_networks: Option<Vec<Network>>,
+}
+
+impl Fetching {
+    /// Whether what `url` leads to need not be judged.
+    pub fn trusts(&self, url: &reqwest::Url) -> bool {
+        let host = url.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_owned();
+        let endpoint = Endpoint { host, port: url.port_or_known_default().unwrap_or_default() };
+        let is_below = |own: &reqwest::Url| own.origin() == url.origin() && url.path().starts_with(own.path());
+        self.trusted.iter().any(|rule| rule.allows(&endpoint)) || self.own_images.iter().any(is_below)
+    }
+
+    /// Whether `address` may be fetched from; `own` is what belongs to the gateway's host and to its DUTs.
+    pub fn may_reach(&self, address: IpAddr, own: &[Network]) -> Result<(), Denial> {
+        let denied = |what| Err(Denial::Address { address, what });
+        let canonical = undisguised(address);
+        if own.iter().any(|network| network.contains(canonical)) {
+            return denied("which belongs to the farm");
+        }
+        match (kind(canonical), &self.private_networks) {
+            (Kind::Public, _) | (Kind::Private, None) => Ok(()),
+            (Kind::Private, Some(networks)) if networks.iter().any(|network| network.contains(canonical)) => Ok(()),
+            (Kind::Private, Some(_)) => denied(NOT_FETCHED),
+            (Kind::Never(what), _) => denied(what),
         }
     }
 }
@@ -329,6 +367,65 @@ mod tests {
         assert_eq!(egress.allows(&endpoint("a.org:80")), Err(Denial::Job(endpoint("a.org:80"))));
         assert_eq!(egress.allows(&endpoint("b.org:443")), Err(Denial::Farm(endpoint("b.org:443"))));
         assert_eq!(Egress::default().allows(&endpoint("a.org:443")), Err(Denial::Job(endpoint("a.org:443"))));
+    }
+
+    #[test]
+    fn what_is_fetched_for_others_is_on_no_address_of_the_farm_and_elsewhere_as_its_administrator_says() {
+        let own = ["10.77.0.0/24", "192.168.1.5/32"].map(|text| text.parse().unwrap());
+        let default = Fetching::default();
+        let kept_in = Fetching { private_networks: Some(vec!["192.168.1.0/24".parse().unwrap()]), ..default.clone() };
+        for (address, by_default, kept) in [
+            ("198.51.100.1", true, true),
+            ("192.168.1.9", true, true),
+            ("10.1.2.3", true, false),
+            ("fd00::1", true, false),
+            ("192.168.1.5", false, false),
+            ("10.77.0.9", false, false),
+            ("::ffff:10.77.0.9", false, false),
+            ("64:ff9b::127.0.0.1", false, false),
+            ("127.0.0.1", false, false),
+            ("::1", false, false),
+            ("0.0.0.0", false, false),
+            ("169.254.169.254", false, false),
+            ("fe80::1", false, false),
+        ] {
+            let address = address.parse().unwrap();
+            assert_eq!(default.may_reach(address, &own).is_ok(), by_default, "{address}");
+            assert_eq!(kept_in.may_reach(address, &own).is_ok(), kept, "{address}");
+        }
+    }
+
+    #[test]
+    fn trusted_is_a_place_with_its_port_and_what_is_below_the_farms_own_images() {
+        let fetching = Fetching {
+            trusted: ["cache.lab:8000", "127.0.0.1:9000", "[::1]:*"].map(|text| text.parse().unwrap()).to_vec(),
+            own_images: vec!["http://127.0.0.1:8420/images/".parse().unwrap()],
+            private_networks: None,
+        };
+        let trusts = |url: &str| fetching.trusts(&url.parse().unwrap());
+        for url in [
+            "http://cache.lab:8000/a",
+            "https://CACHE.lab:8000/",
+            "http://127.0.0.1:9000/x",
+            "http://0x7f.1:9000/x",
+            "http://[::1]/x",
+            "http://127.0.0.1:8420/images/kernel",
+        ] {
+            assert!(trusts(url), "{url}");
+        }
+        for url in [
+            "http://cache.lab/a",
+            "http://a.cache.lab:8000/",
+            "http://127.0.0.1:8420/api/v1/jobs",
+            "http://127.0.0.1:8420/images/../api/v1/jobs",
+            "http://127.0.0.1:8420/images/%2e%2e/api/v1/jobs",
+            "http://127.0.0.1:8420/images",
+            "https://127.0.0.1:8420/images/kernel",
+            "http://127.0.0.1/images/kernel",
+            "http://127.0.0.1:9000@evil.example/",
+        ] {
+            assert!(!trusts(url), "{url}");
+        }
     }
 
     #[test]

@@ -24,6 +24,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use crate::content::cache::{self, Cache, FileUrls};
+use crate::content::reach::OwnNetworks;
 use crate::content::stores::Store;
 use crate::content::{Content, ContentError};
 use crate::dhcp::{self, ReplyTo, advertise};
@@ -275,6 +276,7 @@ impl Gateway {
         let cache_config = cache::Config {
             file_urls: config.file_urls,
             stores: Arc::clone(&config.stores),
+            own: own_networks(&config),
             ..cache::Config::new(&config.cache_directory)
         };
         let cache = Cache::new(cache_config)?;
@@ -529,6 +531,11 @@ async fn start_images(
     let config = http::Config { interface, serves, ..http::Config::new(config.net.clone(), listen) };
     let server = http::start(config, namespaces.clone());
     server.await.map(Some).map_err(|source| GatewayError::Registry { address: listen, source })
+}
+
+fn own_networks(config: &Config) -> OwnNetworks {
+    let internet = internet(config);
+    Arc::new(move || internet.own())
 }
 
 async fn start_nbd(

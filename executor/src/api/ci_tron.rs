@@ -17,8 +17,7 @@ use axum::body::Body;
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use bytes::Bytes;
-use futures_util::StreamExt;
+use gateway::content::reach::{Failed, Reach};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::sync::OwnedSemaphorePermit;
@@ -37,6 +36,7 @@ use super::upload::{JOB_BYTES_MAX, Parts, inspect_tarball, read_parts, text_of};
 use super::wire::pdus::http_date;
 use crate::callers::{Caller, Role};
 use crate::config::JobUrls;
+use crate::farm::Descriptions;
 use crate::farm::{CancelledBy, DIRECTORY, DutView, Farm, JobRecord, Submission, TargetOverride, WhenBusy};
 use crate::job_log::{JobEvent, Severity};
 
@@ -118,7 +118,7 @@ async fn take(api: Api, ask: Ask, mut request: Request) -> Result<Response, ApiE
     // Who came with a directory is told where to fetch it at the end.
     let reached_at = request_host.filter(|_| parts.bucket.is_some());
     let source = metadata.job_cookie.as_deref().and_then(job_source);
-    let mut submission = submission_of(&api, parts, metadata).await?;
+    let mut submission = submission_of(&api, parts, metadata, caller.reach()).await?;
     ask.refine(&mut submission, &caller)?;
     // `-E '.*'` forwards the token, too; a template could print it on a console.
     submission.environ.retain(|_, value| shown.as_ref().is_none_or(|shown| !value.contains(&*shown.0)));
@@ -231,14 +231,14 @@ fn calls_back_its_client(viewer: &Viewer, caller: &Caller, peer: Peer) -> Result
     )))
 }
 
-async fn submission_of(api: &Api, parts: Parts, metadata: Metadata) -> Result<Submission, ApiError> {
+async fn submission_of(api: &Api, parts: Parts, metadata: Metadata, reach: Reach) -> Result<Submission, ApiError> {
     if metadata.minio.and_then(|minio| minio.groups).is_some_and(|groups| !groups.is_empty()) {
         let text = "this farm has no MinIO, so a job cannot join its groups; leave --minio-group out";
         return Err(ApiError::Forbidden(text.into()));
     }
     let (source_name, text) = match (&parts.job, metadata.job_desc_url) {
         (Some(job), _) => (metadata.job_id.unwrap_or_else(|| "job".into()), text_of(job)?),
-        (None, Some(url)) => (url.clone(), fetch(&url, api.farm.submission().job_urls).await?),
+        (None, Some(url)) => (url.clone(), fetch(&url, &api.farm.descriptions(), reach).await?),
         (None, None) => {
             return Err(ApiError::Malformed("No job file found: send a part `job`, or `job_desc_url`".into()));
         }
@@ -263,36 +263,22 @@ fn job_source(cookie: &str) -> Option<String> {
         .then(|| source.chars().filter(|it| !it.is_control()).take(SOURCE_LETTERS_MAX).collect())
 }
 
-async fn fetch(url: &str, urls: JobUrls) -> Result<String, ApiError> {
-    if urls == JobUrls::HttpsOnly && !url.starts_with("https://") {
-        return Err(ApiError::Malformed(format!("`job_desc_url` must begin with https://, `{url}` does not")));
-    }
+async fn fetch(url: &str, from: &Descriptions, reach: Reach) -> Result<String, ApiError> {
+    may_begin_so(url, from.urls())?;
     let refuse = |reason: String| ApiError::Malformed(format!("cannot fetch the job from {url}: {reason}"));
-    match tokio::time::timeout(JOB_URL_TIMEOUT, fetch_text(url, urls)).await {
+    match tokio::time::timeout(JOB_URL_TIMEOUT, from.get(url, reach, JOB_BYTES_MAX)).await {
         Ok(Ok(bytes)) => text_of(&bytes),
-        Ok(Err(reason)) => Err(refuse(reason)),
+        Ok(Err(Failed::Denied(reason))) => Err(ApiError::Forbidden(format!("`job_desc_url`: {reason}"))),
+        Ok(Err(error)) => Err(refuse(error.to_string())),
         Err(_) => Err(refuse(format!("it did not arrive within {JOB_URL_TIMEOUT:?}"))),
     }
 }
 
-async fn fetch_text(url: &str, urls: JobUrls) -> Result<Bytes, String> {
-    // Refuses when the process has a provider already, which is as good.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let client = reqwest::Client::builder().https_only(urls == JobUrls::HttpsOnly).build().map_err(in_full)?;
-    let response = client.get(url).send().await.and_then(|response| response.error_for_status()).map_err(in_full)?;
-    let mut bytes = Vec::new();
-    let mut chunks = response.bytes_stream();
-    while let Some(chunk) = chunks.next().await {
-        bytes.extend_from_slice(&chunk.map_err(in_full)?);
-        if bytes.len() > JOB_BYTES_MAX {
-            return Err(format!("it has more than {JOB_BYTES_MAX} bytes"));
-        }
+fn may_begin_so(url: &str, urls: JobUrls) -> Result<(), ApiError> {
+    if urls == JobUrls::HttpToo || url.starts_with("https://") {
+        return Ok(());
     }
-    Ok(bytes.into())
-}
-
-fn in_full(error: reqwest::Error) -> String {
-    format!("{:#}", anyhow::Error::from(error))
+    Err(ApiError::Malformed(format!("`job_desc_url` must begin with https://, `{url}` does not")))
 }
 
 /// GET `/api/v1/duts`
@@ -427,9 +413,9 @@ mod tests {
         assert_eq!(response.headers()["ci_tron_version"], "1");
     }
 
-    #[tokio::test]
-    async fn a_job_behind_plain_http_is_refused_where_the_farm_wants_https() {
-        let error = fetch("http://127.0.0.1:1/job.yml", JobUrls::HttpsOnly).await.unwrap_err();
+    #[test]
+    fn a_job_behind_plain_http_is_refused_where_the_farm_wants_https() {
+        let error = may_begin_so("http://127.0.0.1:1/job.yml", JobUrls::HttpsOnly).unwrap_err();
         assert!(matches!(error, ApiError::Malformed(text) if text.contains("must begin with https://")));
     }
 

@@ -158,6 +158,8 @@ struct Asked {
     is_change: bool,
     /// A key that is none is refused as what is not there.
     by_key: bool,
+    /// No client of ours asks for such a path.
+    is_trick: bool,
 }
 
 async fn guard_request(State(guard): State<Guard>, request: Request, next: Next) -> Response {
@@ -285,7 +287,12 @@ impl Guard {
     fn write(&self, asked: &Asked, caller: Option<&Caller>, response: &Response) {
         let status = response.status();
         let why = response.extensions().get::<Why>().map(|why| why.0.clone());
-        let is_refusal = matches!(status.as_u16(), 401 | 403 | 429) || (asked.by_key && status.as_u16() == 404);
+        let is_refusal = match status.as_u16() {
+            // 413 and 420: an upload that is too large, or no archive.
+            401 | 403 | 413 | 420 | 429 => true,
+            404 if asked.by_key => true,
+            status => status >= 400 && asked.is_trick,
+        };
         let is_change_made = asked.is_change && status.as_u16() < 400;
         if !is_refusal && !is_change_made {
             return;
@@ -315,9 +322,24 @@ impl Asked {
             from: peer.map_or_else(|| "somewhere".to_owned(), |peer| peer.to_string()),
             what: format!("{} {}", request.method(), clean(told)),
             by_key: needs == Needs::Key,
+            is_trick: is_trick(request.uri().path()),
             is_change: (!reads || switches) && path.is_some_and(|path| !NOT_WRITTEN_DOWN.contains(&path)),
         }
     }
+}
+
+/// Whether somebody tries where a path leads: up, to an empty name or to a NUL, and slashes that are not to be seen. Twice encoded, too.
+fn is_trick(path: &str) -> bool {
+    let mut path = path.to_ascii_lowercase();
+    for _ in 0..2 {
+        if ["//", "%2f", "%5c", "%00"].iter().any(|part| path.contains(part))
+            || path.split('/').any(|step| step == "..")
+        {
+            return true;
+        }
+        path = path.replace("%2e", ".").replace("%25", "%");
+    }
+    path.split('/').any(|step| step == "..")
 }
 
 /// A path is at most so long in a log: ours have some fifty characters.
@@ -457,6 +479,24 @@ mod tests {
         }
         for host in ["evil.example", "evil.example:8420", "localhost.evil.example", ""] {
             assert!(!is_address_or_localhost(host), "{host}");
+        }
+    }
+
+    #[test]
+    fn a_path_that_tries_to_lead_elsewhere_is_told_from_one_that_is_only_wrong() {
+        for path in [
+            "/api/v1/jobs/../reload",
+            "/images/..%2f..%2fcallers.sqlite",
+            "/images/%2e%2e/x",
+            "/images/%252e%252e/x",
+            "/api/v1/jobs/7%00",
+            "/images/..%5cx",
+            "//etc/passwd",
+        ] {
+            assert!(is_trick(path), "{path}");
+        }
+        for path in ["/api/v1/jobs/7", "/images/kernel..old", "/api/v1/dut/a%20b", "/api/v2/jobs", "/"] {
+            assert!(!is_trick(path), "{path}");
         }
     }
 }

@@ -413,10 +413,11 @@ pub(super) async fn boot(
     State(api): State<Api>,
     Path(id): Path<String>,
     Query(query): Query<BootQuery>,
-    body: Body,
+    request: Request,
 ) -> Result<StatusCode, ApiError> {
-    let text = read_job(body).await?;
-    api.farm.boot_lease(&id, query.name.as_deref().unwrap_or("job.yml"), &text).await?;
+    let reach = caller_of(&request).reach();
+    let text = read_job(request.into_body()).await?;
+    api.farm.boot_lease(&id, query.name.as_deref().unwrap_or("job.yml"), &text, reach).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -79,6 +79,7 @@ impl Api {
     /// A farm's, for who comes by this door.
     pub fn new(farm: &Arc<Farm>, callers: &Arc<Callers>, door: Door) -> Api {
         farm.audits_to(&callers.audit);
+        buckets::write_down(farm, &callers.audit);
         Api { farm: Arc::clone(farm), callers: Arc::clone(callers), door }
     }
 

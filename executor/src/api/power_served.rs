@@ -54,15 +54,15 @@ struct Control {
 pub(super) struct Refused(ApiError);
 
 impl Refused {
-    /// Its sentence.
-    pub(super) fn text(self) -> String {
-        self.0.in_text().1
+    /// What HTTP says of it, and its sentence.
+    pub(super) fn in_text(self) -> (StatusCode, String) {
+        self.0.in_text()
     }
 }
 
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
-        let (status, text) = self.0.in_text();
+        let (status, text) = self.in_text();
         (status, format!("{text}\n")).into_response()
     }
 }

@@ -12,14 +12,17 @@
 use std::io;
 use std::time::Duration;
 
+use axum::http::StatusCode;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Mutex, Semaphore, mpsc};
 use tokio::time::timeout;
 
 use super::Api;
+use super::guard::clean;
 use super::power_served::{Asked, Refused, as_pdudaemon, wrong};
 use super::serve::{ACCEPT_PAUSE, Accept, CONNECTIONS_MAX, HEAD_TIMEOUT, Peer};
+use crate::callers::audit::Line;
 
 /// A key, an outlet's name, a verb and a number.
 const REQUEST_BYTES_MAX: usize = 512;
@@ -87,13 +90,35 @@ async fn tell_apart(listener: TcpListener, api: Api, found: mpsc::Sender<(TcpStr
 
 async fn answer(mut stream: TcpStream, api: &Api) {
     let Ok(request) = read(&mut stream).await else { return };
+    let peer = stream.peer_addr().map_or_else(|_| "somewhere".to_owned(), |peer| peer.to_string());
     let said = match switched(api, &request).await {
-        Ok(()) => "ack\n".to_owned(),
-        Err(refused) => format!("nack: {}\n", refused.text()),
+        Ok(()) => {
+            write_down(api, peer, &request, (StatusCode::OK, None));
+            "ack\n".to_owned()
+        }
+        Err(refused) => {
+            let (status, why) = refused.in_text();
+            let said = format!("nack: {why}\n");
+            write_down(api, peer, &request, (status, Some(why)));
+            said
+        }
     };
     // Who has gone does not hear it.
     let _ = stream.write_all(said.as_bytes()).await;
     let _ = stream.shutdown().await;
+}
+
+/// What was switched, and who had a key that is none: as the same over HTTP.
+fn write_down(api: &Api, from: String, request: &str, (status, why): (StatusCode, Option<String>)) {
+    if status != StatusCode::OK && status != StatusCode::NOT_FOUND {
+        return;
+    }
+    // Without the key.
+    let words: Vec<&str> = request.split_whitespace().skip(1).collect();
+    let what = clean(&format!("outlet {}", words.join(" ")));
+    let (at, status) = (jiff::Timestamp::now(), status.as_u16());
+    let who = "somebody".to_owned();
+    api.callers.audit.write(&Line { at, who, project: None, role: None, from, what, status, why });
 }
 
 /// Up to an end of line, an end, or silence.
@@ -134,7 +159,7 @@ mod tests {
     #[test]
     fn a_request_is_three_words_or_four() {
         let read = |text: &str| {
-            let asked = asked(text).map_err(Refused::text)?;
+            let asked = asked(text).map_err(|refused| refused.in_text().1)?;
             Ok((asked.key.to_owned(), asked.outlet.map(str::to_owned), asked.request.to_owned(), asked.delay.is_some()))
         };
         let expected = |delay| Ok(("0a".to_owned(), Some("4".to_owned()), "reboot".to_owned(), delay));

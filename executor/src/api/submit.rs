@@ -60,6 +60,7 @@ impl Ask {
             submission.priority = priority;
         }
         submission.subject = caller.acts_for(self.subject.as_deref()).map_err(ApiError::Forbidden)?;
+        submission.reach = caller.reach();
         if self.dut.is_some() || !self.tags.is_empty() {
             let tags = (!self.tags.is_empty()).then(|| self.tags.clone());
             submission.target = Some(TargetOverride { id: self.dut.clone(), tags });

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use job_schema::problem::Problems;
 
 use crate::boot::Place;
-use crate::config::{FarmConfig, NetworkConfig, ProxyConfig};
+use crate::config::{DownloadsConfig, FarmConfig, NetworkConfig, ProxyConfig};
 use crate::farm::{Planner, Preview, Source, Submission, SubmitError};
 use crate::virtual_dut::images;
 
@@ -177,6 +177,7 @@ fn no_farm() -> FarmConfig {
         tls: Default::default(),
         issuers: Vec::new(),
         projects: Default::default(),
+        downloads: DownloadsConfig::default(),
         proxy: ProxyConfig { allowed: "*:*".parse().into_iter().collect(), ..ProxyConfig::default() },
         registry: None,
         power_listener: None,

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use gateway::content::reach::Reach;
 use gateway::dhcp::Role;
 
 use super::serve::{enter_private_world, install_for, run_threads, stop_signal};
@@ -61,7 +62,13 @@ pub fn main(arguments: Arguments) -> anyhow::Result<ExitCode> {
         let api = Api::new(&farm, &callers, Door::Local);
         let api = crate::api::serve(listener, api, None, std::future::pending());
         eprintln!("farm {}{own_network}; its API: http://{address}", farm.name());
-        let submission = Submission { source_name, text, submitter: "wharf demo".into(), ..Submission::default() };
+        let submission = Submission {
+            source_name,
+            text,
+            submitter: "wharf demo".into(),
+            reach: Reach::Everywhere,
+            ..Submission::default()
+        };
         let outcome = tokio::select! {
             outcome = run(&farm, submission) => outcome,
             served = api => Err(served.err().map_or(anyhow::anyhow!("the API ended"), Into::into)),

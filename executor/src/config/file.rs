@@ -46,7 +46,7 @@ use gitlab::{GitlabKeys, PerKey};
 use hardware::{HardwareKeys, LineKeys, PduKeys, Shared};
 use hosts::HostKeys;
 use on_demand::{AccessKey, GearKeys, OnDemandKeys, PoolKeys};
-use proxy::ProxyKeys;
+use proxy::{DownloadsKeys, ProxyKeys};
 use registry::RegistryKeys;
 use s3::S3Keys;
 use training::{HealthKeys, TrainingKeys};
@@ -111,6 +111,8 @@ struct FarmFile {
     proxy: ProxyKeys,
     /// Registries whose container images DUTs have from the farm.
     registry: RegistryKeys,
+    /// From where the server fetches what jobs name by URL.
+    downloads: DownloadsKeys,
     /// The boots database, relative to this file; all machines boot by iPXE when absent.
     boots: Option<String>,
 }
@@ -489,6 +491,7 @@ fn check(file: FarmFile, findings: &mut Findings, directory: &Path) -> FarmConfi
         projects: callers::projects(&file.projects),
         registry: file.registry.checked(&proxy.private_networks, directory, findings),
         proxy,
+        downloads: file.downloads.checked(findings),
         power_listener,
         submission: submission(&file.listen),
         console_log: file.console_log.limits(findings),

@@ -569,10 +569,11 @@ impl Run {
         let (number, seed) = (self.job_number().to_owned(), prepared.seed.clone());
         let job = format!("job {number}");
         async move {
-            let contents = farm.fetch(&record.log, &prepared).await?;
+            let audit = Arc::new(AuditTrail::new(&farm.audit, job.clone(), &prepared.subject));
+            let contents = farm.fetch(&record.log, &prepared, &audit).await?;
             let (id, subject) = (dut.config.id.as_str(), prepared.subject.as_str());
             let user = disks::User { job: &job, dut: id, subject, log: &record.log };
-            let disks = Disks::make(&prepared.job, &farm.gateway, &farm.shelf, &user).await?;
+            let disks = Disks::make(&prepared.job, &farm.shelf, &user, contents.downloads()).await?;
             disks.prove(&farm.gateway, &farm.machines.net(), dut.address()).await?;
             let granted = farm
                 .buckets
@@ -587,11 +588,11 @@ impl Run {
                     log: &record.log,
                     events: &record.events,
                 })
-                .await?;
+                .await
+                .inspect_err(|error| audit.write("fill the job's buckets", "the farm", &error.reason))?;
             // Entered for what follows, so that the tear-down comes before it or after it.
             let farm_failed = |reason: String| SetupError { cause: Cause::Farm, reason };
             let _in_flight = pass.enter().await.map_err(|revoked| farm_failed(revoked.to_string()))?;
-            let audit = Arc::new(AuditTrail::new(&farm.audit, job.clone(), &prepared.subject));
             let watch = Watch { fetching: Arc::default(), events: record.events.clone(), audit };
             let observer = observer(&record.log, &watch);
             let publication = farm

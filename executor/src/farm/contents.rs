@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::FutureExt;
-use gateway::content::cache::{Cache, Cached};
+use gateway::content::cache::Cached;
 use gateway::content::edit::{Addition, Edited, Recipe, Rework, Step};
 use gateway::content::{ByName, Content, ContentError};
 use gateway::namespace::{Name, Origin, Protocol};
@@ -22,6 +22,8 @@ use job_schema::job::{
 };
 use job_schema::pattern::Pattern;
 
+use super::downloads::Downloads;
+use super::egress::AuditTrail;
 use super::prepare::Prepared;
 use super::texts::{self, Request, Served};
 use super::{Attached, Farm, buckets};
@@ -38,12 +40,17 @@ pub(super) type Attachments = BTreeMap<String, Attached>;
 impl Farm {
     /// Begins every download that a plan needs, makes what is made of others, and waits until what the firmware needs is there whole.
     /// Other URLs have answered by then, and stream to the DUT while they are still arriving.
-    pub(super) async fn fetch(&self, log: &JobLog, prepared: &Prepared) -> Result<Contents, SetupError> {
-        let cache = self.gateway.cache();
+    pub(super) async fn fetch(
+        &self,
+        log: &JobLog,
+        prepared: &Prepared,
+        trail: &Arc<AuditTrail>,
+    ) -> Result<Contents, SetupError> {
+        let from = Downloads::new(self.gateway.cache(), prepared.reach, trail);
         let mut downloads: BTreeMap<String, (Cached, Origin)> = BTreeMap::new();
         for planned in prepared.start.artifacts.iter().chain(&prepared.continue_.artifacts) {
             for url in urls(planned) {
-                let entry = downloads.entry(url.to_owned()).or_insert_with(|| (cache.fetch(url), planned.origin));
+                let entry = downloads.entry(url.to_owned()).or_insert_with(|| (from.fetch(url), planned.origin));
                 if planned.origin == Origin::Generated {
                     entry.1 = Origin::Generated;
                 }
@@ -52,11 +59,14 @@ impl Farm {
         for url in
             buckets::declared(&prepared.job).into_iter().filter_map(|bucket| bucket.fill.as_ref()).flat_map(urls_of)
         {
-            downloads.entry(url.to_owned()).or_insert_with(|| (cache.fetch(url), Origin::Job));
+            downloads.entry(url.to_owned()).or_insert_with(|| (from.fetch(url), Origin::Job));
         }
         let failed = |reason: String| SetupError { cause: Cause::Artifact, reason };
         for (url, (cached, origin)) in &downloads {
-            wait_for(log, url, cached, *origin).await.map_err(|error| failed(error.to_string()))?;
+            wait_for(log, url, cached, *origin).await.map_err(|error| {
+                from.note(&error);
+                failed(error.to_string())
+            })?;
         }
         let downloads = downloads.into_iter().map(|(url, (cached, _))| (url, cached)).collect();
         let mut ports = Vec::new();
@@ -65,7 +75,7 @@ impl Farm {
             ports.push(open.map_err(|error| failed(format!("`expose`: {error}")))?);
         }
         let texts = Served::new(&prepared.source_name, &prepared.variables);
-        let shelf = Shelf { downloads, cache: cache.clone(), edits: Mutex::default(), texts, _ports: ports };
+        let shelf = Shelf { downloads, from, edits: Mutex::default(), texts, _ports: ports };
         let contents = Contents(Arc::new(shelf));
         contents.make_all(prepared).await.map_err(failed)?;
         Ok(contents)
@@ -108,7 +118,8 @@ pub(super) struct Contents(Arc<Shelf>);
 
 struct Shelf {
     downloads: BTreeMap<String, Cached>,
-    cache: Cache,
+    /// What further ones are begun with.
+    from: Downloads,
     /// What was made, so that the next boot and the next name are the same thing.
     edits: Mutex<Vec<(Artifact, Edited)>>,
     /// What is rendered when it is asked for.
@@ -130,6 +141,11 @@ fn ports_of(prepared: &Prepared, own: Addresses) -> BTreeSet<(Protocol, u16)> {
 }
 
 impl Contents {
+    /// What further downloads of the job are made with.
+    pub(super) fn downloads(&self) -> &Downloads {
+        &self.0.from
+    }
+
     /// A boot begins, or goes on.
     pub(super) fn begin(&self, which: Which, boot: Option<u32>) {
         self.0.texts.begin(which, boot);
@@ -268,7 +284,7 @@ impl Contents {
         for step in &artifact.format {
             steps.push(self.step(step, attachments, groups)?);
         }
-        let edited = self.0.cache.editor().edit(Recipe { source, steps });
+        let edited = self.0.from.cache().editor().edit(Recipe { source, steps });
         if groups.is_none() {
             edits = self.0.edits.lock().unwrap_or_else(PoisonError::into_inner);
             edits.push((artifact.clone(), edited.clone()));
@@ -286,10 +302,10 @@ impl Contents {
             ArtifactSource::Data(text) => Ok(Content::Inline(Bytes::from(text.clone()))),
             ArtifactSource::Url(url) => match (groups, self.0.downloads.get(url)) {
                 (Some(groups), _) if Groups::are_used_in(url) => {
-                    Ok(Content::Url(self.0.cache.fetch(&groups.map(percent_encoded).expand(url))))
+                    Ok(Content::Url(self.0.from.fetch_and_watch(&groups.map(percent_encoded).expand(url))))
                 }
                 (_, Some(cached)) => Ok(Content::Url(cached.clone())),
-                (Some(_), None) => Ok(Content::Url(self.0.cache.fetch(url))),
+                (Some(_), None) => Ok(Content::Url(self.0.from.fetch_and_watch(url))),
                 (None, None) => Err(format!("`{url}` was not fetched")),
             },
             ArtifactSource::Attached(name) => attachments.get(name).map(Attached::content).ok_or_else(|| {

@@ -17,6 +17,7 @@ use gateway::namespace::{Exposure, Name, Origin, Protocol, Publication};
 use gateway::net::Net;
 use job_schema::job::{Job, Lifetime, NbdContent, NbdExport, ResetOn};
 
+use super::downloads::Downloads;
 use super::prepare::describe_exposure;
 use super::shelf::{self, Held, Shelf};
 use crate::job_log::JobLog;
@@ -56,15 +57,15 @@ impl Disks {
     /// kept are there.
     pub(super) async fn make(
         job: &Job,
-        gateway: &Gateway,
         shelf: &Shelf,
         user: &User<'_>,
+        downloads: &Downloads,
     ) -> Result<Disks, SetupError> {
         let (start, continue_) = (job.start.storage.nbd.clone(), job.continue_.storage.nbd.clone());
         let mut made: Vec<Made> = Vec::new();
         for export in start.iter().chain(&continue_) {
             if !made.iter().any(|other| other.export.is_same_disk(export)) {
-                made.push(make_one(export, gateway, shelf, user).await.map_err(|reason| SetupError {
+                made.push(make_one(export, shelf, user, downloads).await.map_err(|reason| SetupError {
                     cause: Cause::Artifact,
                     reason: format!("cannot make the disk `{}`: {reason}", export.name),
                 })?);
@@ -138,15 +139,18 @@ fn exposure_of(export: &NbdExport) -> Exposure {
     Exposure { access_count, first_read, duration, port: None, transport }
 }
 
-async fn make_one(export: &NbdExport, gateway: &Gateway, shelf: &Shelf, user: &User<'_>) -> Result<Made, String> {
+async fn make_one(export: &NbdExport, shelf: &Shelf, user: &User<'_>, downloads: &Downloads) -> Result<Made, String> {
     let (base, source) = match &export.content {
         NbdContent::Empty { size_bytes } => {
             let source = format!("{size_bytes} bytes");
             (Base::Zeros { size_bytes: *size_bytes }, [source.clone(), source])
         }
         NbdContent::Url(url) => {
-            let image = gateway.cache().fetch(url);
-            image.ready().await.map_err(|error| error.to_string())?;
+            let image = downloads.fetch(url);
+            image.ready().await.map_err(|error| {
+                downloads.note(&error);
+                error.to_string()
+            })?;
             let source = [url.clone(), image.url().to_owned()];
             (Base::Image(Content::Url(image)), source)
         }

@@ -6,7 +6,6 @@
 //!  the gateway refuses a connection ──► the job's log, and AuditTrail ──► audit.log
 //! ```
 
-use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -80,31 +79,36 @@ impl AuditTrail {
 
     /// Writes a line if this is a connection that was refused.
     pub(super) fn note(&self, event: &AccessEvent) {
-        // 100 lines of a job: a DUT that tries in a loop must not push out what others did.
-        const LINES_MAX: usize = 100;
         let AccessEvent::Refused { protocol, name, peer, refusal } = event else { return };
         let what = match protocol {
             Protocol::Proxy => format!("connect to {name}"),
             Protocol::Registry => format!("pull {name}"),
             Protocol::Fastboot | Protocol::Http | Protocol::Nbd | Protocol::Tftp => return,
         };
+        self.write(&what, &peer.to_string(), &refusal.to_string());
+    }
+
+    /// Writes a line: what was refused to whom, and why.
+    pub(super) fn write(&self, what: &str, from: &str, why: &str) {
+        // 100 lines of a job: a DUT that tries in a loop must not push out what others did.
+        const LINES_MAX: usize = 100;
         if self.written.fetch_add(1, Ordering::Relaxed) < LINES_MAX
             && let Some(log) = self.log.get()
         {
-            log.write(&self.line(what, *peer, refusal.to_string()));
+            log.write(&self.line(what, from, why));
         }
     }
 
-    fn line(&self, what: String, peer: IpAddr, why: String) -> Line {
+    fn line(&self, what: &str, from: &str, why: &str) -> Line {
         Line {
             at: jiff::Timestamp::now(),
             who: self.who.clone(),
             project: (!self.project.is_empty()).then(|| self.project.clone()),
             role: None,
-            from: peer.to_string(),
-            what,
+            from: from.to_owned(),
+            what: what.to_owned(),
             status: 403,
-            why: Some(why),
+            why: Some(why.to_owned()),
         }
     }
 }

@@ -12,11 +12,12 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
+use gateway::content::reach::Reach;
 use job_schema::problem::Problems;
 use tokio::sync::{mpsc, watch};
 
@@ -53,6 +54,8 @@ const LISTEN_TIME: Duration = Duration::from_secs(5);
 const TYPED_CHUNKS_MAX: usize = 64;
 /// The job description whose boot is published, in the lease's folder.
 const BOOT: &str = "boot.yml";
+/// There while what it boots is fetched as who may do everything here fetches.
+const EVERYWHERE: &str = "boot-from-everywhere";
 
 /// A wish about power.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
@@ -314,11 +317,17 @@ impl Farm {
     }
 
     /// Publishes a job's `deployment.start` for the leased DUT: whatever switches it on boots it.
-    pub async fn boot_lease(self: &Arc<Self>, id: &str, name: &str, text: &str) -> Result<(), LeaseError> {
+    pub async fn boot_lease(
+        self: &Arc<Self>,
+        id: &str,
+        name: &str,
+        text: &str,
+        reach: Reach,
+    ) -> Result<(), LeaseError> {
         let (hold, dut, pass) = self.usable(id).await?;
         let _turn = hold.turn.lock().await;
-        self.publish(&hold, &dut, &pass, name, text).await?;
-        let kept = std::fs::write(hold.folder.join(BOOT), text);
+        self.publish(&hold, &dut, &pass, (name, text), reach).await?;
+        let kept = keep_boot(&hold.folder, text, reach);
         kept.map_err(|error| LeaseError::Failed(format!("it is published, but a restart would forget it: {error}")))
     }
 
@@ -392,10 +401,17 @@ impl Farm {
     }
 
     /// Prepares, fetches, publishes. The pass is entered for the last step, so that the tear-down comes before it or after it.
-    async fn publish(&self, hold: &Hold, dut: &Dut, pass: &Pass, name: &str, text: &str) -> Result<(), LeaseError> {
+    async fn publish(
+        &self,
+        hold: &Hold,
+        dut: &Dut,
+        pass: &Pass,
+        (name, text): (&str, &str),
+        reach: Reach,
+    ) -> Result<(), LeaseError> {
         let subject = self.lease(hold.id.as_str()).await?.request.authorizer;
         let submission =
-            Submission { source_name: name.to_owned(), text: text.to_owned(), subject, ..Submission::default() };
+            Submission { source_name: name.to_owned(), text: text.to_owned(), subject, reach, ..Submission::default() };
         let prepared = self.planner.prepare(&submission, &dut.config, None).await.map_err(LeaseError::Problems)?;
         let failed = |error: SetupError| LeaseError::Failed(error.reason);
         if let Some(bucket) = buckets::declared(&prepared.job).first() {
@@ -403,15 +419,15 @@ impl Farm {
                 format!("`storage.s3` is for jobs, and this is a lease; leave the bucket `{}` out", bucket.bucket);
             return Err(LeaseError::NotNow(why));
         }
-        let contents = self.fetch(&hold.log, &prepared).await.map_err(failed)?;
         let job = format!("lease {}", hold.id);
+        let audit = Arc::new(AuditTrail::new(&self.audit, job.clone(), &prepared.subject));
+        let contents = self.fetch(&hold.log, &prepared, &audit).await.map_err(failed)?;
         let user = disks::User { job: &job, dut: &dut.config.id, subject: &prepared.subject, log: &hold.log };
-        let disks = Disks::make(&prepared.job, &self.gateway, &self.shelf, &user).await.map_err(failed)?;
+        let disks = Disks::make(&prepared.job, &self.shelf, &user, contents.downloads()).await.map_err(failed)?;
         let _in_flight = pass.enter().await.map_err(|_| over(hold.id.as_str(), "it is being released"))?;
         // Two namespaces of one address there are not: what was published before goes first.
         dut.boot.close();
         disks.prove(&self.gateway, &self.machines.net(), dut.address()).await.map_err(failed)?;
-        let audit = Arc::new(AuditTrail::new(&self.audit, job.clone(), &prepared.subject));
         let watch = Watch { fetching: Arc::default(), events: mpsc::channel(1).0, audit };
         let publication = self.gateway.namespaces().publish(dut.address(), observer(&hold.log, &watch));
         let publication = publication.map_err(|taken| LeaseError::Failed(taken.to_string()))?;
@@ -698,13 +714,27 @@ async fn use_it(
     }
     let _turn = hold.turn.lock().await;
     if let Ok(text) = std::fs::read_to_string(hold.folder.join(BOOT))
-        && let Err(error) = farm.publish(hold, dut, &pass, BOOT, &text).await
+        && let Err(error) = farm.publish(hold, dut, &pass, (BOOT, &text), kept_reach(&hold.folder)).await
     {
         hold.note(Severity::Error, format!("What it boots cannot be published again: {error}"));
     }
     if opened == Opened::AfterRestart && dut.outlives_us() {
         hold.switch_as_before(dut, &pass).await;
     }
+}
+
+/// Keeps what a lease boots for after a restart, and with whose view of the network it is fetched.
+fn keep_boot(folder: &Path, text: &str, reach: Reach) -> std::io::Result<()> {
+    std::fs::write(folder.join(BOOT), text)?;
+    match (reach, std::fs::remove_file(folder.join(EVERYWHERE))) {
+        (Reach::Everywhere, _) => std::fs::write(folder.join(EVERYWHERE), ""),
+        (Reach::Judged, Err(error)) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        (Reach::Judged, _) => Ok(()),
+    }
+}
+
+fn kept_reach(folder: &Path) -> Reach {
+    if folder.join(EVERYWHERE).exists() { Reach::Everywhere } else { Reach::Judged }
 }
 
 fn no_lease(id: &str) -> LeaseError {

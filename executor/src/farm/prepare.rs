@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use gateway::content::reach::Reach;
 use gateway::dhcp::Mac;
 use gateway::door::Transport;
 use gateway::namespace::{Exposure, Name};
@@ -43,6 +44,8 @@ pub(super) struct Prepared {
     pub variables: Variables,
     /// What its templates are called in problems.
     pub source_name: String,
+    /// With whose view of the network its artifacts are fetched.
+    pub reach: Reach,
 }
 
 impl Prepared {
@@ -198,7 +201,7 @@ impl Planner {
         let job = jobs.into_iter().next().expect("there is always a way to boot");
         let (start, continue_) = (database::joined(start), database::joined(continue_));
         let (attachments, source_name) = (submission.attachments.clone(), submission.source_name.clone());
-        let (subject, seed) = (submission.subject.clone(), submission.seed.clone());
+        let (subject, seed, reach) = (submission.subject.clone(), submission.seed.clone(), submission.reach);
         let logins = registry::logins(&submission.environ);
         Ok(Prepared {
             job: Arc::new(job),
@@ -210,6 +213,7 @@ impl Planner {
             logins,
             variables,
             source_name,
+            reach,
         })
     }
 

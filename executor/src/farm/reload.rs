@@ -197,6 +197,7 @@ impl Farm {
         {
             door.set(settings.clone());
         }
+        self.gateway.cache().fetcher().trust(super::downloads::fetching(&config));
         self.machines.follow(&config);
         self.discovery.goes_by(file, &config, aside);
         self.trials.look_again();
@@ -312,6 +313,8 @@ fn changes(before: &FarmConfig, after: &FarmConfig) -> Vec<Change> {
         ("boots", before.boots != after.boots),
         ("listen.when_busy", before.submission.upgraded_when_busy != after.submission.upgraded_when_busy),
         ("callers", before.issuers != after.issuers),
+        ("proxy", before.proxy != after.proxy),
+        ("downloads", before.downloads != after.downloads),
         ("registry", before.registry != after.registry),
         ("projects", before.projects != after.projects),
         ("listen.job_urls", before.submission.job_urls != after.submission.job_urls),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
@@ -122,6 +123,7 @@ impl Farm {
         // The templates of jobs have its public half.
         FarmKeys::of(&config.state)
             .map_err(|source| StartError::State { path: config.state.display().to_string(), source })?;
+        gateway.cache().fetcher().trust(super::downloads::fetching(&config));
         let name = config.name.clone();
         let rows = dut::rows(&config);
         let quotas = super::projects::quotas(&config);
@@ -318,6 +320,8 @@ async fn keep_the_cache_small(farm: Weak<Farm>) {
 
 /// Makes the state folder and takes it for this process.
 fn keep_state_in(path: &Path) -> Result<std::fs::File, StartError> {
-    let locked = std::fs::create_dir_all(path).and_then(|()| ledger::lock(path));
+    // What jobs said, and their buckets, is not for every user of the host. A folder that is there stays as somebody made it.
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    let locked = made.and_then(|()| ledger::lock(path));
     locked.map_err(|source| StartError::State { path: path.display().to_string(), source })
 }

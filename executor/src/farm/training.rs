@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use gateway::content::reach::Reach;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
@@ -404,6 +405,7 @@ impl Farm {
             target: Some(TargetOverride { id: Some(id.to_owned()), tags: None }),
             submitter: why.to_owned(),
             purpose: Purpose::Health,
+            reach: Reach::Everywhere,
             ..Submission::default()
         };
         let job = self.submit(submission).await?;

@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
+use gateway::content::reach::Reach;
 use reqwest::header::LOCATION;
 use reqwest::{Client, Response, Url};
 
 use crate::config::JobUrls;
+use crate::farm::Descriptions;
 
 /// A connection, handshakes included.
 const CONNECT_TIME: Duration = Duration::from_secs(15);
@@ -67,14 +69,27 @@ pub(super) async fn whole_of(response: Response, bytes_max: usize) -> Result<Byt
     Ok(bytes.into())
 }
 
-/// Fetches from any URL that the farm lets jobs be fetched from.
-pub(super) async fn fetch(http: &Client, url: &str, urls: JobUrls, bytes_max: usize) -> Result<Bytes, String> {
+/// Fetches from any URL that the farm lets jobs be fetched from: from the forge at `base`, which the farm file names, with its own
+/// certificates; from elsewhere as whoever may submit, and no more.
+pub(super) async fn fetch(
+    http: &Client,
+    base: &str,
+    url: &str,
+    from: &Descriptions,
+    bytes_max: usize,
+) -> Result<Bytes, String> {
+    let forge = Url::parse(base).map_err(|error| format!("`{base}` is not a URL: {error}"))?.origin();
     let mut url = Url::parse(url).map_err(|error| format!("`{url}` is not a URL: {error}"))?;
     for _ in 0..HOPS_MAX {
-        if urls == JobUrls::HttpsOnly && url.scheme() != "https" {
+        if from.urls() == JobUrls::HttpsOnly && url.scheme() != "https" {
             return Err(format!(
                 "a job is fetched by https only, and {url} is not (`listen.job_urls` of the farm file)"
             ));
+        }
+        if url.origin() != forge {
+            let fetched = tokio::time::timeout(FETCH_TIME, from.get(url.as_str(), Reach::Judged, bytes_max)).await;
+            let fetched = fetched.map_err(|_| format!("{url}: no answer within {FETCH_TIME:?}"))?;
+            return fetched.map_err(|error| format!("{url}: {error}"));
         }
         let response = http.get(url.clone()).timeout(FETCH_TIME).send().await;
         let response = response.map_err(|error| format!("{url}: {}", error.without_url()))?;

@@ -29,8 +29,9 @@ use super::disk::Fill;
 use super::download::{Download, Patience, Phase, Status, Version};
 use super::edit::{Editor, STEP_BYTES_MAX};
 use super::file::{OpenFile, blocking, fill, read_exactly};
+use super::reach::{Fetcher, OwnNetworks, Reach};
 use super::store::{Store, sha256};
-use super::stores;
+use super::{reach, stores};
 
 /// Whether `file://` URLs are served.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,7 +54,7 @@ pub enum Route {
 }
 
 /// How the cache works. Start from [`Config::new`].
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Config {
     /// Where bodies are kept; made if missing. Other processes may use it at the same time.
     pub directory: PathBuf,
@@ -61,6 +62,8 @@ pub struct Config {
     pub file_urls: FileUrls,
     /// How artifact servers are reached.
     pub route: Route,
+    /// What belongs to the farm itself, and is not for everybody who submits.
+    pub own: OwnNetworks,
     /// Where `s3://` URLs lead.
     pub stores: Arc<[stores::Store]>,
     /// A server that sends nothing for this long has stalled.
@@ -81,6 +84,7 @@ impl Config {
             directory: directory.into(),
             file_urls: FileUrls::default(),
             route: Route::default(),
+            own: Arc::new(Vec::new),
             stores: Arc::default(),
             idle_timeout: Duration::from_secs(60),
             tries: 5,
@@ -98,8 +102,8 @@ struct Inner {
     config: Config,
     store: Arc<Store>,
     editor: Editor,
-    client: reqwest::Client,
-    running: Mutex<HashMap<String, Weak<Handle>>>,
+    fetcher: Fetcher,
+    running: Mutex<HashMap<(String, Reach), Weak<Handle>>>,
 }
 
 /// A handle on one fetched artifact. Cheap to clone; the download runs for as long as one of them or a reader lives.
@@ -132,17 +136,22 @@ impl Cache {
     /// Opens or makes the cache's directory.
     pub fn new(config: Config) -> Result<Self, ContentError> {
         let store = Arc::new(Store::open(&config.directory)?);
-        let client = client(config.route, |builder| builder).map_err(|error| ContentError::BadUrl {
+        let fetcher = Fetcher::new(config.route, Arc::clone(&config.own)).map_err(|error| ContentError::BadUrl {
             url: "https:".to_owned(),
             reason: format!("the HTTP client does not start: {error}"),
         })?;
         let editor = Editor::new(&config.directory, config.edit_bytes_max)?;
-        Ok(Cache(Arc::new(Inner { config, store, editor, client, running: Mutex::default() })))
+        Ok(Cache(Arc::new(Inner { config, store, editor, fetcher, running: Mutex::default() })))
+    }
+
+    /// The artifact at `url`, for somebody who may do everything here.
+    pub fn fetch(&self, url: &str) -> Cached {
+        self.fetch_as(url, Reach::Everywhere)
     }
 
     /// The artifact at `url`: joins the download that runs for it, or begins one, which asks first whether a cached body is still
-    /// current. Errors come from the handle. Must be called inside a tokio runtime.
-    pub fn fetch(&self, url: &str) -> Cached {
+    /// current; so nobody gets from the cache what he could not fetch. Errors come from the handle. Must be called inside a tokio runtime.
+    pub fn fetch_as(&self, url: &str, reach: Reach) -> Cached {
         // The same name in another store is another object.
         let key = match self.object(url) {
             Ok(object) => sha256(format!("{url}\n{}", object.store.endpoint).as_bytes()),
@@ -150,14 +159,20 @@ impl Cache {
         };
         let mut running = self.0.running.lock().unwrap_or_else(PoisonError::into_inner);
         running.retain(|_, handle| handle.strong_count() > 0);
-        if let Some(handle) = running.get(&key).and_then(Weak::upgrade)
+        let joined = (key, reach);
+        if let Some(handle) = running.get(&joined).and_then(Weak::upgrade)
             && handle.is_running()
         {
             return Cached(handle);
         }
-        let handle = Arc::new(self.start(url, &key));
-        running.insert(key, Arc::downgrade(&handle));
+        let handle = Arc::new(self.start(url, &joined.0, reach));
+        running.insert(joined, Arc::downgrade(&handle));
         Cached(handle)
+    }
+
+    /// What downloads are made with, for what is fetched and not kept.
+    pub fn fetcher(&self) -> &Fetcher {
+        &self.0.fetcher
     }
 
     /// What makes artifacts of others, and keeps them in the cache's directory.
@@ -171,11 +186,11 @@ impl Cache {
         blocking(move || store.prune(unused_for)).await
     }
 
-    fn start(&self, url: &str, key: &str) -> Handle {
+    fn start(&self, url: &str, key: &str, reach: Reach) -> Handle {
         let (sender, status) = watch::channel(Status::new());
         let task = match self.parse(url) {
             Ok(parsed) if parsed.scheme() == "file" => tokio::spawn(open_file(parsed, sender)),
-            Ok(parsed) => tokio::spawn(self.download((url, parsed), key, sender).run()),
+            Ok(parsed) => tokio::spawn(self.download((url, parsed), key, reach, sender).run()),
             Err(error) => {
                 sender.send_modify(|status| status.phase = Phase::Failed(error));
                 // The handle wants a task; the answer is there already.
@@ -201,11 +216,12 @@ impl Cache {
         }
     }
 
-    fn download(&self, url: (&str, reqwest::Url), key: &str, status: watch::Sender<Status>) -> Download {
+    fn download(&self, url: (&str, reqwest::Url), key: &str, reach: Reach, status: watch::Sender<Status>) -> Download {
         let Config { idle_timeout, tries, back_off, .. } = self.0.config;
         Download {
             store: Arc::clone(&self.0.store),
-            client: self.0.client.clone(),
+            fetcher: self.0.fetcher.clone(),
+            reach,
             object: self.object(url.0).ok(),
             shown: shown(url.1.as_str()),
             url: url.1,
@@ -268,11 +284,7 @@ async fn open_file(url: reqwest::Url, status: watch::Sender<Status>) {
 /// `url` without user name and password: it goes into logs.
 fn shown(url: &str) -> String {
     match reqwest::Url::parse(url) {
-        Ok(mut parsed) if !parsed.username().is_empty() || parsed.password().is_some() => {
-            let _ = parsed.set_username("");
-            let _ = parsed.set_password(None);
-            parsed.to_string()
-        }
+        Ok(parsed) if !parsed.username().is_empty() || parsed.password().is_some() => reach::shown(&parsed),
         _ => url.to_owned(),
     }
 }

@@ -15,16 +15,17 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
+use reqwest::Response;
 use reqwest::header::{
-    ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderName, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE,
-    LAST_MODIFIED, RANGE,
+    ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_MODIFIED_SINCE,
+    IF_NONE_MATCH, IF_RANGE, LAST_MODIFIED, RANGE,
 };
-use reqwest::{Client, Response};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::ContentError;
 use super::file::blocking;
+use super::reach::{Failed, Fetcher, Reach, Schemes};
 use super::revalidation::{self, Answer, Conditions, Validators, Verdict, conditions, judge};
 use super::store::{Complete, Part, Store, sha256};
 use super::stores::{Object, Verb};
@@ -82,7 +83,8 @@ pub(super) struct Patience {
 /// A download that is under way.
 pub(super) struct Download {
     pub(super) store: Arc<Store>,
-    pub(super) client: Client,
+    pub(super) fetcher: Fetcher,
+    pub(super) reach: Reach,
     pub(super) url: reqwest::Url,
     /// What it is when it is an `s3://` URL.
     pub(super) object: Option<Object>,
@@ -200,7 +202,7 @@ impl Download {
 
     async fn ask(&self, asked: &Conditions) -> Result<Response, Setback> {
         // The artifact's own bytes, not a compressed form of them.
-        let mut request = self.client.get(self.address()?).header(ACCEPT_ENCODING, "identity");
+        let mut headers = HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static("identity"))]);
         let range = asked.range_from.map(|from| format!("bytes={from}-"));
         for (name, value) in [
             (IF_NONE_MATCH, &asked.if_none_match),
@@ -208,16 +210,22 @@ impl Download {
             (RANGE, &range),
             (IF_RANGE, &asked.if_range),
         ] {
-            if let Some(value) = value {
-                request = request.header(name, value);
+            // A validator that cannot be sent back is none.
+            if let Some(value) = value.as_ref().and_then(|value| HeaderValue::from_str(value).ok()) {
+                headers.insert(name, value);
             }
         }
-        match timeout(self.patience.idle, request.send()).await {
+        // A store is the administrator's word already.
+        let reach = if self.object.is_some() { Reach::Everywhere } else { self.reach };
+        let (url, address) = (self.shown.clone(), self.address()?);
+        match timeout(self.patience.idle, self.fetcher.get(&address, &headers, Schemes::Any, reach)).await {
             Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) if error.is_builder() || error.is_redirect() => {
-                Err(ContentError::BadUrl { url: self.shown.clone(), reason: causes(&error) }.into())
+            Ok(Err(Failed::Denied(reason))) => Err(ContentError::Denied { url, reason }.into()),
+            Ok(Err(Failed::Wrong(reason))) => Err(ContentError::BadUrl { url, reason }.into()),
+            Ok(Err(Failed::Request(error))) if error.is_builder() => {
+                Err(ContentError::BadUrl { url, reason: causes(&error) }.into())
             }
-            Ok(Err(error)) => Err(Setback::Passing(causes(&error))),
+            Ok(Err(Failed::Request(error))) => Err(Setback::Passing(causes(&error))),
             Err(_) => Err(self.stalled(0).into()),
         }
     }
@@ -364,7 +372,7 @@ fn answer_of(response: &Response) -> Answer {
 }
 
 /// An error's innermost causes, without the URL that the message around it names already.
-fn causes(error: &reqwest::Error) -> String {
+pub(super) fn causes(error: &reqwest::Error) -> String {
     let mut parts = Vec::new();
     let mut cause = std::error::Error::source(error);
     while let Some(inner) = cause {

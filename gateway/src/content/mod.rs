@@ -19,6 +19,7 @@ pub mod disk;
 mod download;
 pub mod edit;
 mod file;
+pub mod reach;
 mod revalidation;
 mod store;
 pub mod stores;
@@ -123,6 +124,14 @@ pub enum ContentError {
         /// The URL as written in the job.
         url: String,
         /// What is wrong with it, and what to do.
+        reason: String,
+    },
+    /// It leads to where the server does not go for who submitted the job.
+    #[error("{reason}")]
+    Denied {
+        /// The URL as written in the job, without credentials.
+        url: String,
+        /// Where it leads, and what to do.
         reason: String,
     },
     /// The server answered, but not with the artifact.

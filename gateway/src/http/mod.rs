@@ -326,6 +326,7 @@ impl From<&ContentError> for Failure {
         let status = match error {
             ContentError::Stalled { .. } => StatusCode::GATEWAY_TIMEOUT,
             ContentError::BadUrl { .. }
+            | ContentError::Denied { .. }
             | ContentError::Status { .. }
             | ContentError::Unreachable { .. }
             | ContentError::Changed { .. }

@@ -22,7 +22,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -69,7 +69,11 @@ pub type Body = s3s::Body;
 pub struct Door {
     service: S3Service,
     desk: Desk,
+    refusals: Arc<OnceLock<Refusals>>,
 }
+
+/// Hears who was refused what, method and path.
+pub type Refusals = Arc<dyn Fn(Caller, &str) + Send + Sync>;
 
 impl Door {
     /// For the grants of `desk`.
@@ -82,7 +86,13 @@ impl Door {
         // Uploads by HTML forms: nobody at a DUT fills in one.
         config.post_object_max_file_size = 0;
         builder.set_config(Arc::new(StaticConfigProvider::new(Arc::new(config))));
-        Door { service: builder.build(), desk }
+        Door { service: builder.build(), desk, refusals: Arc::default() }
+    }
+
+    /// Tells of refusals on both sides, from the first time on that it is said.
+    pub fn tells(&self, refusals: Refusals) {
+        // A second one would be a mistake of ours, and the first one stays right.
+        let _ = self.refusals.set(refusals);
     }
 
     /// The keys and what they are good for.
@@ -118,6 +128,9 @@ impl Door {
         });
         if response.status() == StatusCode::FORBIDDEN {
             tracing::info!(%caller, what, "an S3 request was refused");
+            if let Some(refusals) = self.refusals.get() {
+                refusals(caller, &what);
+            }
         }
         if response.status().as_u16() >= 400 && !is_read.load(Ordering::Relaxed) {
             // RFC 9110, 10.1.1: who answers instead of reading says that the connection ends. botocore 1.46 takes it for the next

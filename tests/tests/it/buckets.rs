@@ -11,11 +11,13 @@ use std::io::Write;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
 
-use tests::bench::{Bench, Ended, need_programs, until};
+use tests::bench::{Bench, Ended, Surroundings, need_programs, until};
 use tests::lab::Lab;
 use tests::packages::python;
 
+use crate::callers::is_nowhere;
 use crate::picked_up::{GATEWAY, LINK, PATIENCE, Place};
 
 /// From PyPI; what a Debian has is older.
@@ -315,7 +317,10 @@ fn a_bucket_is_filled_written_with_every_client_and_read_back_by_the_submitter()
 fn no_key_address_name_or_signature_leads_to_what_is_anothers() {
     let Some(world) = World::new() else { return };
     need_programs(&[("/usr/bin/curl", "curl")]);
-    let bench = world.start("64k");
+    let farm = format!("{}s3: {{quota: 64k}}\n", world.place.farm(""));
+    let (lab, environment) = (Some(Arc::clone(&world.place.lab)), vec![("WHARF_LOG".to_owned(), "trace".to_owned())]);
+    let bench =
+        Bench::start_with(crate::farms::WHARF, &farm, Surroundings { lab, environment, ..Surroundings::default() });
     let mut submitted = bench.submit(&job("      s3: [{bucket: results}]\n"), "");
     let mut console = world.place.opened();
     submitted.wait_for_kind("powered_on");
@@ -354,6 +359,19 @@ fn no_key_address_name_or_signature_leads_to_what_is_anothers() {
     let unknown = Keys { access_key: "A".repeat(20), ..keys.clone() };
     assert!(world.curl(DUT, &unknown, "/results/mine", &[]).1.contains("<Code>InvalidAccessKeyId</Code>"));
 
+    let lines = audit_lines(&bench, "an S3 client");
+    for (from, what) in [
+        (NEIGHBOUR.to_string(), "GET /results/mine"),
+        (DUT.to_string(), "GET /results/mine"),
+        ("127.0.0.1".to_owned(), "GET /results/mine"),
+    ] {
+        let is_it = |line: &serde_json::Value| {
+            let said = line["from"].as_str().unwrap_or_default();
+            said.contains(&from) && line["what"] == what && line["status"] == 403
+        };
+        assert!(lines.iter().any(is_it), "no line of {what} from {from}: {lines:?}");
+    }
+
     // Names are names, whatever they look like.
     for path in
         ["/results/../../../../etc/passwd", "/results/%2e%2e/%2e%2e/etc/passwd", "/..%2f..%2fetc/passwd", "/others/x"]
@@ -373,6 +391,9 @@ fn no_key_address_name_or_signature_leads_to_what_is_anothers() {
     ended.expect("PASS", "test");
     ended.expect_in_order(&["refused to 10.88.0.12: the key is not good from 10.88.0.12"]);
     assert_eq!(bench.get("/api/v1/jobs/1/buckets/none").status, 404);
+    for secret in [&keys.secret_key, &submitter.secret_key] {
+        is_nowhere(secret, &bench);
+    }
 }
 
 #[test]
@@ -393,6 +414,9 @@ fn a_bucket_outlives_the_server_with_its_keys_and_a_bad_archive_ends_the_job_bef
     let id = submit_with(&bench, &job("      s3: [{bucket: results, fill: {attached: bomb}}]\n"), &[("bomb", &bytes)]);
     let ended = bench.follow(&id, "").wait();
     ended.expect("SETUP_FAIL", "artifact").expect_summary("the bucket `results` may have 65536 bytes");
+    let filled = audit_lines(&bench, &format!("job {id}"));
+    assert!(filled[0]["why"].as_str().unwrap().contains("may have 65536 bytes"), "{filled:?}");
+    assert_eq!((filled[0]["what"].as_str(), filled[0]["status"].as_u64()), (Some("fill the job's buckets"), Some(403)));
 
     let mut submitted = bench.submit(&job("      s3: [{bucket: results}]\n"), "");
     let id = submitted.id.clone();
@@ -411,6 +435,13 @@ fn a_bucket_outlives_the_server_with_its_keys_and_a_bad_archive_ends_the_job_bef
     submitted.wait().expect("PASS", "test");
     let bench = bench.stopped_and_started_again(crate::farms::WHARF);
     assert_eq!(bench.get(&format!("/api/v1/jobs/{id}/buckets")).json()["buckets"][1]["objects"], 1);
+}
+
+/// What was written down of somebody.
+fn audit_lines(bench: &Bench, who: &str) -> Vec<serde_json::Value> {
+    let text = fs::read_to_string(bench.state().join("audit.log")).unwrap_or_default();
+    let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    lines.filter(|line| line["who"] == who).collect()
 }
 
 /// Hands a job in with files; its number.

@@ -178,8 +178,16 @@ fn tokens_roles_and_projects_hold_against_those_who_want_more_and_no_secret_is_w
     assert_eq!(job.status, 201, "{job:?}");
     let id = job.json()["id"].as_str().unwrap().to_owned();
     let of_job = |rest: &str| format!("/api/v1/jobs/{id}{rest}");
-    for (method, rest) in [("GET", ""), ("GET", "/log"), ("GET", "/events"), ("POST", "/cancel"), ("POST", "/console")]
-    {
+    for (method, rest) in [
+        ("GET", ""),
+        ("GET", "/log"),
+        ("GET", "/events"),
+        ("GET", "/buckets"),
+        ("GET", "/buckets/results"),
+        ("GET", "/files/console.log"),
+        ("POST", "/cancel"),
+        ("POST", "/console"),
+    ] {
         let answer = ask(&other, method, &of_job(rest), "");
         let expected = format!("job {id} is not of the project `zink`, and other-ci may only submit");
         assert_eq!((answer.status, answer.json()["error"].as_str()), (403, Some(expected.as_str())), "{method} {rest}");
@@ -219,6 +227,8 @@ fn tokens_roles_and_projects_hold_against_those_who_want_more_and_no_secret_is_w
     ] {
         let status = ask(&submit, "POST", path, "").status;
         assert!(matches!(status, 404 | 405 | 409), "{path}: {status}");
+        let written = audit_lines(&bench).iter().any(|line| line["what"] == format!("POST {path}"));
+        assert_eq!(written, path != "/API/V1/reload", "{path}: what is only not there is not written down");
     }
     assert_eq!(ask(&submit, "GET", "/images/..%2f..%2fcallers.sqlite", "").status, 404);
     // An operator has the machines that his project may use, and the jobs on them.
@@ -281,6 +291,8 @@ fn tokens_roles_and_projects_hold_against_those_who_want_more_and_no_secret_is_w
     assert!(has("the host", "POST /api/v1/tokens", 201));
     assert!(has("ci", "POST /api/v1/jobs", 201));
     assert!(has("other-ci", &format!("POST {}", of_job("/cancel")), 403));
+    assert!(has("other-ci", &format!("GET {}", of_job("/buckets/results")), 403));
+    assert!(has("other-ci", &format!("POST {}", of_job("/console")), 403));
     assert!(has("other-ci", "POST /api/v1/leases", 403));
     assert!(has("ci", "POST /api/v1/reload", 403));
     assert!(has("night-watch", "POST /api/v1/resources/odd-right-1/cordon", 200));
@@ -296,17 +308,10 @@ fn tokens_roles_and_projects_hold_against_those_who_want_more_and_no_secret_is_w
     assert!(theft["why"].as_str().unwrap().starts_with(&format!("job {id} is not of the project `zink`")), "{theft}");
 
     // Nothing that was written has a secret in it: state folder, log at its most talkative, arguments of all processes.
-    let mode = bench.state().join("audit.log").metadata().unwrap().permissions().mode() & 0o777;
-    assert_eq!(mode, 0o600);
+    let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&bench.state().join("audit.log")), mode(&bench.state())), (0o600, 0o700));
     for secret in [&submit, &other, &operator, &administrator] {
-        let secret = secret.rsplit('-').next().unwrap();
-        let found = places_of(secret.as_bytes(), &bench.state());
-        assert!(found.is_empty(), "{found:?}");
-        assert!(!bench.errors().contains(secret), "the log has a secret");
-        for process in bench.processes() {
-            let arguments = std::fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
-            assert!(!contains(&arguments, secret.as_bytes()), "process {process} has a secret among its arguments");
-        }
+        is_nowhere(secret.rsplit('-').next().unwrap(), &bench);
     }
     let is_over = || bench.get(&of_job("")).json()["state"] == "ended";
     until(Duration::from_secs(60), || Some(()).filter(|()| is_over())).expect("a cancelled job ends");
@@ -318,6 +323,18 @@ fn raw(stream: &mut std::net::TcpStream, request: &str) -> String {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     answer
+}
+
+/// Looks for a secret in the state folder, in what the server said, and among the arguments of its processes.
+#[track_caller]
+pub(crate) fn is_nowhere(secret: &str, bench: &Bench) {
+    let found = places_of(secret.as_bytes(), &bench.state());
+    assert!(found.is_empty(), "{found:?}");
+    assert!(!bench.errors().contains(secret), "the log has a secret");
+    for process in bench.processes() {
+        let arguments = std::fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
+        assert!(!contains(&arguments, secret.as_bytes()), "process {process} has a secret among its arguments");
+    }
 }
 
 /// The files below a folder that have these bytes.

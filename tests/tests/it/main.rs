@@ -18,6 +18,7 @@
 //! | `executorctl` | CI-tron's own client, unmodified, runs jobs on our server |
 //! | `fastboot` | loaders are given their boot image, or the job says which part of it they did not take |
 //! | `faults` | outlets, consoles, DUTs, disk and clock that go wrong: the right cause, and the DUT free or a person called |
+//! | `fetches` | what a job names by URL is fetched from nowhere of the farm, unless who hands it in may do everything |
 //! | `firmware` | machines that are not ours boot by GRUB on arm64, and beside another DHCP server |
 //! | `forgejo` | Forgejo's jobs of one step run here, and their states and logs go back, whatever goes wrong on the way |
 //! | `found_pdus` | power units that tell of themselves are found, with the lines that a farm file needs for them |
@@ -81,6 +82,7 @@ mod executorctl;
 mod farms;
 mod fastboot;
 mod faults;
+mod fetches;
 mod firmware;
 mod forgejo;
 mod found_pdus;

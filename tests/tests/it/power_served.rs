@@ -134,6 +134,14 @@ fn pduclient_and_labgrid_switch_what_a_lease_holds_and_nothing_else() {
     let (status, said, state) = text("rack", "4", "off");
     assert_eq!((status, state.as_str()), (Some(127), "on"), "the name of a unit is no key: {said}");
 
+    let audit = std::fs::read_to_string(bench.state().join("audit.log")).unwrap();
+    for (what, status) in [("outlet 0 off", 200), ("outlet 4 on", 200), ("outlet 4 off", 404)] {
+        let words = [format!("\"what\":\"{what}\""), format!("\"status\":{status}")];
+        let is_there = audit.lines().any(|line| words.iter().all(|word| line.contains(word)));
+        assert!(is_there, "no line of `{what}`, {status}:\n{audit}");
+    }
+    assert!(!audit.contains(&key), "the audit log has a key:\n{audit}");
+
     let get = |path: &str| bench.get(path);
     assert_eq!(get(&format!("/power/control/off?alias={key}")).text(), "OK - accepted request\n");
     let wrong = get(&format!("/power/control/off?hostname={key}&port=5"));

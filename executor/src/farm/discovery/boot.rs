@@ -10,11 +10,13 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use gateway::content::reach::Reach;
 use gateway::dhcp::BootOffer;
 
 use super::lock;
 use super::strangers::{Boot, Entry};
 use crate::config::{BeforeService, DutConfig, MachineConfig, SimulatedConfig, Unknown};
+use crate::farm::egress::AuditTrail;
 use crate::farm::{Farm, Submission};
 use crate::job_log::JobLog;
 use crate::lease::rows::Access;
@@ -81,7 +83,13 @@ impl Farm {
     async fn registration_boot(&self) -> Result<(Boot, BootOffer), String> {
         let (source_name, text) =
             self.config().discovery.job.clone().unwrap_or_else(|| ("register.yml".to_owned(), REGISTER.to_owned()));
-        let submission = Submission { source_name, text, submitter: "discovery".into(), ..Submission::default() };
+        let submission = Submission {
+            source_name,
+            text,
+            submitter: "discovery".into(),
+            reach: Reach::Everywhere,
+            ..Submission::default()
+        };
         let prepared = self.planner.prepare(&submission, &nobody(), None).await.map_err(|error| error.to_string())?;
         if !prepared.job.start.storage.nbd.is_empty() {
             return Err(format!("{}: a machine without a name gets no disks", submission.source_name));
@@ -89,7 +97,8 @@ impl Farm {
         let folder = self.config().state.join("registration");
         let cannot = |error: std::io::Error| format!("cannot keep its log in {}: {error}", folder.display());
         let log = JobLog::create(&folder).map_err(cannot)?;
-        let contents = self.fetch(&log, &prepared).await.map_err(|error| error.reason)?;
+        let trail = Arc::new(AuditTrail::new(&self.audit, submission.submitter.clone(), ""));
+        let contents = self.fetch(&log, &prepared, &trail).await.map_err(|error| error.reason)?;
         contents.begin(Which::Start, Some(1));
         let mut entries = Vec::new();
         for planned in &prepared.start.artifacts {

@@ -26,7 +26,7 @@ use super::register::Wanted;
 use super::source;
 use super::wire::{self, Account, More, Progress, Task};
 use super::workflow::{self, Form};
-use crate::farm::{Farm, Submission};
+use crate::farm::{Descriptions, Farm, Submission};
 use crate::job_log::Severity;
 use crate::verdict::{Cause, Status};
 
@@ -191,7 +191,10 @@ impl Errand for Taken {
             Ok(asked) => asked,
             Err(why) => return Err(refused(sheet, why)),
         };
-        let (source_name, text, script) = match described(client, runner, task, &asked.form, farm).await {
+        let (submitter, subject) =
+            (format!("Forgejo task {} of {repository}", task.id), source::subject(runner, Some(task)));
+        let elsewhere = farm.descriptions_for(submitter.clone(), &subject);
+        let (source_name, text, script) = match described(client, runner, task, &asked.form, &elsewhere).await {
             Ok(described) => described,
             Err(why) => return Err(refused(sheet, why)),
         };
@@ -201,8 +204,6 @@ impl Errand for Taken {
             environ.insert("WHARF_SCRIPT".to_owned(), script);
             environ.insert("WHARF_NONCE".to_owned(), format!("{:016x}", rand::random::<u64>()));
         }
-        let (submitter, subject) =
-            (format!("Forgejo task {} of {repository}", task.id), source::subject(runner, Some(task)));
         sheet.errand.timeout = sheet.errand.timeout.min(asked.timeout.unwrap_or(Duration::MAX));
         Ok(Submission {
             source_name,
@@ -279,7 +280,7 @@ async fn described(
     runner: &Wanted,
     task: &Task,
     form: &Form,
-    farm: &Farm,
+    elsewhere: &Descriptions,
 ) -> Result<(String, String, Option<String>), String> {
     let (name, bytes) = match form {
         Form::Script(script) => {
@@ -294,7 +295,7 @@ async fn described(
             let hint = "is it there at this commit, and may the task's token read the repository?";
             (path, fetched.map_err(|error| format!("cannot fetch `{path}` of the repository: {error}; {hint}"))?)
         }
-        Form::Url(url) => (url, client.fetch_url(url, farm.submission().job_urls, TEXT_BYTES_MAX).await?),
+        Form::Url(url) => (url, client.fetch_url(url, elsewhere, TEXT_BYTES_MAX).await?),
     };
     let text = String::from_utf8(bytes.to_vec()).map_err(|_| "the job description is no UTF-8 text".to_owned())?;
     Ok((name.clone(), text, None))

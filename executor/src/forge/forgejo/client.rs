@@ -17,7 +17,7 @@ use serde_json::Value;
 use super::super::courier::Answer;
 use super::super::http;
 use super::wire::Account;
-use crate::config::JobUrls;
+use crate::farm::Descriptions;
 
 /// A call with its answer: a busy server takes some seconds.
 const CALL_TIME: Duration = Duration::from_secs(30);
@@ -111,8 +111,8 @@ impl Client {
     }
 
     /// Fetches from any URL that the farm lets jobs be fetched from.
-    pub(super) async fn fetch_url(&self, url: &str, urls: JobUrls, bytes_max: usize) -> Result<Bytes, String> {
-        http::fetch(&self.http, url, urls, bytes_max).await
+    pub(super) async fn fetch_url(&self, url: &str, from: &Descriptions, bytes_max: usize) -> Result<Bytes, String> {
+        http::fetch(&self.http, &self.base, url, from, bytes_max).await
     }
 
     fn said(&self, error: reqwest::Error) -> String {

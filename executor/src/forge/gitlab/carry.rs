@@ -123,7 +123,9 @@ impl Errand for Taken {
         let hello = format!("wharf {} of the farm {} takes {hello}", env!("CARGO_PKG_VERSION"), farm.name());
         sheet.said.push((Severity::Info, hello));
         let folder = own_folder(farm, &sheet.errand);
-        let place = Place { dut, urls: farm.submission().job_urls, folder: &folder };
+        let who = format!("GitLab job {} of {}", job.id, job.job_info.project_full_path);
+        let elsewhere = farm.descriptions_for(who, &source::subject(runner, Some(job.job_info.project_id)));
+        let place = Place { dut, elsewhere: &elsewhere, folder: &folder };
         let describing = describe::describe(client, job, runner, place);
         let Described { source_name, text, environ, attachments, notes, kind } =
             match ready::telling(client, job, describing).await {

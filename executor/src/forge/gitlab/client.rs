@@ -19,8 +19,8 @@ use tokio_util::io::ReaderStream;
 use super::super::http::{self, location, whole_of};
 use super::courier::{Answer, Log, State};
 use super::wire::{self, Job};
-use crate::config::JobUrls;
 use crate::config::gitlab::GitlabConfig;
+use crate::farm::Descriptions;
 
 /// A small call with its answer: a busy server takes some seconds.
 const CALL_TIME: Duration = Duration::from_secs(30);
@@ -175,8 +175,8 @@ impl Client {
     }
 
     /// Fetches from any URL that the farm lets jobs be fetched from.
-    pub(super) async fn fetch_url(&self, url: &str, urls: JobUrls, bytes_max: usize) -> Result<Bytes, String> {
-        http::fetch(&self.http, url, urls, bytes_max).await
+    pub(super) async fn fetch_url(&self, url: &str, from: &Descriptions, bytes_max: usize) -> Result<Bytes, String> {
+        http::fetch(&self.http, &self.base, url, from, bytes_max).await
     }
 
     /// A path of its API as a URL.

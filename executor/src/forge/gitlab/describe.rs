@@ -22,8 +22,7 @@ use super::produce::unpacked;
 use super::register::Wanted;
 use super::script;
 use super::wire::{Dependency, Features, Job};
-use crate::config::JobUrls;
-use crate::farm::{Attached, TargetOverride};
+use crate::farm::{Attached, Descriptions, TargetOverride};
 
 /// A job description, as the API takes them.
 const TEXT_BYTES_MAX: usize = 256 * 1024;
@@ -103,7 +102,8 @@ impl Blame {
 pub(super) struct Place<'a> {
     /// The DUT that its runner means, by its full name.
     pub dut: Option<String>,
-    pub urls: JobUrls,
+    /// What is fetched with that is not at this GitLab.
+    pub elsewhere: &'a Descriptions,
     /// The job's own folder.
     pub folder: &'a Path,
 }
@@ -137,7 +137,7 @@ pub(super) async fn describe(
             described.source_name = path;
         }
         Form::Url(url) => {
-            described.text = text_of(client.fetch_url(&url, place.urls, TEXT_BYTES_MAX).await?.to_vec())?;
+            described.text = text_of(client.fetch_url(&url, place.elsewhere, TEXT_BYTES_MAX).await?.to_vec())?;
             described.source_name = url;
         }
         Form::CiTron => {
