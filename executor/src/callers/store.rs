@@ -7,7 +7,7 @@
 //!        └─ its id, by which it is looked up, listed and revoked
 //! ```
 
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -222,7 +222,8 @@ impl Store {
 /// Nobody else's to read: digests are no secrets, but who may do what is nobody's business. SQLite gives its other files the same mode.
 fn make_private(path: &PathBuf) -> std::io::Result<()> {
     if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder)?;
+        // What is in it, jobs' logs and buckets besides, is not for every user of the host.
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     }
     let file = std::fs::File::options().create(true).truncate(false).write(true).mode(0o600).open(path)?;
     file.set_permissions(PermissionsExt::from_mode(0o600))
