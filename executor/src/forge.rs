@@ -11,7 +11,7 @@
 mod carry;
 mod courier;
 mod forgejo;
-mod gitlab;
+pub mod gitlab;
 mod http;
 mod kept;
 mod mask;

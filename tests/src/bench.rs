@@ -348,6 +348,8 @@ impl Bench {
     fn end(&mut self, signal: Signal) {
         self.is_over = true;
         let mut namespaces = network_namespaces(self.process);
+        // While they are open here, no namespace that another test makes meanwhile gets their numbers.
+        let _open = opened(self.process, &namespaces);
         // That of the lab is not its own.
         if let Some(name) = self.surroundings.lab.as_ref().and_then(|lab| lab.name().ok()) {
             namespaces.remove(&name);
@@ -755,8 +757,17 @@ fn namespaces_of(process: i32) -> BTreeSet<PathBuf> {
     links.filter(|target| target.to_string_lossy().starts_with("net:[")).collect()
 }
 
+fn opened(process: Pid, namespaces: &BTreeSet<PathBuf>) -> Vec<fs::File> {
+    let entries = |name: &str| fs::read_dir(format!("/proc/{process}/{name}")).into_iter().flatten().flatten();
+    let of_threads = entries("task").map(|thread| thread.path().join("ns/net"));
+    let links = of_threads.chain(entries("fd").map(|entry| entry.path()));
+    let is_one = |link: &PathBuf| fs::read_link(link).is_ok_and(|target| namespaces.contains(&target));
+    links.filter(is_one).filter_map(|link| fs::File::open(link).ok()).collect()
+}
+
 fn holder_of(namespace: &Path) -> Option<i32> {
-    processes().into_iter().find(|process| namespaces_of(*process).contains(namespace))
+    let own = std::process::id().cast_signed();
+    processes().into_iter().find(|process| *process != own && namespaces_of(*process).contains(namespace))
 }
 
 /// The pipes of a process.

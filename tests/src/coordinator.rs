@@ -81,6 +81,8 @@ pub struct Job {
     pub exit_code: Option<i64>,
     /// What was uploaded.
     pub uploads: Vec<Upload>,
+    /// What its runner said of its terminal.
+    pub session: Value,
     payload: Value,
     tags: Vec<String>,
     commits: Commits,
@@ -310,10 +312,11 @@ impl State {
     }
 
     /// The first job in the queue that this runner may have.
-    fn give(&mut self, tags: &[String]) -> Option<Value> {
+    fn give(&mut self, tags: &[String], session: &Value) -> Option<Value> {
         let fits = |job: &Job| job.status == "created" && job.tags.iter().all(|tag| tags.contains(tag));
         let job = self.jobs.values_mut().find(|job| fits(job))?;
         job.become_(if job.commits == Commits::Two { "pending" } else { "running" });
+        job.session = session.clone();
         Some(job.payload.clone())
     }
 
@@ -583,7 +586,7 @@ fn give_job(shared: &Shared, request: &Request) -> Answer {
         let needed =
             ["upload_multiple_artifacts", "refspecs", "return_exit_code", "artifacts_exclude", "cancel_gracefully"];
         if needed.iter().all(|feature| features[feature] == true)
-            && let Some(payload) = state.give(&tags)
+            && let Some(payload) = state.give(&tags, &body["session"])
         {
             return Answer::json(201, &payload);
         }

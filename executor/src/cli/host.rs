@@ -149,7 +149,7 @@ impl Run {
     async fn under(&self, server: &Server, lease: &str) -> anyhow::Result<ExitCode> {
         if let Some(wanted) = &self.checkout {
             let (url, reference) = wanted.split_once('#').unwrap_or((wanted, "HEAD"));
-            let status = command(server, lease, checkout(url, reference), self.timeout.clone()).await?;
+            let status = command(server, lease, checkout(url, reference), self.timeout.clone()).await?.status();
             if status != 0 {
                 eprintln!("wharf: `{wanted}` cannot be checked out");
                 return Ok(ExitCode::from(status));
@@ -159,7 +159,7 @@ impl Run {
             let (local, remote) = pair.split_once(':').with_context(|| format!("`{pair}` is not LOCAL:REMOTE"))?;
             put(server, lease, Path::new(local), remote).await?;
         }
-        let status = command(server, lease, self.argv.clone(), self.timeout.clone()).await?;
+        let status = command(server, lease, self.argv.clone(), self.timeout.clone()).await?.status();
         for pair in &self.get {
             let (remote, local) = pair.split_once(':').with_context(|| format!("`{pair}` is not REMOTE:LOCAL"))?;
             get(server, lease, remote, Path::new(local)).await?;
@@ -199,8 +199,34 @@ impl Kept {
     }
 }
 
-/// Runs a command with its streams as ours; its exit status.
-async fn command(server: &Server, lease: &str, argv: Vec<String>, timeout: Option<String>) -> anyhow::Result<u8> {
+/// How a command ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// With this exit status.
+    Exit(u8),
+    /// It took too long.
+    TimedOut,
+    /// The host, its lease or the farm failed it; why.
+    Failed(String),
+}
+
+impl Ended {
+    fn status(&self) -> u8 {
+        match self {
+            Ended::Exit(status) => *status,
+            Ended::TimedOut => TIMED_OUT,
+            Ended::Failed(_) => HOST_FAILED,
+        }
+    }
+}
+
+/// Runs a command with its streams as ours.
+pub(super) async fn command(
+    server: &Server,
+    lease: &str,
+    argv: Vec<String>,
+    timeout: Option<String>,
+) -> anyhow::Result<Ended> {
     let wish = CommandWire { argv, timeout };
     let mut news = server.follow::<CommandNewsWire>(&format!("{}/command", path(lease)), &wish).await?;
     let (mut stdout, mut stderr) = (std::io::stdout().lock(), std::io::stderr().lock());
@@ -215,21 +241,21 @@ async fn command(server: &Server, lease: &str, argv: Vec<String>, timeout: Optio
         let what = said.what.unwrap_or_default();
         match said.end.as_deref() {
             None => {}
-            Some("exit") => return Ok(u8::try_from(said.status.unwrap_or_default()).unwrap_or(u8::MAX)),
+            Some("exit") => return Ok(Ended::Exit(u8::try_from(said.status.unwrap_or_default()).unwrap_or(u8::MAX))),
             Some("timeout") => {
                 writeln!(stderr, "wharf: the command was {what}")?;
-                return Ok(TIMED_OUT);
+                return Ok(Ended::TimedOut);
             }
             Some(_) => {
                 writeln!(stderr, "wharf: {what}")?;
-                return Ok(HOST_FAILED);
+                return Ok(Ended::Failed(what));
             }
         }
     }
     bail!("the server ended the stream before the command was over")
 }
 
-async fn put(server: &Server, lease: &str, local: &Path, remote: &str) -> anyhow::Result<()> {
+pub(super) async fn put(server: &Server, lease: &str, local: &Path, remote: &str) -> anyhow::Result<()> {
     let cannot = || format!("cannot read `{}`", local.display());
     let sha256 = hash_of(local).await.with_context(cannot)?;
     let file = tokio::fs::File::open(local).await.with_context(cannot)?;
@@ -271,7 +297,7 @@ async fn hash_of(local: &Path) -> std::io::Result<String> {
     }
 }
 
-async fn get(server: &Server, lease: &str, remote: &str, local: &Path) -> anyhow::Result<()> {
+pub(super) async fn get(server: &Server, lease: &str, remote: &str, local: &Path) -> anyhow::Result<()> {
     let response = server.download(&format!("{}/file?path={}", path(lease), in_query(remote))).await?;
     let expected = response.headers().get(SHA256_HEADER).and_then(|value| value.to_str().ok()).map(str::to_owned);
     let local =

@@ -240,13 +240,21 @@ pub(super) async fn wait_until_active(server: &Server, id: &str) -> anyhow::Resu
 }
 
 async fn publish(server: &Server, id: &str, job: &PathBuf) -> anyhow::Result<()> {
-    let text = super::read_text(job)?;
-    let path = format!("{}/boot?name={}", path(id), in_query(&job.display().to_string()));
+    publish_text(server, id, &job.display().to_string(), super::read_text(job)?).await
+}
+
+async fn publish_text(server: &Server, id: &str, name: &str, text: String) -> anyhow::Result<()> {
+    let path = format!("{}/boot?name={}", path(id), in_query(name));
     server.put(Method::PUT, &path, "application/yaml", text.into()).await
 }
 
 async fn boot(server: &Server, id: &str, job: &PathBuf) -> anyhow::Result<()> {
-    publish(server, id, job).await?;
+    boot_text(server, id, &job.display().to_string(), super::read_text(job)?).await
+}
+
+/// Publishes a job description of this name, and switches on.
+pub(super) async fn boot_text(server: &Server, id: &str, name: &str, text: String) -> anyhow::Result<()> {
+    publish_text(server, id, name, text).await?;
     let _: PowerWire = server.ask(Method::POST, &format!("{}/power", path(id)), &json!({"state": "on"})).await?;
     Ok(())
 }

@@ -19,6 +19,7 @@ mod dut;
 mod duts;
 mod events;
 mod found_pdus;
+mod gitlab_executor;
 mod host;
 mod hosts;
 mod import;
@@ -111,6 +112,8 @@ enum Command {
     Authorize(authorize::Arguments),
     /// Say who may call a server from elsewhere
     Token(token::Arguments),
+    /// Be a driver of GitLab's custom executor: called by gitlab-runner
+    GitlabExecutor(gitlab_executor::Arguments),
     /// Make a farm file and an inventory of another program's farm
     Import(import::Arguments),
     /// Print the JSON Schema of job or farm files
@@ -160,6 +163,7 @@ pub fn main() -> ExitCode {
         Command::Authorizations(arguments) => on_runtime(authorize::list(arguments, server)),
         Command::Authorize(arguments) => on_runtime(authorize::run(arguments, server)),
         Command::Token(arguments) => on_runtime(token::run(arguments, server)),
+        Command::GitlabExecutor(arguments) => on_runtime(gitlab_executor::run(arguments, server)),
         Command::Import(arguments) => import::run(arguments),
         Command::Schema(arguments) => schema::run(arguments),
         Command::Virtual(arguments) => on_runtime(virtual_::run(arguments)),

@@ -1,6 +1,7 @@
 //! GitLab instances whose jobs the farm takes.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -27,6 +28,19 @@ pub struct GitlabConfig {
     pub log_bytes_max: u64,
     /// The job that runs plain scripts: its name and its text.
     pub script_job: Option<(String, String)>,
+    /// Where it finds the consoles of its jobs, for its web terminal.
+    pub terminal: Option<TerminalConfig>,
+}
+
+/// Where web terminals are.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TerminalConfig {
+    /// Where we listen.
+    pub listen: SocketAddr,
+    /// The host as GitLab is told.
+    pub host: String,
+    /// Its port there; the one at which we listen when absent.
+    pub port: Option<u16>,
 }
 
 /// Whose a runner is.

@@ -173,6 +173,12 @@ impl Carriers {
     }
 }
 
+/// The jobs that are carried now, as they are kept in this folder.
+pub(super) fn sheets<E: Errand>(folder: &Path) -> impl Iterator<Item = Sheet<E>> + use<E> {
+    let folders = fs::read_dir(folder).into_iter().flatten().flatten();
+    folders.filter_map(|entry| serde_json::from_slice(&fs::read(entry.path().join(SHEET)).ok()?).ok())
+}
+
 /// Where the jobs of a forge are kept.
 pub(super) fn folder_of(state: &Path, forge: &str) -> PathBuf {
     state.join(forge.to_ascii_lowercase())

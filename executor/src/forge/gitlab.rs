@@ -5,8 +5,9 @@
 //!       (looked at every few seconds)                              ▲ refused tokens                     │
 //!                                                                  └────────────────────────────────────┘
 //!  a job: forms.rs ◆ what it asks for, ci_tron.rs ◆ and variables.rs ◆ too · a plain script: script.rs ◆ what its DUT runs, checkout.rs
-//!  the files for it, results.rs those from it · ready.rs what is told meanwhile · produce.rs its files, globs.rs ◆ which ·
-//!  client.rs the calls, wire.rs ◆ their JSON
+//!  the files for it, results.rs those from it · ready.rs what is told meanwhile · produce.rs its files, globs.rs ◆ which · terminal.rs its
+//!  console in a browser · client.rs the calls, wire.rs ◆ their JSON
+//!  beside all that, for GitLab's own runner: driver.rs ◆, which `wharf gitlab-executor` goes by
 //! ```
 
 mod carry;
@@ -14,6 +15,7 @@ mod checkout;
 mod ci_tron;
 mod client;
 mod describe;
+pub mod driver;
 mod forms;
 mod globs;
 mod produce;
@@ -22,6 +24,7 @@ mod register;
 mod results;
 mod script;
 mod source;
+mod terminal;
 mod variables;
 mod wire;
 
@@ -34,10 +37,11 @@ use tokio::sync::{mpsc, watch};
 use carry::Taken;
 use register::{Registry, Wanted};
 use source::Desk;
+use terminal::Terminals;
 
 use super::carry::{Carriers, Errand, folder_of};
 use super::{courier, mask, spool, trace};
-use crate::farm::Farm;
+use crate::farm::{AUTHORITY, Farm};
 
 /// Between two looks at the farm file and the DUTs' tags: a reload shows in GitLab within seconds.
 const LOOK: Duration = Duration::from_secs(2);
@@ -48,15 +52,18 @@ const REFUSALS_MAX: usize = 64;
 pub(super) async fn supervise(farm: Weak<Farm>, carriers: Arc<Carriers>) {
     let Some(state) = farm.upgrade().map(|farm| farm.forges().state) else { return };
     let mut registry = Registry::open(state.join("gitlab.json"));
-    carriers.resume::<Taken>(&farm, &folder_of(&state, Taken::FORGE));
+    let kept = folder_of(&state, Taken::FORGE);
+    carriers.resume::<Taken>(&farm, &kept);
+    let terminals = Terminals::new(Weak::clone(&farm), kept, state.join(AUTHORITY));
     let (tokens, all_tokens) = watch::channel(BTreeMap::new());
     let (refusals, mut refused) = mpsc::channel(REFUSALS_MAX);
     let system_id = registry.system_id().to_owned();
-    let desk = Desk { farm: Weak::clone(&farm), system_id, tokens: all_tokens, refusals, carriers };
+    let desk = Desk { farm: Weak::clone(&farm), system_id, tokens: all_tokens, refusals, carriers, terminals };
     let mut sources: BTreeMap<String, watch::Sender<Wanted>> = BTreeMap::new();
     loop {
         let Some(forges) = farm.upgrade().map(|farm| farm.forges()) else { return };
         let wanted = register::wanted(&forges);
+        desk.terminals.keep_in_step(forges.gitlab.iter().filter_map(|instance| instance.terminal.as_ref())).await;
         if !wanted.is_empty() || !registry.is_empty() {
             registry.keep_in_step(&wanted).await;
         }

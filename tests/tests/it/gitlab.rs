@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tests::bench::{Bench, need_programs, need_virtual_machines, until};
 use tests::coordinator::{ADMIN_TOKEN, Commits, Coordinator, Fault, Job};
+use tests::packages::python;
 
 use crate::farms::{HELLO, QEMU, WHARF, linux_job};
 
@@ -20,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 struct Pair {
     bench: Bench,
     gitlab: Coordinator,
-    _folder: tempfile::TempDir,
+    _folders: Vec<tempfile::TempDir>,
 }
 
 /// Simulated machines with a tag each, and the farm file's `gitlab` for them.
@@ -40,7 +41,7 @@ impl Pair {
         need_programs(&[("/usr/lib/ipxe/undionly.kpxe", "ipxe"), ("/usr/bin/python3", "python3")]);
         let (gitlab, folder) = (Coordinator::start(), tempfile::tempdir().unwrap());
         let bench = Bench::start(WHARF, &farm(&gitlab, folder.path(), duts, more));
-        Pair { bench, gitlab, _folder: folder }
+        Pair { bench, gitlab, _folders: vec![folder] }
     }
 
     /// A job whose description is in a variable.
@@ -75,7 +76,15 @@ fn shared() -> Arc<Pair> {
     let names = ["whole", "faults", "cancel", "gently", "waits", "taken", "forms", "forms-too", "vars", "wrong"];
     let mut duts: Vec<_> = names.iter().map(|name| (*name, "")).collect();
     duts.push(("loud", "misbehave: [{what: console-floods, for: 1 s}]"));
-    let pair = Arc::new(Pair::start(&duts, "    runners: [{name: one, per: dut}]\n    log_size: 64k\n"));
+    let listens = tempfile::tempdir().unwrap();
+    let script = listens.path().join("listens.yml");
+    std::fs::write(&script, "- say: 'who is there?'\n- expect: anna\n- say: 'hello anna'\n- hang\n").unwrap();
+    let listening = format!("console: '{}'", script.display());
+    duts.push(("screen", &listening));
+    let more = "    runners: [{name: one, per: dut}]\n    log_size: 64k\n    terminal: {listen: 127.0.0.1:0}\n";
+    let mut pair = Pair::start(&duts, more);
+    pair._folders.push(listens);
+    let pair = Arc::new(pair);
     *shared = Arc::downgrade(&pair);
     pair
 }
@@ -213,6 +222,37 @@ fn a_cancelled_job_frees_its_machine_and_a_gently_cancelled_one_brings_its_files
 }
 
 #[test]
+fn a_job_that_is_cancelled_while_it_boots_or_at_its_last_word_frees_its_machine_and_files_that_are_refused_cost_no_verdict()
+ {
+    let pair = shared();
+    let gone = Fault::Answer(403, "Job-Status: canceled");
+    // While it boots: it stays pending until then, and is never accepted.
+    let boots = pair.offer("cancel", &endless("cancel"), json!({}));
+    pair.gitlab.fail("PUT", &format!("/jobs/{boots}"), [Fault::Answer(502, ""), gone.clone()]);
+    // At its last word: of a mistake little is said, and the second PUT is that.
+    let mistake = json!({"variables": [{"key": "WHARF_JOB", "value": "deployment: 7"}]});
+    let last = pair.gitlab.offer(&["wrong"], Commits::One, mistake);
+    pair.gitlab.fail("PUT", &format!("/jobs/{last}"), [Fault::Answer(200, ""), gone]);
+    let artifacts = json!({"artifacts": [{"paths": ["wharf/verdict.json"], "when": "always"}]});
+    let refused = pair.offer("gently", &short("gently", ""), artifacts);
+    pair.gitlab.fail("POST", &format!("/jobs/{refused}"), [Fault::Answer(403, "")]);
+    let stopped = || Some(()).filter(|()| pair.gitlab.has_failed(&format!("/jobs/{boots}")));
+    until(PATIENCE, stopped).expect("it is told twice");
+    pair.expect_free("cancel");
+    assert_eq!(pair.gitlab.job(boots).history, ["pending"]);
+    let ended = pair.gitlab.wait_for_end(refused);
+    assert_eq!((ended.status.as_str(), ended.uploads.len()), ("success", 0), "{}", ended.log_text());
+    pair.expect_free("gently");
+    let kept = |id: u64| {
+        let names = std::fs::read_dir(pair.bench.state().join("gitlab")).into_iter().flatten().flatten();
+        names.filter(|entry| entry.file_name().to_string_lossy().ends_with(&format!("-{id}"))).count()
+    };
+    let nothing = || Some(()).filter(|()| [boots, last, refused].map(kept) == [0, 0, 0]);
+    until(PATIENCE, nothing).expect("nothing is kept of what is over");
+    assert_eq!(pair.gitlab.job(last).history, ["running"]);
+}
+
+#[test]
 fn a_job_that_is_cancelled_or_taken_away_before_it_runs_holds_nothing() {
     let pair = shared();
     // Somebody has the machine: a job for it stays with GitLab, or, where the question was open already, waits in the farm's queue.
@@ -303,6 +343,108 @@ fn a_log_has_its_limit_and_the_whole_console_is_an_artifact_then() {
     expect_in(&log, &["The log has more than 64 KiB", "Verdict: PASS"]);
     assert!(log.len() < 200 * 1024, "{} bytes", log.len());
     assert!(file_of(&ended, "wharf/console.log").contains("wharf: job done"));
+}
+
+/// Workhorse's side of terminals, by another's program: arguments are the authority's file, then steps of some words each.
+const WORKHORSE: &str = r#"
+import base64, ssl, sys, time
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
+
+context = ssl.create_default_context(cafile=sys.argv[1])
+plain, text = "terminal.gitlab.com", "base64.terminal.gitlab.com"
+
+def terminal(url, secret, protocol=plain):
+    return connect(url.replace("https://", "wss://") + "/exec", ssl=context, subprotocols=[protocol],
+                   additional_headers={"Authorization": secret}, proxy=None)
+
+def refused(*where):
+    try:
+        terminal(*where).close()
+    except InvalidStatus as refusal:
+        return refusal.response.status_code
+
+def until(words):
+    seen = b""
+    while words not in seen:
+        piece = socket.recv()
+        seen += piece if socket.subprotocol == plain else base64.b64decode(piece)
+
+for step in sys.argv[2:]:
+    verb, *rest = step.split(" ", 2)
+    if verb == "refused":
+        print(refused(*rest), flush=True)
+    elif verb == "plain":
+        socket = terminal(*rest)
+        assert socket.subprotocol == plain
+    elif verb == "text":
+        socket = terminal(*rest, text)
+        assert socket.subprotocol == text
+    elif verb == "type":
+        socket.send(base64.b64encode((rest[0] + "\n").encode()).decode())
+    elif verb == "until":
+        until(" ".join(rest).encode())
+    elif verb == "close":
+        socket.close()
+    elif verb == "free":
+        while refused(*rest) == 423:
+            time.sleep(0.05)
+    elif verb == "end":
+        try:
+            while True:
+                socket.recv()
+        except ConnectionClosed as closed:
+            print("closed", closed.rcvd.code, flush=True)
+    elif verb == "gone":
+        while refused(*rest) != 404:
+            time.sleep(0.05)
+"#;
+
+#[test]
+fn gitlabs_web_terminal_is_the_console_of_the_job_while_it_runs_for_who_has_its_secret() {
+    let (pair, folder) = (shared(), tempfile::tempdir().unwrap());
+    let program = python(&["websockets==15.0.1"]).join("python");
+    let id = pair.offer("screen", &endless("screen"), json!({}));
+    let job = pair.gitlab.wait_for(id, "asks who is there", |job| job.log_text().contains("who is there?"));
+    // Shares and limits are its project's.
+    let leases = pair.bench.get("/api/v1/leases").json();
+    let project = format!("{}/project/17", pair.gitlab.url().trim_start_matches("http://"));
+    let mut on_it = leases["leases"].as_array().into_iter().flatten().filter(|it| it["resource"] == "odd-screen-1");
+    assert!(on_it.any(|lease| lease["subject"] == project), "no {project}: {leases:#}");
+    let said = |key: &str| job.session[key].as_str().unwrap_or_else(|| panic!("{}", job.session)).to_owned();
+    let (url, secret, authority) = (said("url"), said("authorization"), folder.path().join("authority.pem"));
+    std::fs::write(&authority, said("certificate")).unwrap();
+    let steps = [
+        "refused URL another",
+        "refused URL0 SECRET",
+        "text URL SECRET",
+        "until who is there?",
+        "type anna",
+        "until hello anna",
+        "refused URL SECRET",
+        "close",
+        "free URL SECRET",
+        "plain URL SECRET",
+        "until hello anna",
+        "end",
+        "gone URL SECRET",
+    ];
+    let steps = steps.map(|step| step.replace("URL", &url).replace("SECRET", &secret));
+    let mut command = std::process::Command::new(program);
+    command.args(["-c", WORKHORSE]).arg(&authority).args(steps).stdout(std::process::Stdio::piped());
+    let mut workhorse = command.spawn().unwrap();
+    let mut lines = std::io::BufReader::new(workhorse.stdout.take().unwrap());
+    let mut line = || {
+        let mut line = String::new();
+        std::io::BufRead::read_line(&mut lines, &mut line).unwrap();
+        line
+    };
+    assert_eq!([line(), line(), line()], ["401\n", "404\n", "423\n"]);
+    pair.gitlab.wait_for(id, "tells that somebody looks", |job| job.log_text().contains("GitLab's web terminal"));
+    pair.gitlab.set_status(id, "canceled");
+    assert_eq!(line(), "closed 1000\n");
+    assert!(workhorse.wait().unwrap().success(), "who comes later finds nothing");
+    pair.expect_free("screen");
 }
 
 /// How long the log of the test below is, in MiB.
@@ -418,8 +560,12 @@ fn runners_keep_in_step_with_the_farm_and_with_what_becomes_of_them() {
     pair.gitlab.rotate(made[0].id);
     let all = pair.gitlab.wait_for_runners("another runner", |runners| runners.iter().any(|it| it.id != made[0].id));
     assert_eq!(all.len(), 2, "whose token is lost cannot be deleted with it: {all:?}");
+    // The question for a job fails in every way, and is asked again.
+    let wrong = [Fault::Answer(409, ""), Fault::Answer(503, "Retry-After: 0"), Fault::Answer(204, "")];
+    pair.gitlab.fail("POST", "/jobs/request", wrong);
     let ended = pair.gitlab.wait_for_end(pair.offer("faster", &short("one", ""), json!({})));
     assert_eq!(ended.status, "success");
+    assert!(pair.gitlab.has_failed("/jobs/request"));
 }
 
 #[test]

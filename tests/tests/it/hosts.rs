@@ -20,7 +20,7 @@ const SOON: Duration = Duration::from_secs(30);
 const SSHD: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 2222);
 
 /// A host, and a farm beside it in the same namespace.
-struct Site {
+pub(crate) struct Site {
     folder: tempfile::TempDir,
     lab: Arc<Lab>,
     host: Option<Running>,
@@ -29,7 +29,7 @@ struct Site {
 
 impl Site {
     /// `more`: further entries of `hosts`, where `SSH` stands for how to log in.
-    fn new(more: &str) -> Site {
+    pub(crate) fn new(more: &str) -> Site {
         need_programs(&[("/usr/sbin/sshd", "openssh-server"), ("ssh-keygen", "openssh-client"), ("git", "git")]);
         need_programs(&[("/usr/lib/openssh/sftp-server", "openssh-sftp-server")]);
         let folder = tempfile::tempdir().unwrap();
@@ -48,7 +48,7 @@ impl Site {
         site
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
@@ -83,8 +83,9 @@ impl Site {
         self.host = Some(host);
     }
 
-    /// What the DUT called `open` has booted, which is in our folder instead of root's, and lets this key in.
-    fn start_dut(&self, key: &str) -> Running {
+    /// What the DUT called `open` has booted, which is in our folder instead of root's, and lets this key in. What is in `own` it does not
+    /// share with us, where that may be.
+    pub(crate) fn start_dut(&self, key: &str, own: Option<&Path>) -> Running {
         fs::write(self.path("authorized-there"), key).unwrap();
         let config = format!(
             "Port 22\nListenAddress 127.0.0.12\nHostKey {0}/host\nAuthorizedKeysFile {0}/authorized-there\nPidFile none\n\
@@ -93,8 +94,13 @@ impl Site {
             self.folder.path().display()
         );
         fs::write(self.path("sshd_config_there"), config).unwrap();
-        let mut command = self.lab.command("/usr/sbin/sshd").unwrap();
-        command.args(["-D", "-e", "-f"]).arg(self.path("sshd_config_there"));
+        let script = "[ -z \"$2\" ] || mount -t tmpfs own \"$2\"; exec /usr/sbin/sshd -D -e -f \"$1\"";
+        let mut command = self.lab.command(if own.is_some() { "unshare" } else { "env" }).unwrap();
+        command
+            .args(own.map(|_| "--mount"))
+            .args(["sh", "-c", script, "sh"])
+            .arg(self.path("sshd_config_there"))
+            .args(own);
         let mut dut = Running::spawn("sshd", command, &self.path("sshd-there.log")).unwrap();
         self.lab.wait_for_tcp(SocketAddr::from(([127, 0, 0, 12], 22)), &mut dut).unwrap();
         dut
@@ -127,7 +133,7 @@ impl Site {
         )
     }
 
-    fn farm(&self) -> &Bench {
+    pub(crate) fn farm(&self) -> &Bench {
         self.farm.as_ref().expect("it runs")
     }
 
@@ -383,7 +389,8 @@ fn the_steps_of_a_job_and_the_commands_of_a_lease_go_by_ssh_to_what_a_dut_booted
     let job = site.farm().submit(&boot.replace("target: {tags: [open]}\n", &by_ssh), "");
     let said = booted(1).unwrap_or_else(|| panic!("{}", console()));
     let (_, key) = said.split_once("farm ssh-ed25519 ").unwrap_or_else(|| panic!("{said}"));
-    let _dut = site.start_dut(&format!("ssh-ed25519 {}\n", key.split_whitespace().next().unwrap()));
+    let key = format!("ssh-ed25519 {}\n", key.split_whitespace().next().unwrap());
+    let _dut = site.start_dut(&key, None);
     expect_steps(&job.wait(), |path| site.farm().get(path).text());
 
     let file = site.path("job.yml");

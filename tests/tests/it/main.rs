@@ -25,6 +25,8 @@
 //! | `fuzz` | what strangers send, changed a thousand times over, breaks no promise of any core |
 //! | `github` | the composite action runs jobs with GitHub's id_token, and those of other repositories are refused |
 //! | `gitlab` | GitLab's jobs run here, and their states, logs and files go back, whatever goes wrong on the way |
+//! | `gitlab_executor` | gitlab-runner runs the scripts of its jobs on leased machines by a driver of ours, and their files come back |
+//! | `gitlab_mock` | the same by a coordinator that others wrote |
 //! | `gitlab_templates` | the pages' templates for `.gitlab-ci.yml` are what GitLab takes, by a checker of others |
 //! | `hosts` | commands and files on hosts by SSH, by their tags, with their keys, and nothing is left of them |
 //! | `http_clients` | curl reads whole, in part and resumed, over a bad link too, and is told what it may not |
@@ -89,6 +91,8 @@ mod found_pdus;
 mod fuzz;
 mod github;
 mod gitlab;
+mod gitlab_executor;
+mod gitlab_mock;
 mod gitlab_templates;
 mod hosts;
 mod http_clients;

@@ -1,7 +1,7 @@
 //! The farm file's `gitlab`.
 
 use super::*;
-use crate::config::gitlab::{GitlabConfig, Per, Refs, RegisteredFor, RunnerConfig};
+use crate::config::gitlab::{GitlabConfig, Per, Refs, RegisteredFor, RunnerConfig, TerminalConfig};
 
 /// A GitLab instance whose jobs are taken.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -30,6 +30,19 @@ pub(super) struct GitlabKeys {
     log_size: Option<u64>,
     /// The job description that runs plain `script:` jobs, relative to this file; the farm's own when absent.
     script_job: Option<String>,
+    /// Lets GitLab's web terminal at the consoles of its jobs; none when absent.
+    terminal: Option<TerminalKeys>,
+}
+
+/// Where GitLab finds consoles.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+#[schemars(extend("required" = ["listen"]))]
+struct TerminalKeys {
+    /// The address and port where it is listened, such as `0.0.0.0:8093`.
+    listen: String,
+    /// The host and port that GitLab is told, such as `farm.example.org:8093`; `listen` when absent. Without a port it is 443.
+    advertise: Option<String>,
 }
 
 /// A group or a project, by its number.
@@ -142,6 +155,7 @@ fn instance(index: usize, keys: &GitlabKeys, directory: &Path, findings: &mut Fi
         maximum_timeout,
         log_bytes_max,
         script_job: script_job("gitlab", index, keys.script_job.as_ref(), directory, findings),
+        terminal: keys.terminal.as_ref().and_then(|keys| terminal(index, keys, findings)),
         url,
     }
 }
@@ -159,6 +173,38 @@ fn projects(index: usize, keys: &BTreeMap<String, String>, findings: &mut Findin
         }
     }
     projects
+}
+
+fn terminal(index: usize, keys: &TerminalKeys, findings: &mut Findings) -> Option<TerminalConfig> {
+    let at = |key: &str| ["gitlab", &index.to_string(), "terminal", key].map(str::to_owned);
+    let Ok(listen) = keys.listen.parse::<SocketAddr>() else {
+        findings.tell(
+            &at("listen"),
+            format!("{} is not an address and port", quoted(&keys.listen)),
+            "write `0.0.0.0:8093`",
+        );
+        return None;
+    };
+    if keys.advertise.is_none() && listen.ip().is_unspecified() {
+        let what = format!("nobody can connect to {}", listen.ip());
+        findings.tell(&at("listen"), what, "say in `advertise` by which name GitLab reaches this host");
+        return None;
+    }
+    let Some(advertise) = &keys.advertise else {
+        return Some(TerminalConfig { listen, host: listen.ip().to_string(), port: None });
+    };
+    // No URL keeps the port that its scheme has anyway.
+    let url = reqwest::Url::parse(&format!("https://{advertise}/")).ok().filter(|url| url.path() == "/");
+    let Some(host) = url.as_ref().and_then(reqwest::Url::host_str).map(|host| host.trim_matches(['[', ']'])) else {
+        let what = format!("{} is not a host and port", quoted(advertise));
+        findings.tell(&at("advertise"), what, "write `farm.example.org:8093`");
+        return None;
+    };
+    Some(TerminalConfig {
+        listen,
+        host: host.to_owned(),
+        port: url.as_ref().and_then(reqwest::Url::port_or_known_default),
+    })
 }
 
 /// The job description that a forge's plain scripts run in, read.

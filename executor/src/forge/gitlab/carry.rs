@@ -21,6 +21,7 @@ use super::results;
 use super::script::{self, Said};
 use super::source;
 use super::spool::Spool;
+use super::terminal::Session;
 use super::trace::{Sections, Teller};
 use super::wire::Job;
 use crate::farm::{Farm, JobRecord, Submission};
@@ -39,11 +40,14 @@ pub(super) struct Taken {
     runner_token: String,
     job: Job,
     kind: Kind,
+    /// Where GitLab finds its terminal.
+    #[serde(default)]
+    pub(super) session: Option<Session>,
 }
 
 impl Taken {
     /// What this runner was given, with its token.
-    pub(super) fn new(mut job: Job, runner: &Wanted, runner_token: String) -> Taken {
+    pub(super) fn new(mut job: Job, runner: &Wanted, runner_token: String, session: Option<Session>) -> Taken {
         super::variables::expand_artifacts(&mut job);
         Taken {
             url: runner.instance.url.clone(),
@@ -52,6 +56,7 @@ impl Taken {
             runner_token,
             job,
             kind: Kind::Patterns,
+            session,
         }
     }
 

@@ -79,8 +79,14 @@ impl Client {
     }
 
     /// Asks for a job; the server may take its time.
-    pub(super) async fn ask_for_job(&self, token: &str, system_id: &str, last_update: Option<&str>) -> Asked {
-        let body = wire::request(token, system_id, last_update);
+    pub(super) async fn ask_for_job(
+        &self,
+        token: &str,
+        system_id: &str,
+        last_update: Option<&str>,
+        session: Option<Value>,
+    ) -> Asked {
+        let body = wire::request(token, system_id, last_update, session);
         let request = self.call(Method::POST, "/jobs/request").timeout(POLL_TIME).header("RUNNER-TOKEN", token);
         let response = match json(request, &body).send().await {
             Ok(response) => response,

@@ -19,6 +19,7 @@ use super::super::room::room;
 use super::carry::Taken;
 use super::client::{Asked, Client};
 use super::register::Wanted;
+use super::terminal::{Session, Terminals};
 use crate::config::gitlab::RegisteredFor;
 use crate::farm::Farm;
 
@@ -39,6 +40,7 @@ pub(super) struct Desk {
     /// Keys and tokens that a server did not want.
     pub refusals: mpsc::Sender<(String, String)>,
     pub carriers: Arc<Carriers>,
+    pub terminals: Arc<Terminals>,
 }
 
 /// Asks until `wanted` is no longer sent, or the farm stops.
@@ -79,11 +81,13 @@ async fn ask(desk: &Desk, key: &str, wanted: &mut watch::Receiver<Wanted>) {
             }
         };
         let next = Instant::now() + QUESTION_EVERY;
-        match client.ask_for_job(&token, &desk.system_id, last_update.as_deref()).await {
+        let session = desk.terminals.session(runner.instance.terminal.as_ref());
+        let told = session.as_ref().map(Session::wire);
+        match client.ask_for_job(&token, &desk.system_id, last_update.as_deref(), told).await {
             Asked::Job(job) => {
                 (failures, last_update) = (0, None);
                 let (taken, is_taken) = oneshot::channel();
-                desk.carriers.begin(&desk.farm, Taken::new(*job, &runner, token), runner, taken);
+                desk.carriers.begin(&desk.farm, Taken::new(*job, &runner, token, session), runner, taken);
                 // Else the same DUT would look free a second time.
                 let _ = tokio::time::timeout(TAKING, is_taken).await;
                 continue;

@@ -201,9 +201,18 @@ fn info() -> Value {
     })
 }
 
-/// Asks for a job; `last_update` is what the server said at the last time, and lets it keep the question until there is news.
-pub(super) fn request(token: &str, system_id: &str, last_update: Option<&str>) -> Value {
-    json!({"info": info(), "token": token, "system_id": system_id, "last_update": last_update.unwrap_or_default()})
+/// Asks for a job; `last_update` is what the server said at the last time, and lets it keep the question until there is news. `session`: where
+/// the job's terminal will be.
+pub(super) fn request(token: &str, system_id: &str, last_update: Option<&str>, session: Option<Value>) -> Value {
+    let mut body =
+        json!({"info": info(), "token": token, "system_id": system_id, "last_update": last_update.unwrap_or_default()});
+    if let Some(session) = session {
+        body["session"] = session;
+        for feature in ["session", "terminal"] {
+            body["info"]["features"][feature] = true.into();
+        }
+    }
+    body
 }
 
 /// Asks whether a runner's token is good.
