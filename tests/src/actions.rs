@@ -362,7 +362,7 @@ fn register(state: &mut State, body: &Value) -> Answer {
 fn fetch(state: &mut State, runner: usize, key: &str, body: &Value) -> Done {
     state.questions += 1;
     let (labels, uuid) = (state.runners[runner].labels.clone(), state.runners[runner].uuid.clone());
-    let is_old = body["tasksVersion"] == state.version.to_string();
+    let is_old = body["tasksVersion"].as_str().is_some_and(|version| version.parse() == Ok(state.version));
     let again = |task: &Task| task.runner == uuid && !key.is_empty() && task.key == key && !task.is_over();
     let fits =
         |task: &Task| !is_old && task.status == "waiting" && task.runs_on.iter().all(|label| labels.contains(label));

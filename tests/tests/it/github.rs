@@ -194,11 +194,12 @@ fn the_composite_action_runs_a_job_with_its_id_token_and_a_cancelled_one_frees_i
     std::fs::write(file.path(), job("any", "wharf.end=hang")).unwrap();
     let inputs = [("file", file.path().to_str().unwrap()), ("tags", "again farm:odd")];
     let step = action.begin(&[&with[..], &inputs[..]].concat(), &github);
-    let is_running = || Some(()).filter(|()| bench.dut("odd-again-1")["state"] != "IDLE");
-    until(PATIENCE, is_running).expect("it has its machine");
+    let said = || std::fs::read_to_string(step.folder.path().join("said")).unwrap_or_default();
+    until(PATIENCE, || said().contains("wharf: job done").then_some(()))
+        .unwrap_or_else(|| panic!("it waits: {}", said()));
     kill(Pid::from_raw(step.child.id().try_into().unwrap()), Signal::SIGINT).unwrap();
     let ended = step.wait();
-    assert_ne!(ended.status, Some(0), "{}", ended.said);
+    assert_eq!((ended.status, ended.outputs.as_str()), (Some(4), "verdict=INCOMPLETE\n"), "{}", ended.said);
     bench.wait_until_free("odd-again-1", PATIENCE).unwrap_or_else(|dut| panic!("it is not free: {dut}"));
 
     for (with, more, sentence) in [

@@ -22,8 +22,19 @@ use super::wire::Task;
 /// What our action is called, whoever has a copy of it.
 const ACTION: &str = "wharfinger/action";
 /// What a job, and its step, may say without meaning more than what is done here.
-const JOB_KEYS: [&str; 10] =
-    ["name", "runs-on", "steps", "env", "outputs", "strategy", "needs", "timeout-minutes", "permissions", "if"];
+const JOB_KEYS: [&str; 11] = [
+    "name",
+    "runs-on",
+    "steps",
+    "env",
+    "outputs",
+    "strategy",
+    "needs",
+    "timeout-minutes",
+    "permissions",
+    "concurrency",
+    "if",
+];
 const STEP_KEYS: [&str; 9] = ["name", "id", "run", "uses", "with", "env", "shell", "timeout-minutes", "if"];
 /// Of the context, what Actions give to scripts as `GITHUB_*`.
 const CONTEXT: [&str; 19] = [
@@ -83,6 +94,12 @@ pub(super) fn steps(task: &Task) -> usize {
 pub(super) fn asked(task: &Task) -> Result<Asked, String> {
     let (workflow, job) = job_of(task)?;
     only(&job, &JOB_KEYS, "the job")?;
+    if let Some((name, value)) = workflow["defaults"]["run"].as_object().and_then(|run| run.iter().next()) {
+        return Err(format!(
+            "the workflow has `defaults: {{run: {{{name}: {}}}}}`, which is not done here",
+            text_of(value)
+        ));
+    }
     let steps = job["steps"].as_array().map(Vec::as_slice).unwrap_or_default();
     let [step] = steps else {
         return Err(format!(
@@ -109,9 +126,7 @@ pub(super) fn asked(task: &Task) -> Result<Asked, String> {
         contexts.insert("env", json!(environ));
     }
     let form = form(step, &contexts, &environ)?;
-    let minutes = [&job, step].map(|of| of["timeout-minutes"].as_f64().filter(|minutes| *minutes > 0.0));
-    let minutes = minutes.into_iter().flatten().reduce(f64::min);
-    let timeout = minutes.and_then(|minutes| Duration::try_from_secs_f64(minutes * 60.0).ok());
+    let timeout = [timeout(&job, &contexts)?, timeout(step, &contexts)?].into_iter().flatten().min();
     let outputs = strings(&job["outputs"]);
     let asked = Asked { form, environ, timeout, outputs, step: text_of(&step["id"]) };
     // What cannot be told at the end is refused at the beginning.
@@ -133,6 +148,17 @@ impl Asked {
         let one = |(name, text): (&String, &String)| Ok((name.clone(), replaced(text, &contexts)?));
         self.outputs.iter().map(one).collect::<Result<_, String>>().map_err(|why| format!("`outputs`: {why}"))
     }
+}
+
+/// What a job or a step may take. The servers write the number as a text.
+fn timeout(of: &Value, contexts: &Contexts) -> Result<Option<Duration>, String> {
+    let said = replaced(&text_of(&of["timeout-minutes"]), contexts)?;
+    if said.is_empty() {
+        return Ok(None);
+    }
+    let minutes = said.trim().parse().ok().filter(|minutes: &f64| *minutes > 0.0);
+    let length = minutes.and_then(|minutes| Duration::try_from_secs_f64(minutes * 60.0).ok());
+    length.map(Some).ok_or_else(|| format!("`timeout-minutes: {said}` is no number of minutes"))
 }
 
 /// The workflow and its one job.
@@ -272,9 +298,10 @@ mod tests {
 
     #[test]
     fn a_script_has_its_environment_and_ends_at_the_first_failure() {
-        let task =
-            job("runs-on: lab\nenv:\n  WHO: me and ${{ env.WHERE }}\ntimeout-minutes: 2\nsteps:\n- run: |\n    echo \
-                        \"$WHO $GITHUB_SHA ${{ secrets.KEY }}\"\n    false\n    echo not\n  env: {X: 1}");
+        let task = job(
+            "runs-on: lab\nenv:\n  WHO: me and ${{ env.WHERE }}\ntimeout-minutes: '2'\nsteps:\n- run: |\n    echo \
+                        \"$WHO $GITHUB_SHA ${{ secrets.KEY }}\"\n    false\n    echo not\n  env: {X: 1}",
+        );
         let asked = asked(&task).unwrap();
         assert_eq!(asked.timeout, Some(Duration::from_secs(120)));
         assert_eq!((asked.environ["X"].as_str(), asked.environ["CI"].as_str()), ("1", "true"));
@@ -310,6 +337,7 @@ mod tests {
             ("steps:\n- run: echo ${{ hashFiles('x') }}", "only names such as"),
             ("steps:\n- name: nothing", "neither `run:` nor `uses:`"),
             ("runs-on: lab", "this job has 0 steps"),
+            ("timeout-minutes: soon\nsteps:\n- run: make", "`timeout-minutes: soon` is no number of minutes"),
             (
                 "outputs: {x: '${{ job.status }}'}\nsteps:\n- run: make",
                 "`outputs`: `${{ job.status }}`: there is no `job`",
@@ -319,6 +347,8 @@ mod tests {
             assert!(error.contains(said), "{text}: {error}");
         }
         assert!(asked(&task("jobs: [")).unwrap_err().contains("cannot be read"));
+        let shell = asked(&task("defaults: {run: {shell: bash}}\njobs: {a: {steps: [{run: make}]}}"));
+        assert!(shell.unwrap_err().contains("`defaults: {run: {shell: bash}}`"));
         assert!(asked(&task("jobs: {a: {}, b: {}}")).unwrap_err().contains("has 2 jobs"));
     }
 
