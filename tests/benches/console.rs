@@ -20,11 +20,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::{anyhow, ensure};
+use anyhow::{Context as _, anyhow, ensure};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::pty::openpty;
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
-use tests::bench::{Bench, Surroundings};
+use tests::bench::{Bench, Surroundings, until};
 use tests::lab::Lab;
 use tests::measure::{Samples, ServerProcess, Table, machine};
 use tests::peers::{self, Keeps, SER2NET, SER2NET_BANNER, SER2NET_PORT};
@@ -40,6 +40,8 @@ const BYTES_A_SECOND: usize = 11_520;
 /// What comes at once: a UART's interrupt, some five milliseconds of it.
 const TICK: Duration = Duration::from_millis(5);
 const READERS: usize = 3;
+/// For a server that has just started to ask a hundred outlets how they are.
+const OUTLETS_ASKED: Duration = Duration::from_secs(60);
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 88, 0, 1);
 
 /// Eight patterns; the warning is the one that is timed.
@@ -202,6 +204,9 @@ fn wharf(
     talks: &Arc<Vec<Talk>>,
     sent: &Sent,
 ) -> anyhow::Result<Turn> {
+    // A server that has just started asks each outlet how it is: a hundred programs, as the outlets here are.
+    let all_off = || bench.duts().iter().all(|dut| dut["power"] == "off").then_some(());
+    until(OUTLETS_ASKED, all_off).context("the outlets are not read")?;
     let with_a_job = if contender == Contender::WharfWithJobs { lines.len() } else { 0 };
     let mut jobs: Vec<_> = (0..with_a_job).map(|id| bench.submit(&JOB.replace("ID", &format!("c{id}")), "")).collect();
     for job in &mut jobs {
