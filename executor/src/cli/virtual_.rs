@@ -1,4 +1,4 @@
-//! `wharf virtual`: what virtual machines need of this host, and whether it is there.
+//! `wharf virtual`: what virtual machines need of this host, and those that register themselves, and whether it is there.
 
 use std::process::ExitCode;
 
@@ -14,7 +14,11 @@ pub struct Arguments {
 #[derive(clap::Subcommand)]
 enum Command {
     /// Install what is missing: QEMU, iPXE, UEFI firmware, a kernel and a busybox in the cache
-    Install,
+    Install {
+        /// Rather what real machines boot to register: iPXE, and a kernel with their drivers and a busybox in the cache
+        #[arg(long)]
+        registration: bool,
+    },
     /// List what is there, with versions
     List {
         /// Print JSON
@@ -26,16 +30,20 @@ enum Command {
 /// Installs or lists.
 pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     match arguments.command {
-        Command::Install => {
-            install::ensure(&Need::ALL, &|line| eprintln!("{line}")).await?;
-            println!("everything that virtual machines need is there");
+        Command::Install { registration } => {
+            let (needs, whose): (&[Need], _) = match registration {
+                false => (&Need::OF_VIRTUAL, "virtual machines need"),
+                true => (&Need::OF_HARDWARE, "machines need to register"),
+            };
+            install::ensure(needs, &|line| eprintln!("{line}")).await?;
+            println!("everything that {whose} is there");
             Ok(ExitCode::SUCCESS)
         }
         Command::List { json } => list(json).await,
     }
 }
 
-/// Status 1 when something is missing.
+/// Status 1 when something is missing that virtual machines need.
 async fn list(json: bool) -> anyhow::Result<ExitCode> {
     let listing = install::list().await?;
     if json {
@@ -49,6 +57,6 @@ async fn list(json: bool) -> anyhow::Result<ExitCode> {
         }
         println!("{table}");
     }
-    let complete = listing.iter().all(|line| line.path.is_some());
+    let complete = listing.iter().all(|line| line.path.is_some() || line.name == Need::Drivers.name());
     Ok(if complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

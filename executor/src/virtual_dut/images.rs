@@ -28,16 +28,45 @@ pub fn add_variables(variables: &mut BTreeMap<String, String>, api: SocketAddr) 
 /// A kernel of the farm's own choice for machines that register: its image, and the folder of its modules.
 pub type OtherKernel = (PathBuf, PathBuf);
 
+/// What machines boot that register themselves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Registration {
+    /// A kernel with drivers for real machines: the farm file's, or the cache's.
+    Hardware(OtherKernel),
+    /// The kernel of virtual machines, which has none.
+    Virtual,
+    /// No Linux at all. Simulated machines need none.
+    None,
+}
+
+/// What there is for them. Reads a few folders.
+pub fn registration(other: Option<&OtherKernel>) -> Registration {
+    let installed = install::cache_folder().map(|cache| install::look(&cache)).unwrap_or_default();
+    registration_with(other, installed)
+}
+
+fn registration_with(other: Option<&OtherKernel>, installed: install::Installed) -> Registration {
+    // Whoever names a kernel hears what else is missing when it is fetched.
+    if let Some(other) = other {
+        return Registration::Hardware(other.clone());
+    }
+    match (installed.drivers, installed.kernel, installed.busybox) {
+        (Some(kernel), _, Some(_)) => Registration::Hardware((kernel.image, kernel.modules)),
+        (_, Some(_), Some(_)) => Registration::Virtual,
+        _ => Registration::None,
+    }
+}
+
 /// The image of this name, built now if it has to be. Blocks while it builds (a second or two, once per kernel).
 pub fn find(name: &str, other: Option<&OtherKernel>) -> Result<Option<Image>, String> {
     match name {
-        "registration-kernel" => match other {
-            Some((image, _)) => Ok(Some(Image::File(image.clone()))),
-            None => find("kernel", None),
+        "registration-kernel" => match registration(other) {
+            Registration::Hardware((image, _)) => Ok(Some(Image::File(image))),
+            Registration::Virtual | Registration::None => find("kernel", None),
         },
-        "registration-initramfs" => match other {
-            Some(kernel) => initramfs_of(kernel).map(Some),
-            None => find("initramfs", None),
+        "registration-initramfs" => match registration(other) {
+            Registration::Hardware(kernel) => initramfs_of(&kernel).map(Some),
+            Registration::Virtual | Registration::None => find("initramfs", None),
         },
         "kernel" => Ok(Some(kernel().map_or(Image::Bytes(tiny::ELF), |kernel| Image::File(kernel.image)))),
         "initramfs" => initramfs_of_the_kernel().map(Some),
@@ -55,15 +84,42 @@ fn initramfs_of((image, modules): &OtherKernel) -> Result<Image, String> {
     initramfs::build_for_hardware(&kernel, &busybox, &cache).map(Image::File).map_err(|error| error.to_string())
 }
 
+/// The kernel of virtual machines, where there is none the one of real ones.
 fn kernel() -> Option<install::Kernel> {
-    install::look(&install::cache_folder().ok()?).kernel
+    let installed = install::look(&install::cache_folder().ok()?);
+    installed.kernel.or(installed.drivers)
 }
 
 fn initramfs_of_the_kernel() -> Result<Image, String> {
     let cache = install::cache_folder().map_err(|error| error.to_string())?;
     let installed = install::look(&cache);
-    let (Some(kernel), Some(busybox)) = (installed.kernel, installed.busybox) else {
-        return Ok(Image::Bytes(tiny::ELF));
+    let Some(busybox) = installed.busybox else { return Ok(Image::Bytes(tiny::ELF)) };
+    let built = match (installed.kernel, installed.drivers) {
+        (Some(kernel), _) => initramfs::build(&kernel, &busybox, &cache),
+        (None, Some(kernel)) => initramfs::build_for_hardware(&kernel, &busybox, &cache),
+        (None, None) => return Ok(Image::Bytes(tiny::ELF)),
     };
-    initramfs::build(&kernel, &busybox, &cache).map(Image::File).map_err(|error| error.to_string())
+    built.map(Image::File).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_registers_boots_the_farm_files_kernel_or_one_with_drivers_or_one_without() {
+        let kernel = |name: &str| install::Kernel {
+            version: name.into(),
+            image: format!("/{name}/vmlinuz").into(),
+            modules: format!("/{name}/modules").into(),
+        };
+        let pair = |name: &str| (kernel(name).image, kernel(name).modules);
+        let mut installed = install::Installed::default();
+        assert_eq!(registration_with(None, installed.clone()), Registration::None);
+        (installed.kernel, installed.busybox) = (Some(kernel("cloud")), Some("/bin/busybox".into()));
+        assert_eq!(registration_with(None, installed.clone()), Registration::Virtual);
+        installed.drivers = Some(kernel("general"));
+        assert_eq!(registration_with(None, installed.clone()), Registration::Hardware(pair("general")));
+        assert_eq!(registration_with(Some(&pair("own")), installed), Registration::Hardware(pair("own")));
+    }
 }

@@ -188,10 +188,15 @@ fn dependencies(module: &[u8]) -> Vec<String> {
             names.extend(list.split(',').filter(|name| !name.is_empty()).map(canonical));
         } else if let Some(list) = entry.strip_prefix("softdep=pre: ") {
             let before = list.split(" post: ").next().unwrap_or_default();
-            names.extend(before.split_whitespace().map(canonical));
+            names.extend(before.split_whitespace().map(implementation));
         }
     }
     names
+}
+
+/// An algorithm that a module asks for by name is another module: modprobe finds it by an alias. Cards ask for this one.
+fn implementation(name: &str) -> String {
+    if name == "crc32c" { "crc32c_generic".to_owned() } else { canonical(name) }
 }
 
 /// The kernel takes `-` and `_` in a module's name for the same.

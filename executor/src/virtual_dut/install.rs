@@ -8,6 +8,7 @@
 //!   Ovmf      OVMF's code and variables                           apt-get install
 //!   UBoot     qemu-system-aarch64, U-Boot for its machine         apt-get install
 //!   Kernel    <cache>/kernel/<version>/                           apt-get download, unpacked into the cache, never installed
+//!   Drivers   <cache>/kernel-of-hardware/<version>/               the same
 //!   Busybox   a busybox linked statically, <cache>/busybox/…      the same: installing it would displace the host's own busybox
 //! ```
 //! Unpacking goes to a temporary folder that is renamed when complete, so that an interrupted one leaves nothing half done.
@@ -27,6 +28,13 @@ use tokio::process::Command;
 /// as fast as the general kernel where there is no KVM.
 const KERNEL_PACKAGE: &str = "linux-image-cloud-amd64";
 
+/// The same of the general kernel, with the drivers of real machines.
+const HARDWARE_KERNEL_PACKAGE: &str = "linux-image-amd64";
+
+/// Folders of the cache.
+const KERNELS: &str = "kernel";
+const KERNELS_OF_HARDWARE: &str = "kernel-of-hardware";
+
 /// Debian's and Ubuntu's package of a busybox without shared libraries.
 const BUSYBOX_PACKAGE: &str = "busybox-static";
 
@@ -36,7 +44,10 @@ const APT_LOCK_TIMEOUT_S: u32 = 300;
 /// Lines of a failed program's output that an error carries: apt's last words are within them.
 const OUTPUT_TAIL_LINES: usize = 8;
 
-/// Branches of the kernel's modules that no virtual DUT loads; without them the cache holds half as much.
+/// Network cards, which machines that register need and virtual DUTs do not.
+const CARD_MODULES: &[&str] = &["*/kernel/drivers/net/ethernet/*"];
+
+/// Branches of the kernel's modules that no machine here loads; without them the cache holds half as much.
 const UNWANTED_MODULES: &[&str] = &[
     "*/kernel/arch/*",
     "*/kernel/drivers/comedi/*",
@@ -44,7 +55,6 @@ const UNWANTED_MODULES: &[&str] = &[
     "*/kernel/drivers/hid/*",
     "*/kernel/drivers/infiniband/*",
     "*/kernel/drivers/media/*",
-    "*/kernel/drivers/net/ethernet/*",
     "*/kernel/drivers/net/wireless/*",
     "*/kernel/drivers/scsi/*",
     "*/kernel/drivers/target/*",
@@ -65,13 +75,20 @@ pub enum Need {
     UBoot,
     /// A Debian kernel to boot.
     Kernel,
+    /// A Debian kernel with the drivers of real machines.
+    Drivers,
     /// The userland of the demo's initramfs.
     Busybox,
 }
 
 impl Need {
     /// All of them, in the order in which `wharf virtual list` shows them.
-    pub const ALL: [Need; 6] = [Need::Qemu, Need::Ipxe, Need::Ovmf, Need::UBoot, Need::Kernel, Need::Busybox];
+    pub const ALL: [Need; 7] =
+        [Need::Qemu, Need::Ipxe, Need::Ovmf, Need::UBoot, Need::Kernel, Need::Drivers, Need::Busybox];
+    /// What virtual machines need.
+    pub const OF_VIRTUAL: [Need; 6] = [Need::Qemu, Need::Ipxe, Need::Ovmf, Need::UBoot, Need::Kernel, Need::Busybox];
+    /// What real machines boot that register themselves.
+    pub const OF_HARDWARE: [Need; 3] = [Need::Ipxe, Need::Drivers, Need::Busybox];
 
     /// What people call it.
     pub fn name(self) -> &'static str {
@@ -81,6 +98,7 @@ impl Need {
             Need::Ovmf => "OVMF",
             Need::UBoot => "U-Boot",
             Need::Kernel => "Linux kernel",
+            Need::Drivers => "Linux kernel with drivers",
             Need::Busybox => "busybox",
         }
     }
@@ -93,7 +111,8 @@ impl Need {
             Need::Ovmf => "is the firmware of UEFI DUTs",
             Need::UBoot => "is the firmware of arm64 DUTs (with QEMU for ARM)",
             Need::Kernel => "is what the demo boots (unpacked into the cache, not installed)",
-            Need::Busybox => "is the userland that the demo boots (unpacked into the cache, not installed)",
+            Need::Drivers => "is what real machines boot to register (unpacked into the cache, not installed)",
+            Need::Busybox => "is the userland of both (unpacked into the cache, not installed)",
         }
     }
 
@@ -104,7 +123,7 @@ impl Need {
             Need::Ipxe => &["ipxe"],
             Need::Ovmf => &["ovmf"],
             Need::UBoot => &["qemu-system-arm", "u-boot-qemu"],
-            Need::Kernel | Need::Busybox => &[],
+            Need::Kernel | Need::Drivers | Need::Busybox => &[],
         }
     }
 }
@@ -151,6 +170,8 @@ pub struct Installed {
     pub u_boot: Option<UBoot>,
     /// The newest kernel in the cache.
     pub kernel: Option<Kernel>,
+    /// The newest one with drivers of real machines.
+    pub drivers: Option<Kernel>,
     /// A static busybox.
     pub busybox: Option<PathBuf>,
 }
@@ -164,6 +185,7 @@ impl Installed {
             Need::Ovmf => self.ovmf.as_ref().map(|ovmf| ovmf.code.as_path()),
             Need::UBoot => self.u_boot.as_ref().map(|u_boot| u_boot.image.as_path()),
             Need::Kernel => self.kernel.as_ref().map(|kernel| kernel.image.as_path()),
+            Need::Drivers => self.drivers.as_ref().map(|kernel| kernel.image.as_path()),
             Need::Busybox => self.busybox.as_deref(),
         }
     }
@@ -227,8 +249,8 @@ pub enum InstallError {
     )]
     StillMissing(String),
     /// The kernel's meta package depends on nothing that looks like a kernel.
-    #[error("apt knows no kernel behind the package `{KERNEL_PACKAGE}`; add Debian's main archive to apt's sources")]
-    NoKernelPackage,
+    #[error("apt knows no kernel behind the package `{0}`; add Debian's main archive to apt's sources")]
+    NoKernelPackage(&'static str),
     /// No home for the cache.
     #[error("there is no place for the cache: set WHARF_CACHE to a folder, or HOME")]
     NoCache,
@@ -256,11 +278,16 @@ pub async fn ensure(needs: &[Need], progress: &(dyn Fn(&str) + Sync)) -> Result<
         install_packages(&packages, progress).await?;
     }
     if missing.contains(&Need::Kernel) {
-        let package = kernel_package(progress).await?;
-        unpack(&package, &cache.join("kernel"), settle_kernel, progress).await?;
+        let package = kernel_package(KERNEL_PACKAGE, progress).await?;
+        let unwanted = [UNWANTED_MODULES, CARD_MODULES].concat();
+        unpack(&package, &cache.join(KERNELS), (settle_kernel, &unwanted), progress).await?;
+    }
+    if missing.contains(&Need::Drivers) {
+        let package = kernel_package(HARDWARE_KERNEL_PACKAGE, progress).await?;
+        unpack(&package, &cache.join(KERNELS_OF_HARDWARE), (settle_kernel, UNWANTED_MODULES), progress).await?;
     }
     if missing.contains(&Need::Busybox) {
-        unpack(BUSYBOX_PACKAGE, &cache.join("busybox"), settle_busybox, progress).await?;
+        unpack(BUSYBOX_PACKAGE, &cache.join("busybox"), (settle_busybox, &[]), progress).await?;
     }
     let installed = look(&cache);
     match installed.missing(needs).first() {
@@ -278,6 +305,7 @@ pub async fn list() -> Result<Vec<Listing>, InstallError> {
         let version = match (need, &path) {
             (_, None) => None,
             (Need::Kernel, _) => installed.kernel.as_ref().map(|kernel| kernel.version.clone()),
+            (Need::Drivers, _) => installed.drivers.as_ref().map(|kernel| kernel.version.clone()),
             (_, Some(path)) => package_version(path).await,
         };
         lines.push(Listing { name: need.name(), why: need.why(), version, path });
@@ -314,7 +342,8 @@ pub fn look(cache: &Path) -> Installed {
         u_boot: first_file(&["/usr/lib/u-boot/qemu_arm64/u-boot.bin"])
             .zip(program("qemu-system-aarch64"))
             .map(|(image, qemu)| UBoot { qemu, image }),
-        kernel: newest_kernel(&cache.join("kernel")),
+        kernel: newest_kernel(&cache.join(KERNELS)),
+        drivers: newest_kernel(&cache.join(KERNELS_OF_HARDWARE)),
         busybox: find_busybox(cache),
     }
 }
@@ -474,20 +503,20 @@ fn apt(right: Option<Right>, arguments: &[&str]) -> Command {
 }
 
 /// The package of the newest kernel, as the meta package's dependency names it.
-async fn kernel_package(progress: &(dyn Fn(&str) + Sync)) -> Result<String, InstallError> {
-    if let Some(package) = ask_kernel_package().await? {
+async fn kernel_package(meta: &'static str, progress: &(dyn Fn(&str) + Sync)) -> Result<String, InstallError> {
+    if let Some(package) = ask_kernel_package(meta).await? {
         return Ok(package);
     }
     update_lists(progress).await?;
-    ask_kernel_package().await?.ok_or(InstallError::NoKernelPackage)
+    ask_kernel_package(meta).await?.ok_or(InstallError::NoKernelPackage(meta))
 }
 
-async fn ask_kernel_package() -> Result<Option<String>, InstallError> {
+async fn ask_kernel_package(meta: &str) -> Result<Option<String>, InstallError> {
     let mut command = Command::new("apt-cache");
-    let output = command.args(["depends", "--important", KERNEL_PACKAGE]).env("LC_ALL", "C").output().await;
+    let output = command.args(["depends", "--important", meta]).env("LC_ALL", "C").output().await;
     let output = output.map_err(|_| InstallError::NoProgram {
         program: "apt-cache".to_owned(),
-        missing: format!("the package {KERNEL_PACKAGE}"),
+        missing: format!("the package {meta}"),
     })?;
     Ok(first_dependency(&String::from_utf8_lossy(&output.stdout)))
 }
@@ -508,11 +537,14 @@ async fn update_lists(progress: &(dyn Fn(&str) + Sync)) -> Result<(), InstallErr
     run(apt(Some(right), &["update"]), progress).await
 }
 
-/// Downloads `package`, unpacks it next to `home`'s contents, lets `settle` keep what is wanted and name it, and moves that in.
+/// From a package's files to those that are kept, and their name.
+type Settle = fn(&Path, &Path) -> io::Result<String>;
+
+/// Downloads `package`, unpacks it but for what is `unwanted` next to `home`'s contents, lets `settle` keep what is wanted and name it, and moves that in.
 async fn unpack(
     package: &str,
     home: &Path,
-    settle: fn(&Path, &Path) -> io::Result<String>,
+    (settle, unwanted): (Settle, &[&str]),
     progress: &(dyn Fn(&str) + Sync),
 ) -> Result<(), InstallError> {
     let failed = |action, path: &Path| {
@@ -528,7 +560,7 @@ async fn unpack(
     progress(&format!("unpacking {package} into {}", home.display()));
     let tree = work.path().join("tree");
     fs::create_dir(&tree).map_err(failed("make the folder", &tree))?;
-    run(unpack_command(&archive, &tree), progress).await?;
+    run(unpack_command(&archive, &tree, unwanted), progress).await?;
     decompress_modules(&tree, progress).await?;
     let kept = work.path().join("kept");
     fs::create_dir(&kept).map_err(failed("make the folder", &kept))?;
@@ -564,12 +596,12 @@ async fn download(package: &str, folder: &Path, progress: &(dyn Fn(&str) + Sync)
 }
 
 /// A pipe of two programs that every Debian has; the shell gets the paths as arguments, never as text.
-fn unpack_command(archive: &Path, tree: &Path) -> Command {
+fn unpack_command(archive: &Path, tree: &Path, unwanted: &[&str]) -> Command {
     let mut command = Command::new("sh");
     let script = r#"set -e; a=$1; t=$2; shift 2; dpkg-deb --fsys-tarfile "$a" | tar -x --no-same-owner -C "$t" "$@""#;
     command.args(["-c", script, "unpack"]).arg(archive).arg(tree);
     command.args(["--wildcards", "--exclude=./usr/share/*"]);
-    command.args(UNWANTED_MODULES.iter().map(|pattern| format!("--exclude={pattern}")));
+    command.args(unwanted.iter().map(|pattern| format!("--exclude={pattern}")));
     command
 }
 

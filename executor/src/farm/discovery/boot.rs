@@ -21,6 +21,7 @@ use crate::farm::{Farm, Submission};
 use crate::job_log::JobLog;
 use crate::lease::rows::Access;
 use crate::session::Which;
+use crate::virtual_dut::images::{self, Registration};
 
 /// What registers a machine where the farm file names no job of its own.
 const REGISTER: &str = include_str!("../../../../fixtures/jobs/good/register.yml");
@@ -56,6 +57,9 @@ impl Farm {
         lock(&self.discovery.listening).get_or_insert_with(|| self.consoles().discover());
         let farm = Arc::clone(self);
         self.carriers().spawn(async move {
+            if let Some(lacks) = farm.linux_of_strangers_lacks().await {
+                tracing::warn!("{lacks}");
+            }
             let mut stopping = farm.stopping.subscribe();
             let mut told = None;
             while farm.config().discovery.unknown == Unknown::Always {
@@ -73,6 +77,24 @@ impl Farm {
                 }
             }
         });
+    }
+
+    /// What a real machine lacks in what it boots to register, and how to get it.
+    pub(super) async fn linux_of_strangers_lacks(&self) -> Option<String> {
+        let config = self.config();
+        if config.discovery.job.is_some() {
+            return None;
+        }
+        let kernel = config.discovery.kernel.clone();
+        let found = tokio::task::spawn_blocking(move || images::registration(kernel.as_ref())).await;
+        let lacks = match found.ok()? {
+            Registration::Hardware(_) => return None,
+            Registration::Virtual => "the Linux that machines boot to register has no drivers for real network cards",
+            Registration::None => "there is no Linux that machines could boot to register",
+        };
+        Some(format!(
+            "{lacks}: `wharf virtual install --registration` on the server's host gets one with drivers for them, or name one as `discovery.kernel` in the farm file"
+        ))
     }
 
     /// The kernel that the farm file has for machines that register.

@@ -41,6 +41,11 @@ impl Socket {
     pub(super) async fn set(&self, state: PowerState) -> Result<(), PowerError> {
         self.switch.set(state).await
     }
+
+    /// Until it may go on again.
+    pub(super) async fn stay_off(&self) {
+        self.switch.stay_off().await;
+    }
 }
 
 impl Farm {

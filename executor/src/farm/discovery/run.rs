@@ -44,6 +44,10 @@ pub(super) async fn run(farm: Arc<Farm>, record: Arc<DiscoveryRecord>, socket: O
     {
         record.tell(format!("nobody listens to its console: {error}"));
     }
+    let is_real = record.outlet.as_ref().is_none_or(|outlet| outlet.pdu != SPARES);
+    if is_real && let Some(lacks) = farm.linux_of_strangers_lacks().await {
+        record.tell(lacks);
+    }
     let found = match farm.open_doors().await {
         Ok(()) => {
             farm.discovery.strangers.tell(Some(sender));
@@ -108,6 +112,10 @@ async fn look(
                 () = sleep(OFF_TIME) => {}
                 outcome = ended_early(farm, record) => return Err(outcome),
             }
+        }
+        tokio::select! {
+            () = socket.stay_off() => {}
+            outcome = ended_early(farm, record) => return Err(outcome),
         }
         // Who asked before this is on another outlet.
         while sightings.try_recv().is_ok() {}
