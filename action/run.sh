@@ -76,7 +76,8 @@ case $status in
     3) verdict=FAIL ;;
     4) verdict=INCOMPLETE ;;
     5) verdict=UNKNOWN ;;
-    *) verdict=SETUP_FAIL ;;
+    6) verdict=SETUP_FAIL ;;
+    *) verdict= ;; # there was no job: the farm was not reached, or did not take it
 esac
 printf 'verdict=%s\n' "$verdict" >>"$GITHUB_OUTPUT"
 exit "$status"

@@ -215,7 +215,7 @@ fn the_composite_action_runs_a_job_with_its_id_token_and_a_cancelled_one_frees_i
             &[],
             "give it permissions: {id-token: write}, or write with: token",
         ),
-        (vec![("server", &server), ("job", &hello), ("token", "wharf-of-nobody")], &[], "401"),
+        (vec![("server", &server), ("job", &hello), ("token", "wharf-of-nobody")], &[], "this token is not known here"),
     ] {
         let ended = action.begin(&with, more).wait();
         assert!(ended.status != Some(0) && ended.said.contains(sentence), "{:?}: {}", ended.status, ended.said);
