@@ -3,7 +3,7 @@
 //! ```text
 //!  farm file ─► gitlab/, forgejo/: runners, their questions, their jobs ─► carry.rs ─► Farm::submit, its log, Farm::cancel
 //!                                                                            │ courier.rs ◆ what is told when
-//!                                                                            └ the log: spool.rs, trace.rs ◆, mask.rs ◆
+//!                                                                            └ the log: spool.rs, trace.rs ◆, mask.rs ◆ without secrets
 //!  shared by forges: room.rs is a DUT free, http.rs clients, kept.rs files of tokens, script.rs ◆ words of shells
 //! ```
 //! They use the farm as the API does, and the farm knows nothing of them.
