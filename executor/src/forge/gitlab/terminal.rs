@@ -308,8 +308,14 @@ async fn looks(socket: &mut WebSocket, record: &Arc<JobRecord>, form: Form) {
                 None => return,
             },
             message = socket.recv() => match message {
-                Some(Ok(Message::Binary(bytes))) => Some(record.type_on_console(typed(form, bytes))),
-                Some(Ok(Message::Text(text))) => Some(record.type_on_console(typed(form, Bytes::from(text)))),
+                Some(Ok(Message::Binary(bytes))) => {
+                    record.type_on_console(typed(form, bytes));
+                    Some(())
+                }
+                Some(Ok(Message::Text(text))) => {
+                    record.type_on_console(typed(form, Bytes::from(text)));
+                    Some(())
+                }
                 Some(Ok(Message::Ping(_) | Message::Pong(_))) => Some(()),
                 Some(Ok(Message::Close(_)) | Err(_)) | None => return,
             },
