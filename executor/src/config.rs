@@ -73,6 +73,8 @@ pub struct FarmConfig {
     pub console_log: Limits,
     /// How much jobs may keep in their buckets, and for how long.
     pub buckets: BucketLimits,
+    /// Buckets that outlive jobs, and whose keys let a job use them.
+    pub bucket_groups: Vec<BucketGroup>,
     /// Where `s3://` URLs lead.
     pub stores: Vec<Store>,
     /// Below what the logs and buckets of ended jobs are copied to.
@@ -114,6 +116,32 @@ pub struct BucketLimits {
     pub bytes_max: u64,
     /// After the job, where it does not say it.
     pub expiration: Duration,
+}
+
+/// Buckets that outlive jobs, for the jobs of those who have a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BucketGroup {
+    /// What it is asked for by.
+    pub name: String,
+    /// Its buckets.
+    pub buckets: Vec<String>,
+    /// Who may have his jobs use them, and use them himself.
+    pub members: Vec<BucketMember>,
+}
+
+/// A key of a group.
+#[derive(Clone, PartialEq, Eq)]
+pub struct BucketMember {
+    /// The name of the key.
+    pub access_key: String,
+    /// What requests are signed with.
+    pub secret_key: String,
+}
+
+impl std::fmt::Debug for BucketMember {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the key {}", self.access_key)
+    }
 }
 
 impl Default for BucketLimits {

@@ -68,6 +68,7 @@ mod record;
 mod registry;
 mod reload;
 mod served_power;
+mod shared_buckets;
 mod shelf;
 mod start;
 mod steps;
@@ -192,6 +193,9 @@ pub struct Submission {
     /// Whether it is one that looks whether its DUT is well: only the farm itself hands those in.
     #[serde(default, skip_serializing_if = "Purpose::is_work")]
     pub purpose: Purpose,
+    /// The groups whose buckets its DUTs use; their submitter has shown a key of each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<String>,
     /// What the keys to its buckets follow from; given when it is taken.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub seed: String,
@@ -642,7 +646,7 @@ impl Farm {
                 self.carry(record, crew, submission);
             }
             Err(error) => {
-                record.ended(by_restart(&format!("the farm was restarted, and no longer takes the job: {error}")))
+                self.ends(&record, by_restart(&format!("the farm was restarted, and no longer takes the job: {error}")))
             }
         }
     }

@@ -289,7 +289,7 @@ impl Gateway {
             tftp: start_tftp(&config, &namespaces).await?,
             http: start_http(&config, &namespaces, &tls).await?,
             nbd: start_nbd(&config, &namespaces, &tls).await?,
-            s3: start_s3(&config, &door).await?,
+            s3: start_s3(&config, &door, &tls).await?,
             registry: start_images(&config, &namespaces, images.as_ref()).await?,
             advertiser: start_advertiser(&config)?,
         };
@@ -439,10 +439,10 @@ impl fmt::Debug for Gateway {
     }
 }
 
-async fn start_s3(config: &Config, door: &s3::Door) -> Result<Option<s3::Server>, GatewayError> {
+async fn start_s3(config: &Config, door: &s3::Door, tls: &Tls) -> Result<Option<s3::Server>, GatewayError> {
     let Some(port) = config.ports.s3 else { return Ok(None) };
     let listen = SocketAddr::new(config.address.into(), port);
-    let config = s3::Config { net: config.net.clone(), interface: config.interface.clone(), listen };
+    let config = s3::Config { net: config.net.clone(), interface: config.interface.clone(), listen, tls: tls.clone() };
     let server = s3::start(config, door.clone());
     server.await.map(Some).map_err(|source| GatewayError::S3 { address: listen, source })
 }

@@ -1072,7 +1072,7 @@ impl TryFrom<NfsKeys> for NfsShare {
 }
 
 /// What every client of S3 takes for the name of a bucket; `job-…` are the jobs' own.
-fn is_bucket_name(name: &str) -> bool {
+pub fn is_bucket_name(name: &str) -> bool {
     let is_end = |byte: Option<u8>| byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
     let bytes = name.as_bytes();
     let is_inside = |byte: &u8| is_end(Some(*byte)) || *byte == b'-';

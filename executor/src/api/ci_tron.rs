@@ -35,7 +35,7 @@ use super::submit::{self, Ask};
 use super::upload::{JOB_BYTES_MAX, Parts, inspect_tarball, read_parts, text_of};
 use super::wire::pdus::http_date;
 use crate::callers::{Caller, Role};
-use crate::config::JobUrls;
+use crate::config::{BucketMember, JobUrls};
 use crate::farm::Descriptions;
 use crate::farm::{CancelledBy, DIRECTORY, DutView, Farm, JobRecord, Submission, TargetOverride, WhenBusy};
 use crate::job_log::{JobEvent, Severity};
@@ -71,6 +71,23 @@ struct Metadata {
 struct Minio {
     #[serde(default)]
     groups: Option<Vec<String>>,
+    #[serde(default)]
+    credentials: Option<Credentials>,
+}
+
+/// Empty where the client was told none.
+#[derive(Default, Deserialize)]
+struct Credentials {
+    #[serde(default)]
+    access_key: Option<String>,
+    #[serde(default)]
+    secret_key: Option<String>,
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the key {:?}", self.access_key)
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -232,10 +249,11 @@ fn calls_back_its_client(viewer: &Viewer, caller: &Caller, peer: Peer) -> Result
 }
 
 async fn submission_of(api: &Api, parts: Parts, metadata: Metadata, reach: Reach) -> Result<Submission, ApiError> {
-    if metadata.minio.and_then(|minio| minio.groups).is_some_and(|groups| !groups.is_empty()) {
-        let text = "this farm has no MinIO, so a job cannot join its groups; leave --minio-group out";
-        return Err(ApiError::Forbidden(text.into()));
-    }
+    let Minio { groups, credentials } = metadata.minio.unwrap_or_default();
+    let Credentials { access_key, secret_key } = credentials.unwrap_or_default();
+    let key = access_key.zip(secret_key).map(|(access_key, secret_key)| BucketMember { access_key, secret_key });
+    let groups = groups.unwrap_or_default();
+    api.farm.may_join(&groups, key.as_ref()).map_err(|why| ApiError::Forbidden(format!("--minio-group: {why}")))?;
     let (source_name, text) = match (&parts.job, metadata.job_desc_url) {
         (Some(job), _) => (metadata.job_id.unwrap_or_else(|| "job".into()), text_of(job)?),
         (None, Some(url)) => (url.clone(), fetch(&url, &api.farm.descriptions(), reach).await?),
@@ -249,6 +267,7 @@ async fn submission_of(api: &Api, parts: Parts, metadata: Metadata, reach: Reach
         text,
         target: metadata.target.map(|target| TargetOverride { id: target.id, tags: target.tags }),
         environ: metadata.environ.unwrap_or_default(),
+        groups,
         attachments: parts.attachments.into_iter().chain(directory).map(|(name, bytes)| (name, bytes.into())).collect(),
         ..Submission::default()
     })

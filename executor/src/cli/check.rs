@@ -186,6 +186,7 @@ fn no_farm() -> FarmConfig {
         state: PathBuf::new(),
         console_log: crate::console::Limits::default(),
         buckets: Default::default(),
+        bucket_groups: Vec::new(),
         stores: Vec::new(),
         archive: None,
         job_variables: Default::default(),

@@ -473,6 +473,7 @@ fn check(file: FarmFile, findings: &mut Findings, directory: &Path) -> FarmConfi
     let dhcp = dhcp(&file.dhcp, &network, members, findings);
     let discovery = discovery::discovery(&file.discovery, dhcp, directory, findings);
     let (stores, archive) = file.s3.stores(directory, findings);
+    let bucket_groups = file.s3.groups(directory, findings);
     let api = listener("api", file.listen.api.as_ref(), findings).unwrap_or(([127, 0, 0, 1], 8420).into());
     let power_listener = listener("power", file.listen.power.as_ref(), findings);
     let tls = callers::tls(&file.listen, directory, findings);
@@ -496,6 +497,7 @@ fn check(file: FarmFile, findings: &mut Findings, directory: &Path) -> FarmConfi
         submission: submission(&file.listen),
         console_log: file.console_log.limits(findings),
         buckets: file.s3.limits(),
+        bucket_groups,
         stores,
         archive,
         job_variables: file.variables,

@@ -1,9 +1,10 @@
 //! Ended jobs, copied to a store elsewhere: their logs, their consoles and what is in their buckets.
 //!
 //! ```text
-//!  ended ─► <job>/archiving ─► PUT of each file, one after the other ─► all there: the mark is gone
-//!              │                  └ refused, unreachable: again, later and later
-//!              └ a restart finds the mark, and begins anew
+//!  <job>/archiving ─► ended ─► PUT of each file, one after the other ─► all there: the mark is gone
+//!    │  └ while it is there,      ├ unreachable, busy: again, later and later, then as below
+//!    │    no bucket expires       └ refused (key, bucket): told; all of it again in an hour
+//!    └ a restart finds the mark, and begins anew
 //!
 //!  s3://bucket/prefix/<job>/{events.jsonl,console.log}, roles/<role>/…, buckets/<bucket>/<object>
 //! ```
@@ -15,13 +16,14 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::stream::{BoxStream, StreamExt};
-use gateway::content::stores::{Object, Verb};
+use gateway::content::stores::{Object, Refused, Verb};
 use gateway::s3::read::read;
 use reqwest::header::CONTENT_LENGTH;
 use tokio::sync::Semaphore;
 use tokio_util::io::ReaderStream;
 
 use super::{Farm, JobRecord, JobState};
+use crate::verdict::Verdict;
 
 /// The mark of a job that is on its way.
 const MARK: &str = "archiving";
@@ -32,6 +34,8 @@ static PLACES: Semaphore = Semaphore::const_new(2);
 /// Attempts per file, and the pause after the first: 2 s, doubling, are 17 minutes in all, a night's maintenance of a store not included.
 const TRIES: u32 = 10;
 const PAUSE: Duration = Duration::from_secs(2);
+/// What nobody has mended within an hour is told again: a line per job and hour.
+const AGAIN_AFTER: Duration = Duration::from_secs(3600);
 /// A store that takes nothing for so long has stalled.
 const STALL: Duration = Duration::from_secs(60);
 
@@ -42,38 +46,52 @@ enum Source {
 }
 
 impl Farm {
-    /// Copies a job that has ended, if the farm file says to where.
-    pub(super) fn archive(self: &Arc<Self>, record: &Arc<JobRecord>) {
-        let Some(target) = self.config().archive.clone() else { return };
-        let folder = self.job_directory(&record.id);
-        if let Err(error) = std::fs::write(folder.join(MARK), "") {
-            tracing::error!(job = record.id, %error, "a restart will not go on copying this job");
+    /// A job has its verdict: it is told, and the job is copied, if the farm file says to where.
+    pub(super) fn ends(self: &Arc<Self>, record: &Arc<JobRecord>, verdict: Verdict) {
+        if self.config().archive.is_some() {
+            // Before the verdict: a server that is killed in between finds it, too.
+            if let Err(error) = std::fs::write(self.job_directory(&record.id).join(MARK), "") {
+                tracing::error!(job = record.id, %error, "a restart will not go on copying this job");
+            }
         }
-        let (farm, record) = (Arc::downgrade(self), Arc::clone(record));
-        let sources = self.sources(&record, &folder);
-        tokio::spawn(async move {
-            let copied = copy_all(&target, &record.id, sources).await;
-            if farm.upgrade().is_none() {
-                return;
-            }
-            let store = &target.store.endpoint;
-            match copied {
-                Ok(files) => {
-                    let _ = std::fs::remove_file(folder.join(MARK));
-                    tracing::info!(job = record.id, files, %store, "the ended job is copied");
-                }
-                Err(why) => {
-                    tracing::error!(job = record.id, why, %store, "the ended job is not copied; a restart tries again")
-                }
-            }
-        });
+        record.ended(verdict);
+        self.archive(record);
     }
 
     /// Goes on with a job of an earlier run.
     pub(super) fn archive_again(self: &Arc<Self>, record: &Arc<JobRecord>) {
-        if record.state() == JobState::Ended && self.job_directory(&record.id).join(MARK).is_file() {
+        if record.state() == JobState::Ended && self.is_to_be_copied(&record.id) {
             self.archive(record);
         }
+    }
+
+    /// Whether what is left of a job is not in the store yet.
+    pub(super) fn is_to_be_copied(&self, job: &str) -> bool {
+        self.config().archive.is_some() && self.job_directory(job).join(MARK).is_file()
+    }
+
+    fn archive(self: &Arc<Self>, record: &Arc<JobRecord>) {
+        let Some(target) = self.config().archive.clone() else { return };
+        let (farm, record) = (Arc::downgrade(self), Arc::clone(record));
+        tokio::spawn(async move {
+            let store = &target.store.endpoint;
+            loop {
+                let Some(farm) = farm.upgrade() else { return };
+                let folder = farm.job_directory(&record.id);
+                let sources = farm.sources(&record, &folder);
+                drop(farm);
+                match copy_all(&target, &record.id, sources).await {
+                    Ok(files) => {
+                        let _ = std::fs::remove_file(folder.join(MARK));
+                        return tracing::info!(job = record.id, files, %store, "the ended job is copied");
+                    }
+                    Err(why) => {
+                        tracing::error!(job = record.id, why, %store, "the ended job is not copied; it is tried again in an hour, and after a restart");
+                    }
+                }
+                tokio::time::sleep(AGAIN_AFTER).await;
+            }
+        });
     }
 
     fn sources(&self, record: &JobRecord, folder: &Path) -> Vec<(String, Source)> {
@@ -116,8 +134,9 @@ async fn copy_all(target: &Object, job: &str, sources: Vec<(String, Source)>) ->
         for attempt in 1.. {
             match copy(&client, &object, source).await {
                 Ok(()) => break,
-                Err(why) if attempt == TRIES => return Err(format!("{name}: {why}")),
-                Err(why) => tracing::debug!(job, name, why, attempt, "a copy failed; once more"),
+                Err(Refused::ForGood(why)) => return Err(format!("{name}: {why}")),
+                Err(Refused::ForNow(why)) if attempt == TRIES => return Err(format!("{name}: {why}")),
+                Err(Refused::ForNow(why)) => tracing::warn!(job, name, why, attempt, "a copy failed; once more"),
             }
             tokio::time::sleep(pause).await;
             pause *= 2;
@@ -126,8 +145,8 @@ async fn copy_all(target: &Object, job: &str, sources: Vec<(String, Source)>) ->
     Ok(sources.len())
 }
 
-async fn copy(client: &reqwest::Client, object: &Object, source: &Source) -> Result<(), String> {
-    let in_words = |error: io::Error| error.to_string();
+async fn copy(client: &reqwest::Client, object: &Object, source: &Source) -> Result<(), Refused> {
+    let in_words = |error: io::Error| Refused::ForNow(error.to_string());
     let (size, bytes): (u64, BoxStream<'static, io::Result<Bytes>>) = match source {
         Source::File(path) => {
             use tokio::io::AsyncReadExt;
@@ -140,13 +159,13 @@ async fn copy(client: &reqwest::Client, object: &Object, source: &Source) -> Res
     };
     let request = client.put(object.signed(Verb::Put, SystemTime::now())).header(CONTENT_LENGTH, size);
     let answer = request.body(reqwest::Body::wrap_stream(bytes)).send().await;
-    let answer = answer.map_err(|error| format!("{:#}", anyhow::Error::from(error.without_url())))?;
+    let unreachable = |error: reqwest::Error| {
+        let why = anyhow::Error::from(error.without_url());
+        Refused::ForNow(format!("{} cannot be reached: {why:#}", object.store.endpoint))
+    };
+    let answer = answer.map_err(unreachable)?;
     match answer.status() {
         status if status.is_success() => Ok(()),
-        status => {
-            let body = answer.text().await.unwrap_or_default();
-            let said: String = body.chars().take(300).collect();
-            Err(format!("the store answered {status}: {said}"))
-        }
+        status => Err(object.refused(status.as_u16(), &answer.text().await.unwrap_or_default())),
     }
 }

@@ -32,9 +32,10 @@ use sha2::Sha256;
 use tokio::sync::mpsc;
 
 use super::contents::{Attachments, Contents, urls_of};
+use super::shared_buckets::SharedBuckets;
 use super::{Farm, JobRecord, JobState, Submission};
 use crate::blueprint::host::ec2::sign;
-use crate::config::{BucketLimits, TlsConfig};
+use crate::config::{BucketLimits, BucketMember, FarmConfig, TlsConfig};
 use crate::job_log::{AccessEnd, AccessRecord, JobEvent, JobLog, Severity};
 use crate::runner::SetupError;
 use crate::session::Event;
@@ -186,6 +187,7 @@ pub(super) struct Buckets {
     door: Door,
     editor: Editor,
     limits: BucketLimits,
+    shared: SharedBuckets,
     jobs: Mutex<BTreeMap<String, Arc<OfJob>>>,
 }
 
@@ -227,6 +229,7 @@ pub(super) struct Ask<'a> {
     pub number: &'a str,
     pub folder: &'a Path,
     pub seed: &'a str,
+    pub groups: &'a [String],
     pub job: &'a Job,
     pub contents: &'a Contents,
     pub attachments: &'a Attachments,
@@ -236,8 +239,10 @@ pub(super) struct Ask<'a> {
 }
 
 impl Buckets {
-    pub(super) fn new(door: Door, editor: Editor, limits: BucketLimits) -> Buckets {
-        Buckets { door, editor, limits, jobs: Mutex::default() }
+    pub(super) fn new(door: Door, editor: Editor, config: &FarmConfig) -> io::Result<Buckets> {
+        let limits = config.buckets;
+        let shared = SharedBuckets::open(&config.bucket_groups, &config.state, limits.bytes_max, &door)?;
+        Ok(Buckets { door, editor, limits, shared, jobs: Mutex::default() })
     }
 
     /// The buckets of a job, made and filled unless they are there, and a key for its DUT.
@@ -277,6 +282,7 @@ impl Buckets {
             secret: secret_key,
             from: GoodFrom::Dut(address),
             buckets: of_job.buckets.clone(),
+            shared: self.shared.of(ask.groups),
             observer: observer(ask.log, Some(ask.events)),
         };
         Ok(self.door.desk().grant(&access_key, grant))
@@ -314,6 +320,7 @@ impl Buckets {
             secret: secret_key,
             from: GoodFrom::Operator,
             buckets: buckets.clone(),
+            shared: Vec::new(),
             observer: Arc::new(|event| tracing::debug!(?event, "a submitter's access to its bucket")),
         };
         let of_submitter = self.door.desk().grant(&access_key, grant);
@@ -448,6 +455,11 @@ impl Farm {
         self.gateway.s3()
     }
 
+    /// Whether a job of who has this key may use the buckets of these groups; `Err`: why not.
+    pub fn may_join(&self, groups: &[String], key: Option<&BucketMember>) -> Result<(), String> {
+        self.buckets.shared.may_join(groups, key)
+    }
+
     /// How the API is reached by TCP.
     pub fn api_scheme(&self) -> &'static str {
         match &self.config().tls {
@@ -498,7 +510,8 @@ pub(super) async fn remove_the_expired(farm: Weak<Farm>) {
         look.tick().await;
         let Some(farm) = farm.upgrade() else { return };
         let numbers: Vec<String> = farm.buckets.lock().keys().cloned().collect();
-        for number in numbers {
+        // What is not yet in the store that it is to be copied to has no other place.
+        for number in numbers.into_iter().filter(|number| !farm.is_to_be_copied(number)) {
             let ended = match farm.job(&number) {
                 Some(record) if record.state() == JobState::Ended => ended(&record).map(SystemTime::from),
                 Some(_) => None,
@@ -515,6 +528,35 @@ pub(super) async fn remove_the_expired(farm: Weak<Farm>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_bucket_is_gone_when_its_own_time_after_the_job_is_over_or_else_the_farms() {
+        let state = tempfile::tempdir().unwrap();
+        let text = "name: lab\nnetwork: {private: {address: 10.77.0.1/24}}\nduts: []\ns3: {expiration: 1 day}\n";
+        let config = crate::config::parse("farm.yml", text, Path::new("")).unwrap();
+        let config = FarmConfig { state: state.path().to_owned(), ..config };
+        let cache = gateway::content::cache::Config::new(&state.path().join("cache"));
+        let editor = gateway::content::cache::Cache::new(cache).unwrap().editor().clone();
+        let buckets = Buckets::new(Door::new(desk::Desk::default()), editor, &config).unwrap();
+        let folder = state.path().join("jobs/7");
+        for (name, record) in [("short", r#"{"expiration_ms": 60000}"#), ("usual", r#"{"expiration_ms": null}"#)] {
+            let path = folder.join(FOLDER).join(name);
+            Bucket::open(name, &path, 100).unwrap();
+            std::fs::write(path.join(RECORD), record).unwrap();
+        }
+        buckets.reopen("7", &folder, "seed");
+        let ended = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+        let left = |after_s: u64| {
+            buckets.remove_the_expired("7", ended, ended + Duration::from_secs(after_s));
+            buckets.views("7", None).into_iter().map(|view| view.name).collect::<Vec<_>>()
+        };
+        assert_eq!(left(59), ["short", "usual"]);
+        assert_eq!(left(60), ["usual"]);
+        assert!(!folder.join(FOLDER).join("short").exists());
+        assert_eq!(left(86_399), ["usual"]);
+        assert_eq!(left(86_400), Vec::<String>::new());
+        assert!(!folder.join(FOLDER).exists() && buckets.lock().is_empty());
+    }
 
     #[test]
     fn keys_follow_from_the_seed_and_from_whose_they_are() {

@@ -122,7 +122,8 @@ pub(super) async fn carry(farm: Arc<Farm>, carried: Carried) {
     let Carried { record, crew, submission } = carried;
     let Crew { start, cancelled, seats } = crew;
     let Some(views) = watch_all(&farm, &seats).await else {
-        return record.ended(verdict(Status::SetupFail, Cause::Farm, "the farm has lost the job's leases".into()));
+        return farm
+            .ends(&record, verdict(Status::SetupFail, Cause::Farm, "the farm has lost the job's leases".into()));
     };
     let mut by = cancelled.clone();
     let mut stopping = farm.stopping.subscribe();
@@ -145,8 +146,7 @@ pub(super) async fn carry(farm: Arc<Farm>, carried: Carried) {
             verdict(status_of(cause), cause, summary)
         }
     };
-    record.ended(verdict);
-    farm.archive(&record);
+    farm.ends(&record, verdict);
     farm.forget_old_jobs();
 }
 
@@ -250,8 +250,7 @@ pub(super) async fn give_back(farm: Arc<Farm>, record: Arc<JobRecord>, verdict: 
     for role in record.roles().iter().filter(|role| role.verdict().is_none()) {
         role.ended(verdict.clone());
     }
-    record.ended(verdict);
-    farm.archive(&record);
+    farm.ends(&record, verdict);
 }
 
 /// The command that ends a lease.
@@ -425,8 +424,7 @@ impl Run {
         let (farm, record) = (Arc::clone(&self.farm), Arc::clone(&self.record));
         let (verdict, limit) = self.supervised(beginning, Some(prepared), inbox, submission, views.clone()).await;
         hand_back(&farm, &record, &lease, &mut views, limit).await;
-        record.ended(verdict);
-        farm.archive(&record);
+        farm.ends(&record, verdict);
     }
 
     /// The job on its DUT, to its verdict; and how long its tear-down may take.
@@ -566,7 +564,7 @@ impl Run {
         let (dut, pass, together) = (Arc::clone(&self.dut), self.pass.clone(), Arc::clone(&self.together));
         let role = self.crew.as_ref().map(|crew| crew.role.clone());
         let may_be_picked_up = self.may_be_picked_up();
-        let (number, seed) = (self.job_number().to_owned(), prepared.seed.clone());
+        let (number, seed, groups) = (self.job_number().to_owned(), prepared.seed.clone(), prepared.groups.clone());
         let job = format!("job {number}");
         async move {
             let audit = Arc::new(AuditTrail::new(&farm.audit, job.clone(), &prepared.subject));
@@ -581,6 +579,7 @@ impl Run {
                     number: &number,
                     folder: &farm.job_directory(&number),
                     seed: &seed,
+                    groups: &groups,
                     job: &prepared.job,
                     contents: &contents,
                     attachments: &attachments,

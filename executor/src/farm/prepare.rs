@@ -38,6 +38,8 @@ pub(super) struct Prepared {
     pub subject: String,
     /// What the keys to its buckets follow from.
     pub seed: String,
+    /// Whose buckets its DUTs use besides.
+    pub groups: Vec<String>,
     /// Its own names and passwords at registries.
     pub logins: Logins,
     /// The values of its templates, for what is rendered when it is asked for.
@@ -210,6 +212,7 @@ impl Planner {
             attachments,
             subject,
             seed,
+            groups: submission.groups.clone(),
             logins,
             variables,
             source_name,

@@ -129,7 +129,8 @@ impl Farm {
         let quotas = super::projects::quotas(&config);
         let state = config.state.clone();
         let config = Current::from(config);
-        let buckets = Buckets::new(gateway.s3().clone(), gateway.cache().editor().clone(), config.get().buckets);
+        let buckets = Buckets::new(gateway.s3().clone(), gateway.cache().editor().clone(), &config.get());
+        let buckets = buckets.map_err(|source| StartError::State { path: state.display().to_string(), source })?;
         let consoles = Consoles::new(state.join(CONSOLES), config.get().console_log);
         let machines = Machines::new(
             config.clone(),

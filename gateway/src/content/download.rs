@@ -28,7 +28,7 @@ use super::file::blocking;
 use super::reach::{Failed, Fetcher, Reach, Schemes};
 use super::revalidation::{self, Answer, Conditions, Validators, Verdict, conditions, judge};
 use super::store::{Complete, Part, Store, sha256};
-use super::stores::{Object, Verb};
+use super::stores::{Object, Refused, Verb};
 
 /// How far a download is.
 #[derive(Clone, Debug)]
@@ -195,7 +195,8 @@ impl Download {
                 Err(Setback::Passing(format!("answered {}", response.status())))
             }
             Verdict::Refuse => {
-                Err(ContentError::Status { url: self.shown.clone(), status: response.status().to_string() }.into())
+                progress.part = Some(part);
+                Err(self.refused(response).await)
             }
         }
     }
@@ -227,6 +228,28 @@ impl Download {
             }
             Ok(Err(Failed::Request(error))) => Err(Setback::Passing(causes(&error))),
             Err(_) => Err(self.stalled(0).into()),
+        }
+    }
+
+    /// What a refusal means; stores say it in XML.
+    async fn refused(&self, response: Response) -> Setback {
+        /// Stores' sentences are some hundred bytes.
+        const BYTES_MAX: usize = 16 << 10;
+        let (url, status) = (self.shown.clone(), response.status());
+        let Some(object) = &self.object else {
+            return ContentError::Status { url, status: status.to_string() }.into();
+        };
+        let mut body = Vec::new();
+        let mut stream = response.bytes_stream();
+        while let Ok(Some(Ok(chunk))) = timeout(self.patience.idle, stream.next()).await {
+            body.extend_from_slice(&chunk);
+            if body.len() > BYTES_MAX {
+                break;
+            }
+        }
+        match object.refused(status.as_u16(), &String::from_utf8_lossy(&body)) {
+            Refused::ForGood(reason) => ContentError::BadUrl { url, reason }.into(),
+            Refused::ForNow(reason) => Setback::Passing(reason),
         }
     }
 

@@ -6,6 +6,8 @@
 //!  canonical request = method, path, query by name, host, the name of the only header, UNSIGNED-PAYLOAD
 //!  string to sign    = algorithm, time, scope (day/region/s3/aws4_request), hash of the canonical request
 //!  key               = HMAC over HMAC: "AWS4" + secret ─► day ─► region ─► "s3" ─► "aws4_request"
+//!
+//!  an error's status, and the code in its XML ─► what of the farm file or of the store is to be mended, and whether to try again
 //! ```
 //! <https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-query-string-auth.html>. Path style: it works with every store, at any host.
 
@@ -64,6 +66,60 @@ impl Object {
     pub fn signed(&self, verb: Verb, now: SystemTime) -> String {
         self.store.signed(verb, &self.bucket, &self.key, now)
     }
+}
+
+/// Why a store did not do it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// It will say the same again, until somebody mends what the sentence names.
+    ForGood(String),
+    /// It may be otherwise soon.
+    ForNow(String),
+}
+
+impl Object {
+    /// What an answer that is no success means, by its status and what could be read of its body.
+    pub fn refused(&self, status: u16, body: &str) -> Refused {
+        let Object { store, bucket, key } = self;
+        let (endpoint, name) = (&store.endpoint, &store.access_key);
+        // The codes: <https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html>, which other stores use as well.
+        let code = between(body, "<Code>", "</Code>").unwrap_or_default();
+        let why = match code {
+            "InvalidAccessKeyId" => format!("knows no key `{name}`; mend `access_key` in the farm file's `s3.stores`"),
+            "SignatureDoesNotMatch" => {
+                format!(
+                    "takes the signature of the key `{name}` for a false one; mend what is in its `secret_key_file`"
+                )
+            }
+            "AuthorizationHeaderMalformed" | "AuthorizationQueryParametersError" => {
+                format!("is not in the region `{}`; mend `region` in the farm file's `s3.stores`", store.region)
+            }
+            "AccessDenied" => format!("lets the key `{name}` not do this in the bucket `{bucket}`; its owner has to"),
+            "NoSuchBucket" => format!("has no bucket `{bucket}`; make it there, or name another"),
+            "NoSuchKey" => format!("has no object `{key}` in the bucket `{bucket}`"),
+            "EntityTooLarge" => format!("takes no object as large as `{key}` in one piece"),
+            "RequestTimeTooSkewed" => {
+                return Refused::ForNow(format!("{endpoint} has another time than this machine; set the clocks"));
+            }
+            _ => {
+                let said = between(body, "<Message>", "</Message>").map_or_else(String::new, |text| {
+                    // A store's sentence is a line; a page of HTML has none.
+                    format!(": {}", text.chars().filter(|it| !it.is_control()).take(200).collect::<String>())
+                });
+                let why = format!("{endpoint} answered {status} {code}{said}").trim_end().to_owned();
+                return if matches!(status, 408 | 409 | 425 | 429 | 500..) {
+                    Refused::ForNow(why)
+                } else {
+                    Refused::ForGood(why)
+                };
+            }
+        };
+        Refused::ForGood(format!("{endpoint} {why} ({status} {code})"))
+    }
+}
+
+fn between<'a>(text: &'a str, before: &str, behind: &str) -> Option<&'a str> {
+    text.split_once(before)?.1.split_once(behind).map(|(inside, _)| inside)
 }
 
 /// What an `s3://` URL means; the key is as people write it, so nothing in it is decoded. `Err`: what to do about it.
@@ -193,6 +249,43 @@ mod tests {
         assert_eq!(signature(&url), "6f0b965d58d57e5271262b897708277f0efc3dd01e9f1ffc26182ff606931d78");
         let url = store("http://127.0.0.1:9000").signed(Verb::Put, "examplebucket", "a b/ü.txt", now);
         assert_eq!(signature(&url), "444d634681e38d53ee1594746d448172d22ef9188e4bc010a419974514a1f973");
+    }
+
+    #[test]
+    fn what_a_store_refuses_is_told_with_what_to_mend_and_only_a_passing_trouble_is_tried_again() {
+        let object = object_of(&[store("https://s3.example.org")], "s3://examplebucket/a/b").unwrap();
+        let answer = |status, code: &str| {
+            object.refused(status, &format!("<Error><Code>{code}</Code><Message>no\nway</Message></Error>"))
+        };
+        let for_good = |status, code, words: &str| match answer(status, code) {
+            Refused::ForGood(why) => assert_eq!(why, words),
+            other => panic!("{other:?}"),
+        };
+        let key = "AKIAIOSFODNN7EXAMPLE";
+        for_good(
+            403,
+            "InvalidAccessKeyId",
+            &format!(
+                "https://s3.example.org/ knows no key `{key}`; mend `access_key` in the farm file's `s3.stores` (403 InvalidAccessKeyId)"
+            ),
+        );
+        for_good(
+            403,
+            "SignatureDoesNotMatch",
+            &format!(
+                "https://s3.example.org/ takes the signature of the key `{key}` for a false one; mend what is in its `secret_key_file` (403 SignatureDoesNotMatch)"
+            ),
+        );
+        for_good(
+            404,
+            "NoSuchBucket",
+            "https://s3.example.org/ has no bucket `examplebucket`; make it there, or name another (404 NoSuchBucket)",
+        );
+        for_good(405, "MethodNotAllowed", "https://s3.example.org/ answered 405 MethodNotAllowed: noway");
+        assert_eq!(object.refused(404, "<html>"), Refused::ForGood("https://s3.example.org/ answered 404".into()));
+        let for_now = "https://s3.example.org/ answered 503 SlowDown: noway".to_owned();
+        assert_eq!(answer(503, "SlowDown"), Refused::ForNow(for_now));
+        assert!(matches!(answer(403, "RequestTimeTooSkewed"), Refused::ForNow(_)));
     }
 
     #[test]

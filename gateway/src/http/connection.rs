@@ -19,9 +19,9 @@ use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, Sleep};
 
 use super::proxy::Tunnel;
-use super::wire::Wire;
 use crate::door::Transport;
 use crate::namespace::Pulse;
+use crate::tls::wire::Wire;
 
 /// How soon a transfer ends after its publication was dropped.
 pub(super) const LIVENESS_PERIOD: Duration = Duration::from_millis(250);

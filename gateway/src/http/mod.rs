@@ -1,7 +1,7 @@
 //! HTTP towards DUTs: hyper's HTTP/1 server over the namespaces.
 //!
 //! ```text
-//!  TcpListener ── accept (at most CONNECTIONS_MAX, CONNECTIONS_PER_PEER_MAX) ──► wire.rs: clear, or TLS ──► connection.rs
+//!  TcpListener ── accept (at most CONNECTIONS_MAX, CONNECTIONS_PER_PEER_MAX) ──► clear, or TLS ──► connection.rs
 //!    request ──► answer.rs: target ──► Namespaces: live? ──► ask.rs: form.rs ──► Answer, for as long as the client waits
 //!            ──► proxy.rs, when it is for elsewhere        ──► images.rs, at the port of the registry cache
 //!            ──► answer.rs: way ──► Namespaces: look (HEAD) | open | resume ──► Content ──► Reader
@@ -17,7 +17,6 @@ pub mod form;
 mod images;
 mod proxy;
 mod transfer;
-mod wire;
 
 use core::net::{IpAddr, SocketAddr};
 use std::collections::HashMap;
@@ -46,14 +45,14 @@ use self::answer::{Conditions, Method, Target, Way};
 use self::connection::{Patient, Running};
 use self::proxy::Asker;
 use self::transfer::{AnswerBody, Transfer};
-use self::wire::Wire;
 use crate::content::{Content, ContentError, Reader, content_type};
 use crate::door::Door;
 use crate::namespace::{Access, Caller, Live, Namespaces, Opened, Outcome, Protocol, Refusal};
 use crate::net::Net;
 use crate::outside::Outside;
 use crate::registry;
-use crate::tls::{Inside, Tls};
+use crate::tls::Tls;
+use crate::tls::wire::Wire;
 
 /// How HTTP is served.
 #[derive(Clone, Debug)]
@@ -355,15 +354,8 @@ impl Desk {
         let (Serves::ExposedAt(port), Some(tls)) = (&self.config.serves, &self.config.tls) else {
             return Some(Wire::Clear(stream));
         };
-        let mut first = [0];
-        let peeked = tokio::time::timeout(self.config.idle_timeout, stream.peek(&mut first)).await;
-        match peeked {
-            Ok(Ok(1)) if first[0] == wire::TLS_HANDSHAKE => {}
-            Ok(Ok(1..)) => return Some(Wire::Clear(stream)),
-            Ok(Ok(0) | Err(_)) | Err(_) => return None,
-        }
-        match tls.accept(stream, peer, Inside::Http).await {
-            Ok(stream) => Some(Wire::Tls(Box::new(stream))),
+        match Wire::of(stream, peer, tls, self.config.idle_timeout).await? {
+            Ok(wire) => Some(wire),
             Err(failure) => {
                 tracing::debug!(%peer, port, %failure, "no TLS");
                 let refusal = Refusal::TlsFailed { reason: failure.to_string() };

@@ -101,9 +101,8 @@ fn bucket_of<T>(request: &S3Request<T>, name: &str) -> S3Result<(Asking, Bucket)
 }
 
 fn bucket_among(asking: &Asking, name: &str) -> S3Result<Bucket> {
-    let own =
-        || asking.grant.buckets.all().iter().map(|bucket| bucket.name().to_owned()).collect::<Vec<_>>().join(", ");
-    let bucket = asking.grant.buckets.get(name);
+    let own = || Vec::from_iter(asking.grant.names()).join(", ");
+    let bucket = asking.grant.bucket(name);
     bucket.ok_or_else(|| s3_error!(NoSuchBucket, "no bucket `{name}`; there are: {}", own()))
 }
 
@@ -406,12 +405,9 @@ fn told(page: Page<Object>, encoding: Option<&dto::EncodingType>) -> (Vec<dto::O
 impl S3 for Operations {
     async fn list_buckets(&self, request: S3Request<ListBucketsInput>) -> S3Result<S3Response<ListBucketsOutput>> {
         let asking = asking(&request)?;
-        let row = |bucket: &Bucket| dto::Bucket {
-            name: Some(bucket.name().to_owned()),
-            creation_date: Some(time(0)),
-            ..dto::Bucket::default()
-        };
-        let buckets = Some(asking.grant.buckets.all().iter().map(row).collect());
+        let row =
+            |name: String| dto::Bucket { name: Some(name), creation_date: Some(time(0)), ..dto::Bucket::default() };
+        let buckets = Some(asking.grant.names().into_iter().map(row).collect());
         let owner = Some(dto::Owner { id: Some("wharf".to_owned()), display_name: Some("wharf".to_owned()) });
         Ok(S3Response::new(ListBucketsOutput { buckets, owner, ..ListBucketsOutput::default() }))
     }

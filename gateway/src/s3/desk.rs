@@ -8,7 +8,7 @@
 //! ```
 //! A bucket is looked up among those of the key that asks, so there is no name that leads to another job's.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -122,6 +122,8 @@ pub struct Grant {
     pub from: GoodFrom,
     /// The buckets, which may become more or fewer.
     pub buckets: Buckets,
+    /// Further ones, which others use as well; one that has the name of one of `buckets` is not seen.
+    pub shared: Vec<Bucket>,
     /// Who hears of it.
     pub observer: Observer,
 }
@@ -130,7 +132,8 @@ pub struct Grant {
 pub(super) struct Standing {
     pub(super) secret: String,
     pub(super) from: GoodFrom,
-    pub(super) buckets: Buckets,
+    buckets: Buckets,
+    shared: Vec<Bucket>,
     pub(super) observer: Observer,
     /// The grant is over: so is what runs by it.
     pub(super) over: CancellationToken,
@@ -140,6 +143,17 @@ impl Standing {
     /// Whether the caller may use it.
     pub(super) fn is_for(&self, caller: Caller) -> bool {
         self.from.is_for(caller) && !self.over.is_cancelled()
+    }
+
+    /// The bucket of this name, if it is among them.
+    pub(super) fn bucket(&self, name: &str) -> Option<Bucket> {
+        let shared = || self.shared.iter().find(|bucket| bucket.name() == name).cloned();
+        self.buckets.get(name).or_else(shared)
+    }
+
+    /// The names of all of them.
+    pub(super) fn names(&self) -> BTreeSet<String> {
+        self.buckets.all().iter().chain(&self.shared).map(|bucket| bucket.name().to_owned()).collect()
     }
 }
 
@@ -157,9 +171,9 @@ pub struct Granted {
 impl Desk {
     /// Lets `key` do what the grant says. A later grant of the same key replaces an earlier one.
     pub fn grant(&self, key: &str, grant: Grant) -> Granted {
-        let Grant { secret, from, buckets, observer } = grant;
+        let Grant { secret, from, buckets, shared, observer } = grant;
         let over = CancellationToken::new();
-        let standing = Arc::new(Standing { secret, from, buckets, observer, over });
+        let standing = Arc::new(Standing { secret, from, buckets, shared, observer, over });
         self.lock().insert(key.to_owned(), Arc::clone(&standing));
         Granted { desk: self.clone(), key: key.to_owned(), standing }
     }
@@ -194,7 +208,13 @@ mod tests {
     use super::*;
 
     fn grant(from: GoodFrom) -> Grant {
-        Grant { secret: "secret".into(), from, buckets: Buckets::default(), observer: Arc::new(|_| ()) }
+        Grant {
+            secret: "secret".into(),
+            from,
+            buckets: Buckets::default(),
+            shared: Vec::new(),
+            observer: Arc::new(|_| ()),
+        }
     }
 
     #[test]

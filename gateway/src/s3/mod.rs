@@ -1,9 +1,9 @@
 //! S3 towards DUTs, and towards the operator's side: a job's buckets, to the keys that were given for them.
 //!
 //! ```text
-//!  TcpListener (DUTs) ── accept (at most CONNECTIONS_MAX, CONNECTIONS_PER_PEER_MAX) ─┐
-//!  the operator's API ── a request that is signed as S3 has it ──────────────────────┴─► Door ─► s3s: signature
-//!        ─► desk.rs: whose key, from where ─► answer.rs: the operation ─► bucket.rs: bytes, quota
+//!  TcpListener (DUTs) ── accept (at most CONNECTIONS_MAX, CONNECTIONS_PER_PEER_MAX) ─ first byte: TLS or clear ─┐
+//!  the operator's API ── a request that is signed as S3 has it ─────────────────────────────────────────────────┴─► Door
+//!        ─► s3s: signature ─► desk.rs: whose key, from where ─► answer.rs: the operation ─► bucket.rs: bytes, quota
 //!                                                     └ listing.rs: pages      fill.rs: an archive to begin with, pack.rs: one of all at the end
 //! ```
 
@@ -48,6 +48,8 @@ use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use self::answer::{Asking, Operations};
 use self::desk::{Caller, Desk, End};
 use crate::net::Net;
+use crate::tls::Tls;
+use crate::tls::wire::Wire;
 
 /// Where MinIO listens, and with it what CI-tron's jobs expect.
 pub const PORT: u16 = 9000;
@@ -119,7 +121,9 @@ impl Door {
         let watched = |body| Watched { body: Box::pin(body), is_read: Arc::clone(&is_read) };
         let mut request = request.map(|body| Body::http_body_unsync(watched(body).map_err(Into::into)));
         request.extensions_mut().insert(caller);
-        let what = format!("{} {}", request.method(), request.uri().path());
+        // As long as a bucket's and an object's name in hexadecimal; more is nobody's path.
+        let path: String = request.uri().path().chars().take(3200).collect();
+        let what = format!("{} {path}", request.method());
         let mut response = self.service.call(request).await.unwrap_or_else(|error| {
             tracing::error!(?error, "an S3 request could not be answered");
             let mut response = Response::new(Body::empty());
@@ -214,6 +218,8 @@ pub struct Config {
     pub interface: Option<String>,
     /// Where to listen; port 0 takes a free one.
     pub listen: SocketAddr,
+    /// With what TLS is spoken to who begins with it.
+    pub tls: Tls,
 }
 
 /// A running S3 server; dropping it closes all connections.
@@ -259,7 +265,7 @@ pub async fn start(config: Config, door: Door) -> io::Result<Server> {
     SockRef::from(&listener).set_tcp_keepalive(&keepalive)?;
     let address = listener.local_addr()?;
     let (stop, stopped) = watch::channel(false);
-    let task = tokio::spawn(accept_all(listener, door, stopped));
+    let task = tokio::spawn(accept_all(listener, door, config.tls, stopped));
     let abort = task.abort_handle();
     tracing::info!(%address, "S3 for DUTs");
     Ok(Server { address, stop, task: Some(task), abort })
@@ -294,7 +300,7 @@ impl Drop for Seat {
     }
 }
 
-async fn accept_all(listener: TcpListener, door: Door, mut stopped: watch::Receiver<bool>) {
+async fn accept_all(listener: TcpListener, door: Door, tls: Tls, mut stopped: watch::Receiver<bool>) {
     let (mut connections, peers) = (JoinSet::new(), Peers::default());
     let handed_on = stopped.clone();
     loop {
@@ -304,7 +310,7 @@ async fn accept_all(listener: TcpListener, door: Door, mut stopped: watch::Recei
                     let peer = peer.ip().to_canonical();
                     match Seat::take(&peers, peer) {
                         Some(seat) if connections.len() < CONNECTIONS_MAX => {
-                            connections.spawn(converse(stream, seat, door.clone(), handed_on.clone()));
+                            connections.spawn(converse(stream, seat, door.clone(), tls.clone(), handed_on.clone()));
                         }
                         _ => tracing::warn!(%peer, "too many S3 connections; closed this one"),
                     }
@@ -329,8 +335,17 @@ async fn stop_wanted(stopped: &mut watch::Receiver<bool>) {
 }
 
 /// One connection, request after request.
-async fn converse(stream: TcpStream, seat: Seat, door: Door, mut stopped: watch::Receiver<bool>) {
+async fn converse(stream: TcpStream, seat: Seat, door: Door, tls: Tls, mut stopped: watch::Receiver<bool>) {
     let _ = stream.set_nodelay(true);
+    let wire = tokio::select! {
+        wire = Wire::of(stream, seat.1, &tls, IDLE) => wire,
+        () = stop_wanted(&mut stopped) => None,
+    };
+    let wire = match wire {
+        Some(Ok(wire)) => wire,
+        Some(Err(failure)) => return tracing::info!(peer = %seat.1, %failure, "no TLS for an S3 client"),
+        None => return,
+    };
     let caller = Caller::Dut(seat.1);
     let service = service_fn(move |request| {
         let door = door.clone();
@@ -339,7 +354,7 @@ async fn converse(stream: TcpStream, seat: Seat, door: Door, mut stopped: watch:
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(IDLE)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(wire), service);
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,

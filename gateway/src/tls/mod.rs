@@ -8,6 +8,7 @@
 //! A client shows no certificate: who it is, its address says, as everywhere.
 
 pub mod authority;
+pub(crate) mod wire;
 
 use core::net::IpAddr;
 use std::collections::HashMap;

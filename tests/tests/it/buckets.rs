@@ -13,38 +13,44 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
-use tests::bench::{Bench, Ended, Surroundings, need_programs, until};
+use serde_json::Value;
+use tests::bench::{Bench, Ended, Surroundings, may_mount, need_programs, until};
 use tests::lab::Lab;
 use tests::packages::python;
 
 use crate::callers::is_nowhere;
+use crate::farms::{WHARF, farm_of, linux_job};
 use crate::picked_up::{GATEWAY, LINK, PATIENCE, Place};
 
 /// From PyPI; what a Debian has is older.
 const CLIENTS: [&str; 2] = ["awscli==1.46.3", "s3cmd==2.4.0"];
-const DUT: Ipv4Addr = Ipv4Addr::new(10, 88, 0, 11);
+pub const DUT: Ipv4Addr = Ipv4Addr::new(10, 88, 0, 11);
 const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(10, 88, 0, 12);
+/// All of CI-tron's client that PyPI has.
+const VERSIONS: [&str; 4] = ["0.2.1", "0.2.0", "0.1.0", "0.0.9"];
+/// `wharf run`, which has no groups.
+const OURS: &str = "wharf";
 /// What the executor's client calls the archive of its directory.
 const DIRECTORY: &str = "job_bucket_initial_state_tarball_file";
 
 /// The farm, and the network of its DUT.
-struct World {
-    place: Place,
-    dut: Lab,
+pub struct World {
+    pub place: Place,
+    pub dut: Lab,
     folder: tempfile::TempDir,
 }
 
 /// What a job tells its DUT of its buckets.
 #[derive(Clone, Debug)]
-struct Keys {
-    endpoint: String,
-    own: String,
-    access_key: String,
-    secret_key: String,
+pub struct Keys {
+    pub endpoint: String,
+    pub own: String,
+    pub access_key: String,
+    pub secret_key: String,
 }
 
 impl World {
-    fn new() -> Option<World> {
+    pub fn new() -> Option<World> {
         let (place, dut) = (Place::new()?, Lab::new().ok()?);
         place.lab.plug(LINK, &dut, DUT).unwrap();
         let output =
@@ -58,15 +64,15 @@ impl World {
         self.place.start_farm(&format!("{}s3: {{quota: {quota}}}\n", self.place.farm("")))
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    fn path_text(&self, name: &str) -> String {
+    pub fn path_text(&self, name: &str) -> String {
         self.path(name).display().to_string()
     }
 
-    fn write(&self, name: &str, bytes: &[u8]) -> PathBuf {
+    pub fn write(&self, name: &str, bytes: &[u8]) -> PathBuf {
         let path = self.path(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, bytes).unwrap();
@@ -74,12 +80,12 @@ impl World {
     }
 
     /// A program at the DUT's place.
-    fn at_dut(&self, program: &Path) -> Command {
+    pub fn at_dut(&self, program: &Path) -> Command {
         self.clean(self.dut.command(program.to_str().unwrap()).unwrap())
     }
 
     /// A program at the submitter's.
-    fn at_submitter(&self, program: &Path) -> Command {
+    pub fn at_submitter(&self, program: &Path) -> Command {
         self.clean(self.place.lab.command(program.to_str().unwrap()).unwrap())
     }
 
@@ -91,7 +97,7 @@ impl World {
     }
 
     /// What the DUT's firmware would read.
-    fn keys(&self) -> Keys {
+    pub fn keys(&self) -> Keys {
         let url = format!("http://{GATEWAY}/keys");
         let mut curl = self.at_dut(Path::new("curl"));
         let output = curl.args(["-sf", "--interface", &DUT.to_string(), &url]).output().unwrap();
@@ -104,8 +110,17 @@ impl World {
         Keys { endpoint, own, access_key, secret_key }
     }
 
+    /// What s3cmd says at the DUT's place.
+    fn s3cmd(&self, keys: &Keys, words: &[&str]) -> String {
+        let mut command = self.at_dut(&python(&CLIENTS).join("s3cmd"));
+        let host = keys.endpoint.trim_start_matches("http://").to_owned();
+        command.args(["--no-ssl", "--host", &host, "--host-bucket", &host, "--no-progress"]);
+        command.args(["--access_key", &keys.access_key, "--secret_key", &keys.secret_key]);
+        good(command.args(words).output().unwrap())
+    }
+
     /// A request of curl's, signed, from one of the addresses; its status and its body.
-    fn curl(&self, from: Ipv4Addr, keys: &Keys, path: &str, more: &[&str]) -> (String, String) {
+    pub fn curl(&self, from: Ipv4Addr, keys: &Keys, path: &str, more: &[&str]) -> (String, String) {
         let user = format!("{}:{}", keys.access_key, keys.secret_key);
         let url = format!("{}{path}", keys.endpoint);
         let mut curl = self.at_dut(Path::new("curl"));
@@ -126,7 +141,7 @@ impl World {
 }
 
 /// A job whose machine need not boot anything: it talks, and reads its keys.
-fn job(s3: &str) -> String {
+pub fn job(s3: &str) -> String {
     format!(
         "version: 1
 target: {{tags: []}}
@@ -148,7 +163,7 @@ fn tells(ended: &Ended, words: &str) -> bool {
     ended.events.iter().any(|event| event.to_string().contains(words))
 }
 
-fn good(output: Output) -> String {
+pub fn good(output: Output) -> String {
     assert!(output.status.success(), "{output:?}");
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
@@ -261,15 +276,8 @@ fn a_bucket_is_filled_written_with_every_client_and_read_back_by_the_submitter()
     world.write("up/deep/er.txt", b"from awscli");
     aws(&["sync", "--quiet", &world.path_text("up"), "s3://results/aws"]);
 
-    let s3cmd = |words: &[&str]| {
-        let mut command = world.at_dut(&programs.join("s3cmd"));
-        let host = keys.endpoint.trim_start_matches("http://").to_owned();
-        command.args(["--no-ssl", "--host", &host, "--host-bucket", &host, "--no-progress"]);
-        command.args(["--access_key", &keys.access_key, "--secret_key", &keys.secret_key]);
-        good(command.args(words).output().unwrap())
-    };
-    s3cmd(&["put", &world.path_text("up/deep/er.txt"), "s3://results/s3cmd/put.txt"]);
-    assert!(s3cmd(&["ls", "s3://results/s3cmd/"]).contains("11"), "its size");
+    world.s3cmd(&keys, &["put", &world.path_text("up/deep/er.txt"), "s3://results/s3cmd/put.txt"]);
+    assert!(world.s3cmd(&keys, &["ls", "s3://results/s3cmd/"]).contains("11"), "its size");
 
     let rclone = |words: &[&str]| {
         let mut command = world.at_dut(Path::new("rclone"));
@@ -328,6 +336,15 @@ fn no_key_address_name_or_signature_leads_to_what_is_anothers() {
     let put = |path: &str| world.curl(DUT, &keys, path, &["-X", "PUT", "-d", "secret"]);
     assert_eq!(put("/results/mine").0, "200");
     assert_eq!(world.curl(DUT, &keys, "/results/mine", &[]), ("200".into(), "secret".into()));
+
+    // Over TLS at the same port, for who trusts the farm's authority.
+    let authority = world.path_text("authority.pem");
+    let fetched =
+        world.at_dut(Path::new("curl")).args(["-sf", "-o", &authority, &format!("http://{GATEWAY}/_/ca.pem")]).output();
+    good(fetched.unwrap());
+    let sealed = Keys { endpoint: keys.endpoint.replace("http:", "https:"), ..keys.clone() };
+    assert_eq!(world.curl(DUT, &sealed, "/results/mine", &["--cacert", &authority]), ("200".into(), "secret".into()));
+    assert_eq!(world.curl(DUT, &sealed, "/results/mine", &[]).0, "000", "an authority that nobody told of");
 
     // Another address, the other side, no signature, a wrong one, an unknown key.
     assert_eq!(world.curl(NEIGHBOUR, &keys, "/results/mine", &[]).0, "403");
@@ -425,7 +442,7 @@ fn a_bucket_outlives_the_server_with_its_keys_and_a_bad_archive_ends_the_job_bef
     let keys = world.keys();
     assert_eq!(world.curl(DUT, &keys, "/results/kept", &["-X", "PUT", "-d", "kept"]).0, "200");
     drop(console);
-    let bench = bench.killed_and_started_again(crate::farms::WHARF);
+    let bench = bench.killed_and_started_again(WHARF);
     let mut console = world.place.opened();
     let mut submitted = bench.follow(&id, "");
     submitted.wait_for_kind("console_back");
@@ -433,7 +450,7 @@ fn a_bucket_outlives_the_server_with_its_keys_and_a_bad_archive_ends_the_job_bef
     assert_eq!(world.curl(DUT, &keys, "/results/kept", &[]), ("200".into(), "kept".into()));
     console.write_all(b"all is good\nthe end\n").unwrap();
     submitted.wait().expect("PASS", "test");
-    let bench = bench.stopped_and_started_again(crate::farms::WHARF);
+    let bench = bench.stopped_and_started_again(WHARF);
     assert_eq!(bench.get(&format!("/api/v1/jobs/{id}/buckets")).json()["buckets"][1]["objects"], 1);
 }
 
@@ -442,6 +459,45 @@ fn audit_lines(bench: &Bench, who: &str) -> Vec<serde_json::Value> {
     let text = fs::read_to_string(bench.state().join("audit.log")).unwrap_or_default();
     let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
     lines.filter(|line| line["who"] == who).collect()
+}
+
+#[test]
+fn a_full_disk_is_told_to_who_writes_and_there_is_nothing_lost_when_there_is_room() {
+    if let Err(why) = may_mount() {
+        println!("SKIPPED: a small disk cannot be mounted here: {why}");
+        return;
+    }
+    need_programs(&[("/usr/bin/curl", "curl")]);
+    // Room for the farm, and for one object but not for two.
+    let surroundings = Surroundings { state_bytes: Some(8 << 20), ..Surroundings::default() };
+    let bench = Bench::start_with(WHARF, &farm_of(&[("full", "")]), surroundings);
+    let timeouts = "overall: {minutes: 4}";
+    let more = "    storage: {s3: [{bucket: results}]}\n";
+    let mut submitted = bench.submit(&linux_job("full", "wharf.end=hang", timeouts, more), "");
+    submitted.wait_for_kind("powered_on");
+    let told = bench.get("/api/v1/jobs/1/buckets").json();
+    let user = format!("{}:{}", told["access_key"].as_str().unwrap(), told["secret_key"].as_str().unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("big");
+    fs::write(&file, vec![b'x'; 4 << 20]).unwrap();
+    let curl = |path: &str, more: &[&str]| {
+        let mut curl = Command::new("curl");
+        curl.args(["-s", "-w", "%{http_code}", "--aws-sigv4", "aws:amz:us-east-1:s3", "--user", &user]);
+        curl.args(["-H", "x-amz-content-sha256: UNSIGNED-PAYLOAD"]).args(more);
+        good(curl.arg(format!("{}{path}", bench.url())).output().unwrap())
+    };
+    let upload = ["-X", "PUT", "-T", file.to_str().unwrap()];
+    assert_eq!(curl("/results/one", &upload), "200");
+    let refused = curl("/results/two", &upload);
+    assert!(refused.contains("<Code>StorageFull</Code>") && refused.ends_with("507"), "{refused}");
+    assert!(refused.contains("the farm's disk is full; its administrator has to make room"), "{refused}");
+    let bucket = &bench.get("/api/v1/jobs/1/buckets").json()["buckets"][1];
+    assert_eq!((&bucket["objects"], &bucket["bytes"]), (&Value::from(1), &Value::from(4 << 20)), "{bucket}");
+    assert_eq!(curl("/results/one", &["-o", "/dev/null"]), "200");
+    assert_eq!(curl("/results/one", &["-X", "DELETE"]), "204");
+    assert_eq!(curl("/results/two", &upload), "200");
+    submitted.cancel();
+    submitted.wait().expect("INCOMPLETE", "cancelled");
 }
 
 /// Hands a job in with files; its number.
@@ -472,26 +528,23 @@ exec S3CMD --no-ssl --host "$host" --host-bucket "$host" --access_key "${keys%%:
 "#;
 
 #[test]
-fn the_shared_directory_of_executorctl_goes_there_and_comes_back_for_every_version() {
+fn a_shared_directory_goes_there_and_comes_back_by_every_version_of_executorctl_and_by_ours() {
     let Some(world) = World::new() else { return };
     need_programs(&[("/usr/bin/curl", "curl")]);
     let s3cmd = python(&CLIENTS).join("s3cmd");
     let mcli = world.write("bin/mcli", MCLI.replace("S3CMD", s3cmd.to_str().unwrap()).as_bytes());
     fs::set_permissions(&mcli, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let file = world.write("job.yml", job("").as_bytes());
-    let bench = world.start("1M");
+    fs::write(world.path("member"), "a secret of its own\n").unwrap();
+    let member = format!("members: [{{access_key: member, secret_key_file: {}}}]", world.path_text("member"));
+    let bench = world.start(&format!("1M, groups: [{{name: team, buckets: [team-cache], {member}}}]"));
     let mut console = None;
-    for version in ["0.2.1", "0.0.9"] {
-        let client = python(&[&format!("valve-gfx-ci.executor.client=={version}")]).join("executorctl");
+    for version in VERSIONS.into_iter().chain([OURS]) {
         let shared = format!("shared-{version}");
         world.write(&format!("{shared}/in/put.txt"), b"from the submitter");
         world.write(&format!("{shared}/stale"), b"to be removed");
-        let mut command = world.at_submitter(&client);
-        let path = format!("{}:{}", world.path_text("bin"), std::env::var("PATH").unwrap_or_default());
-        command
-            .env("PATH", path)
-            .args(["-e", &bench.url(), "run", "--wait", "-s", &world.path_text(&shared)])
-            .arg(&file);
+        let mut command = client(&world, &bench, version);
+        command.args(["-s", &world.path_text(&shared)]).arg(&file);
         let running = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let console = console.get_or_insert_with(|| world.place.opened());
         let id = until(PATIENCE, || {
@@ -501,10 +554,15 @@ fn the_shared_directory_of_executorctl_goes_there_and_comes_back_for_every_versi
         });
         bench.follow(&id.unwrap(), "").wait_for_kind("powered_on");
         let keys = world.keys();
-        let path = |name: &str| format!("/{}/{name}", keys.own);
-        assert_eq!(world.curl(DUT, &keys, &path("in/put.txt"), &[]), ("200".into(), "from the submitter".into()));
-        assert_eq!(world.curl(DUT, &keys, &path("out.txt"), &["-X", "PUT", "-d", "from the DUT"]).0, "200");
-        assert_eq!(world.curl(DUT, &keys, &path("stale"), &["-X", "DELETE"]).0, "204");
+        let of_own = |name: &str| format!("s3://{}/{name}", keys.own);
+        let file = world.write("of-dut", b"from the DUT");
+        world.s3cmd(&keys, &["get", "--force", &of_own("in/put.txt"), &world.path_text("got")]);
+        assert_eq!(fs::read(world.path("got")).unwrap(), b"from the submitter");
+        world.s3cmd(&keys, &["put", file.to_str().unwrap(), &of_own("out.txt")]);
+        world.s3cmd(&keys, &["del", &of_own("stale")]);
+        if version != OURS {
+            world.s3cmd(&keys, &["put", file.to_str().unwrap(), &format!("s3://team-cache/{version}")]);
+        }
         console.write_all(b"all is good\nthe end\n").unwrap();
         let output = running.wait_with_output().unwrap();
         assert_eq!(output.status.code(), Some(0), "{version}: {output:?}");
@@ -513,8 +571,44 @@ fn the_shared_directory_of_executorctl_goes_there_and_comes_back_for_every_versi
         assert_eq!(read("in/put.txt").as_deref(), Some("from the submitter"), "{version}");
         assert_eq!(read("stale"), None, "{version}: what the DUT removed is removed");
     }
+    // What its members' jobs left in the group's bucket is there for them, and for nobody else.
+    let url = format!("{}/team-cache?list-type=2", bench.url());
+    let mut curl = world.at_submitter(Path::new("curl"));
+    curl.args(["-sf", "--aws-sigv4", "aws:amz:us-east-1:s3", "--user", "member:a secret of its own", &url]);
+    let listed = good(curl.args(["-H", "x-amz-content-sha256: UNSIGNED-PAYLOAD"]).output().unwrap());
+    let named: Vec<_> = listed.split("<Key>").skip(1).map(|part| part.split('<').next().unwrap()).collect();
+    assert_eq!(named, ["0.0.9", "0.1.0", "0.2.0", "0.2.1"], "{listed}");
+    let mut submitted = bench.submit(&job(""), "");
+    submitted.wait_for_kind("powered_on");
+    let (status, body) = world.curl(DUT, &world.keys(), "/team-cache/0.2.1", &[]);
+    assert!(status == "404" && body.contains("no bucket `team-cache`"), "{status} {body}");
+    submitted.cancel();
+    submitted.wait().expect("INCOMPLETE", "cancelled");
     let broken = submit_raw(&bench, &job(""), b"no archive");
     assert_eq!((broken.0, broken.1.as_str()), (420, "Invalid tarball file"));
+}
+
+/// A client that waits for a job's end: one of CI-tron's, or ours.
+fn client(world: &World, bench: &Bench, version: &str) -> Command {
+    if version == OURS {
+        let mut command = world.at_submitter(Path::new(WHARF));
+        command.env("XDG_RUNTIME_DIR", world.path("")).args(["run", "--server", &bench.url()]);
+        return command;
+    }
+    let client = python(&[&format!("valve-gfx-ci.executor.client=={version}")]).join("executorctl");
+    let mut command = world.at_submitter(&client);
+    let path = format!("{}:{}", world.path_text("bin"), std::env::var("PATH").unwrap_or_default());
+    command.env("PATH", path).args([
+        "-e",
+        &bench.url(),
+        "run",
+        "--wait",
+        "-a",
+        "member:a secret of its own",
+        "-g",
+        "team",
+    ]);
+    command
 }
 
 fn submit_raw(bench: &Bench, job: &str, directory: &[u8]) -> (u16, String) {

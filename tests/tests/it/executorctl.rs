@@ -5,7 +5,7 @@
 //! |---|---|
 //! | `-w` | on a busy farm |
 //! | `-c`, `-j`, `-t`, `-i`, `-E`, `-f`, `--job-cookie`, `-a` | what the server makes of each |
-//! | `-g` | refused |
+//! | `-g` | refused here, where no group is; `buckets` has one |
 //! | a job by URL | fetched by the server, over TLS |
 //!
 //! They live in virtual environments, made once.
@@ -179,9 +179,16 @@ fn a_group_of_minio_is_refused_by_its_option_in_every_version() {
 }
 
 #[test]
-fn every_option_of_the_last_client_that_is_called_back_means_something() {
+fn every_option_of_every_client_that_has_them_means_something() {
     let bench = simulated();
-    let client = Client::new(LAST_CALLED_BACK, &bench);
+    for version in [LAST_CALLED_BACK, FIRST_TO_UPGRADE, UPGRADES] {
+        every_option_means_something(&bench, version);
+    }
+}
+
+#[track_caller]
+fn every_option_means_something(bench: &Bench, version: &str) {
+    let client = Client::new(version, bench);
     let attached = client.folder.path().join("attached");
     std::fs::write(&attached, "x".repeat(54_321)).unwrap();
     let storage = "    storage:\n      http: [{path: /mine, attached: mine}]\n";
@@ -281,7 +288,7 @@ fn a_job_by_url_is_fetched_by_the_server_over_tls() {
     let surroundings = tests::bench::Surroundings { environment, ..Default::default() };
     let bench = Bench::start_with(WHARF, &farm_of(&[("only", "")]), surroundings);
     let url = format!("https://127.0.0.1:{}/hello.yml", port.trim());
-    for version in [LAST_CALLED_BACK, UPGRADES] {
+    for version in [LAST_CALLED_BACK, FIRST_TO_UPGRADE, UPGRADES] {
         let output = Client::new(version, &bench).command(&["run", "-w", &url]).output().unwrap();
         assert_eq!(output.status.code(), Some(0), "{version}: {output:?}");
         assert!(stdout(&output).contains("wharf: job done\r\n"), "{version}: {output:?}");

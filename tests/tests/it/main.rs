@@ -57,6 +57,7 @@
 //! | `simulated` | jobs on simulated DUTs: every firmware, every fault, many at once |
 //! | `ssh_guests` | hosts that are guests of the server's machine, and DUTs that do the steps of a job by SSH |
 //! | `stalls` | a machine that stops in its boot is noticed with a mute console, and what it had fetched is told |
+//! | `stores` | objects of a store elsewhere are read, ended jobs are copied there, and what it refuses is told and tried again |
 //! | `tftp_clients` | curl, tftp-hpa, atftp and busybox read every kind of file over TFTP, over a bad link too |
 //! | `tidy` | the house rules that a machine can see |
 //! | `tls` | files and disks over TLS, and at ports of a job's own, for its DUT alone |
@@ -124,6 +125,7 @@ mod roles;
 mod simulated;
 mod ssh_guests;
 mod stalls;
+mod stores;
 mod tftp_clients;
 mod tidy;
 mod tls;

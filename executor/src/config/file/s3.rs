@@ -1,4 +1,4 @@
-//! How much jobs may keep in their buckets, and for how long.
+//! How much jobs may keep in their buckets, and for how long; which buckets outlive them; and stores elsewhere.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use gateway::content::stores::{self, Object, Store};
 
 use super::console_log::SizeForm;
 use super::*;
-use crate::config::BucketLimits;
+use crate::config::{BucketGroup, BucketLimits, BucketMember};
 
 /// The buckets of jobs.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -18,11 +18,41 @@ pub(super) struct S3Keys {
     /// How long a bucket stays after its job, where the job does not say it; `1 day` when absent.
     #[schemars(with = "Option<LengthForm>", extend("x-example" = "expiration: 7 days"))]
     expiration: Option<f64>,
+    /// Buckets that outlive jobs, for those who have a key.
+    groups: Vec<GroupKeys>,
     /// Stores elsewhere, for `s3://` URLs.
     stores: Vec<StoreKeys>,
     /// Where the logs and buckets of ended jobs are copied to: `s3://bucket/prefix`, in one of the stores.
     #[schemars(extend("x-example" = "archive: s3://results/lab-1"))]
     archive: Option<String>,
+}
+
+/// Buckets that outlive jobs.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+#[schemars(extend("required" = ["name", "buckets", "members"]))]
+struct GroupKeys {
+    /// What `executorctl run --minio-group` says.
+    #[schemars(extend("x-example" = "name: mesa"))]
+    name: String,
+    /// Its buckets, made when they are not there; one may belong to several groups.
+    #[schemars(extend("x-example" = "buckets: [mesa-traces]"))]
+    buckets: Vec<String>,
+    /// The keys of those whose jobs may use them.
+    members: Vec<MemberKeys>,
+}
+
+/// A key of a group.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+#[schemars(extend("required" = ["access_key", "secret_key_file"]))]
+struct MemberKeys {
+    /// The name of the key.
+    #[schemars(extend("x-example" = "access_key: mesa-ci"))]
+    access_key: String,
+    /// A file with the secret key, relative to this file; spaces and line ends around it do not count.
+    #[schemars(extend("x-example" = "secret_key_file: mesa.secret"))]
+    secret_key_file: String,
 }
 
 /// A store elsewhere.
@@ -56,6 +86,27 @@ impl S3Keys {
         }
     }
 
+    /// The groups, with the keys of their members that can be read.
+    pub(super) fn groups(&self, directory: &Path, findings: &mut Findings) -> Vec<BucketGroup> {
+        let mut groups: Vec<BucketGroup> = Vec::new();
+        for (index, keys) in self.groups.iter().enumerate() {
+            let at = |key: &str| ["s3".to_owned(), "groups".to_owned(), index.to_string(), key.to_owned()];
+            if keys.name.is_empty() || groups.iter().any(|group| group.name == keys.name) {
+                let what = format!("`{}` is no name of its own for a group", keys.name);
+                findings.tell(&at("name"), what, "give each group another name");
+            }
+            for bucket in keys.buckets.iter().filter(|bucket| !job_schema::job::is_bucket_name(bucket)) {
+                let what = format!("`{bucket}` is no name of a bucket");
+                let hint = "write 3 to 63 lower-case letters, digits and hyphens, with a letter or digit at both ends";
+                findings.tell(&at("buckets"), what, hint);
+            }
+            let members = keys.members.iter().filter_map(|member| member.read(directory, &at("members"), findings));
+            let (name, buckets, members) = (keys.name.clone(), keys.buckets.clone(), members.collect());
+            groups.push(BucketGroup { name, buckets, members });
+        }
+        groups
+    }
+
     /// The stores whose keys can be read, and where ended jobs are copied to.
     pub(super) fn stores(&self, directory: &Path, findings: &mut Findings) -> (Vec<Store>, Option<Object>) {
         let mut stores = Vec::new();
@@ -68,23 +119,14 @@ impl S3Keys {
                 findings.tell(&at("endpoint"), what, "write `https://HOST` or `http://HOST:PORT`");
                 continue;
             };
-            let path = directory.join(&keys.secret_key_file);
-            match std::fs::read_to_string(&path) {
-                Ok(secret) => stores.push(Store {
+            if let Some(secret_key) = secret_in(directory, &keys.secret_key_file, &at("secret_key_file"), findings) {
+                stores.push(Store {
                     endpoint,
                     region: keys.region.clone().unwrap_or_else(|| "us-east-1".to_owned()),
                     buckets: keys.buckets.clone(),
                     access_key: keys.access_key.clone(),
-                    secret_key: secret.trim().to_owned(),
-                }),
-                Err(error) => {
-                    let what = format!("cannot read {}: {error}", path.display());
-                    findings.tell(
-                        &at("secret_key_file"),
-                        what,
-                        "write the secret key into this file, readable for the server alone",
-                    );
-                }
+                    secret_key,
+                });
             }
         }
         let archive = self.archive.as_ref().and_then(|url| {
@@ -94,6 +136,30 @@ impl S3Keys {
         });
         (stores, archive)
     }
+}
+
+impl MemberKeys {
+    fn read(&self, directory: &Path, at: &[String], findings: &mut Findings) -> Option<BucketMember> {
+        // `KEY:SECRET` is how clients say the two.
+        if self.access_key.is_empty() || self.access_key.contains([':', '/', ',']) {
+            let what = format!("`{}` is no name of a key", self.access_key);
+            findings.tell(at, what, "write letters, digits and hyphens");
+        }
+        let secret_key = secret_in(directory, &self.secret_key_file, at, findings)?;
+        Some(BucketMember { access_key: self.access_key.clone(), secret_key })
+    }
+}
+
+/// The secret key in a file of this name.
+fn secret_in(directory: &Path, name: &str, at: &[String], findings: &mut Findings) -> Option<String> {
+    let path = directory.join(name);
+    let hint = "write the secret key into this file, readable for the server alone";
+    match std::fs::read_to_string(&path).map(|secret| secret.trim().to_owned()) {
+        Ok(secret) if secret.is_empty() => findings.tell(at, format!("{} is empty", path.display()), hint),
+        Ok(secret) => return Some(secret),
+        Err(error) => findings.tell(at, format!("cannot read {}: {error}", path.display()), hint),
+    }
+    None
 }
 
 #[cfg(test)]

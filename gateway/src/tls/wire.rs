@@ -1,32 +1,52 @@
-//! What HTTP travels over: TCP as it is, or TLS on it.
+//! What HTTP and S3 travel over: TCP as it is, or TLS on it.
 //!
 //! ```text
-//!  the server's own port ───────────────────────────────────► Clear
-//!  a port of its own ─► first byte: 22 (a TLS record) ─► Tls ─┴─ anything else ─► Clear
+//!  a connection ─► its first byte ─┬─ 22, a TLS record ─► handshake ─► Tls
+//!                                  └─ anything else ────────────────► Clear
 //! ```
 
 use std::io::{self, IoSlice};
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
+use super::{Failure, Inside, Tls};
 use crate::door::Transport;
 
 /// A TLS record with a handshake in it (RFC 8446 section 5.1); no HTTP method begins with it.
-pub(super) const TLS_HANDSHAKE: u8 = 22;
+const TLS_HANDSHAKE: u8 = 22;
 
 /// A connection's bytes.
-pub(super) enum Wire {
+pub(crate) enum Wire {
     Clear(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
 }
 
 impl Wire {
+    /// What `stream` is, by its first byte; `None`: it brought none within this time.
+    pub(crate) async fn of(
+        stream: TcpStream,
+        peer: IpAddr,
+        tls: &Tls,
+        patience: Duration,
+    ) -> Option<Result<Wire, Failure>> {
+        let mut first = [0];
+        match tokio::time::timeout(patience, stream.peek(&mut first)).await {
+            Ok(Ok(1)) if first[0] == TLS_HANDSHAKE => {}
+            Ok(Ok(1..)) => return Some(Ok(Wire::Clear(stream))),
+            Ok(Ok(0) | Err(_)) | Err(_) => return None,
+        }
+        let stream = tls.accept(stream, peer, Inside::Http).await;
+        Some(stream.map(|stream| Wire::Tls(Box::new(stream))))
+    }
+
     /// Which of the two it is.
-    pub(super) fn transport(&self) -> Transport {
+    pub(crate) fn transport(&self) -> Transport {
         match self {
             Wire::Clear(_) => Transport::Clear,
             Wire::Tls(_) => Transport::Tls,
