@@ -54,6 +54,7 @@ mod hardware;
 mod hold;
 mod host_use;
 mod hosts;
+mod lease_buckets;
 mod ledger;
 mod listening;
 mod machines;
@@ -80,7 +81,7 @@ mod wants;
 pub use adopted_pdus::{AdoptError, AdoptPdu};
 use announced::Announcements;
 pub use attached::Attached;
-pub use buckets::{BucketView, DIRECTORY, RESULTS};
+pub use buckets::{BucketView, DIRECTORY, Keys as BucketKeys, RESULTS};
 pub use current::Current;
 pub use discovery::{
     AddDut, AddError, DiscoverAsk, DiscoverError, DiscoveryOutcome, DiscoveryRecord, Found, LoaderView, OutletView,

@@ -1,4 +1,4 @@
-//! The buckets of jobs, for those who submitted them: S3 at the API's own address, a list, and each as one tar archive.
+//! The buckets of jobs and of leases, for those who submitted or hold them: S3 at the API's own address, a list, and each as one tar archive.
 //!
 //! ```text
 //!  a request ─► signed as S3 has it? ─ yes ─► the gateway's S3: its own keys say what it may
@@ -16,6 +16,7 @@ use axum::http::header;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use gateway::s3::Door;
+use gateway::s3::bucket::Bucket;
 use gateway::s3::desk::Caller;
 
 use super::Api;
@@ -25,7 +26,7 @@ use super::submit::peer_of;
 use super::wire::ErrorWire;
 use super::wire::buckets::{BucketWire, BucketsWire};
 use crate::callers::audit::{Audit, Line};
-use crate::farm::{Farm, JobRecord};
+use crate::farm::{BucketKeys, BucketView, Farm, JobRecord};
 
 /// Answers what is meant for S3; everything else goes on.
 pub(super) async fn s3_first(State(api): State<Api>, request: Request, next: Next) -> Response {
@@ -100,10 +101,27 @@ pub(super) fn access(farm: &Arc<Farm>, record: &JobRecord, host: &str) -> Option
 )]
 pub(super) async fn buckets(State(api): State<Api>, Path(id): Path<String>) -> Result<Json<BucketsWire>, ApiError> {
     let record = api.job(&id)?;
-    let keys = api.farm.bucket_keys_of(&record);
-    let buckets = api.farm.buckets_of(&record).into_iter().map(BucketWire::from).collect();
+    Ok(told(api.farm.bucket_keys_of(&record), api.farm.buckets_of(&record)))
+}
+
+/// GET `/api/v1/leases/{id}/buckets`
+#[utoipa::path(
+    get, tag = "leases", path = "/api/v1/leases/{id}/buckets",
+    params(("id" = String, Path, description = "The lease's id")),
+    responses((status = 200, description = "Its buckets, and the key to them", body = BucketsWire), (status = 404, description = "No such lease", body = ErrorWire))
+)]
+pub(super) async fn buckets_of_lease(
+    State(api): State<Api>,
+    Path(id): Path<String>,
+) -> Result<Json<BucketsWire>, ApiError> {
+    api.farm.lease(&id).await?;
+    Ok(told(api.farm.bucket_keys_of_lease(&id), api.farm.buckets_of_lease(&id).await))
+}
+
+fn told(keys: Option<BucketKeys>, buckets: Vec<BucketView>) -> Json<BucketsWire> {
+    let buckets = buckets.into_iter().map(BucketWire::from).collect();
     let (access_key, secret_key) = keys.map(|keys| (keys.access_key, keys.secret_key)).unzip();
-    Ok(Json(BucketsWire { buckets, access_key, secret_key }))
+    Json(BucketsWire { buckets, access_key, secret_key })
 }
 
 /// GET `/api/v1/jobs/{id}/buckets/{name}`
@@ -117,14 +135,36 @@ pub(super) async fn bucket(
     Path((id, name)): Path<(String, String)>,
 ) -> Result<Response, ApiError> {
     let record = api.job(&id)?;
-    let views = api.farm.buckets_of(&record);
+    packed(&format!("job {id}"), &name, api.farm.buckets_of(&record), |name| api.farm.bucket_of(&record, name))
+}
+
+/// GET `/api/v1/leases/{id}/buckets/{name}`
+#[utoipa::path(
+    get, tag = "leases", path = "/api/v1/leases/{id}/buckets/{name}",
+    params(("id" = String, Path, description = "The lease's id"), ("name" = String, Path, description = "The bucket's name; `own`: the lease's own")),
+    responses((status = 200, description = "A tar archive of its objects", content_type = "application/x-tar"), (status = 404, description = "No such lease, or no such bucket of it", body = ErrorWire))
+)]
+pub(super) async fn bucket_of_lease(
+    State(api): State<Api>,
+    Path((id, name)): Path<(String, String)>,
+) -> Result<Response, ApiError> {
+    api.farm.lease(&id).await?;
+    let buckets = api.farm.buckets_of_lease(&id).await;
+    packed(&format!("lease {id}"), &name, buckets, |name| api.farm.bucket_of_lease(&id, name))
+}
+
+fn packed(
+    whose: &str,
+    name: &str,
+    views: Vec<BucketView>,
+    open: impl FnOnce(&str) -> Option<Bucket>,
+) -> Result<Response, ApiError> {
     let wanted = views.iter().find(|bucket| bucket.name == name || (name == "own" && bucket.is_own));
-    let found = wanted.and_then(|view| api.farm.bucket_of(&record, &view.name));
-    let Some(bucket) = found else {
+    let Some(bucket) = wanted.and_then(|view| open(&view.name)) else {
         let known: Vec<_> = views.into_iter().map(|bucket| bucket.name).collect();
         let text = match known.is_empty() {
-            true => format!("job {id} has no buckets, or none any more"),
-            false => format!("job {id} has no bucket `{name}`; it has {}", known.join(", ")),
+            true => format!("{whose} has no buckets, or none any more"),
+            false => format!("{whose} has no bucket `{name}`; it has {}", known.join(", ")),
         };
         return Err(ApiError::NotFound(text));
     };

@@ -131,6 +131,8 @@ fn routes() -> Routes {
         .at("/api/v1/leases/{id}/console", get(LEASE, leases::console).post(LEASE, leases::type_on_console))
         .at("/api/v1/leases/{id}/command", post(LEASE, hosts::command))
         .at("/api/v1/leases/{id}/file", get(LEASE, hosts::get).put(LEASE, hosts::put))
+        .at("/api/v1/leases/{id}/buckets", get(LEASE, buckets::buckets_of_lease))
+        .at("/api/v1/leases/{id}/buckets/{name}", get(LEASE, buckets::bucket_of_lease))
         .at("/api/v1/leases/{id}/console/serve", post(LEASE, console_port::serve))
         .at("/api/v1/hosts", get(SUBMIT, hosts::hosts))
         .at("/api/v1/jobs/{id}/files/{name}", get(JOB, hosts::kept))

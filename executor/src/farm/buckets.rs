@@ -370,7 +370,7 @@ impl Buckets {
     }
 
     /// The buckets of a job; none once they are gone.
-    fn views(&self, number: &str, ended: Option<jiff::Timestamp>) -> Vec<BucketView> {
+    pub(super) fn views(&self, number: &str, ended: Option<jiff::Timestamp>) -> Vec<BucketView> {
         let Some(of_job) = self.lock().get(number).cloned() else { return Vec::new() };
         let own = own_name(&of_job.seed);
         let view = |bucket: Bucket| BucketView {
@@ -382,6 +382,18 @@ impl Buckets {
             expires: ended.and_then(|ended| ended.checked_add(self.expiration(&of_job, bucket.name())).ok()),
         };
         of_job.buckets.all().into_iter().map(view).collect()
+    }
+
+    /// The key of who submitted it.
+    pub(super) fn keys_of(&self, number: &str) -> Option<Keys> {
+        let of_job = self.lock().get(number).cloned()?;
+        Some(Keys::of_submitter(&of_job.seed))
+    }
+
+    /// One of its buckets.
+    pub(super) fn bucket(&self, number: &str, name: &str) -> Option<Bucket> {
+        let of_job = self.lock().get(number).cloned()?;
+        of_job.buckets.get(name)
     }
 
     fn expiration(&self, of_job: &OfJob, name: &str) -> Duration {
@@ -476,14 +488,12 @@ impl Farm {
 
     /// The key by which a job's submitter reaches its buckets, while there are any.
     pub fn bucket_keys_of(&self, record: &JobRecord) -> Option<Keys> {
-        let of_job = self.buckets.lock().get(number_of(&record.id)).cloned()?;
-        Some(Keys::of_submitter(&of_job.seed))
+        self.buckets.keys_of(number_of(&record.id))
     }
 
     /// A bucket of a job.
     pub fn bucket_of(&self, record: &JobRecord, name: &str) -> Option<Bucket> {
-        let of_job = self.buckets.lock().get(number_of(&record.id)).cloned()?;
-        of_job.buckets.get(name)
+        self.buckets.bucket(number_of(&record.id), name)
     }
 
     /// The buckets of a job of an earlier run.
@@ -512,11 +522,13 @@ pub(super) async fn remove_the_expired(farm: Weak<Farm>) {
         let numbers: Vec<String> = farm.buckets.lock().keys().cloned().collect();
         // What is not yet in the store that it is to be copied to has no other place.
         for number in numbers.into_iter().filter(|number| !farm.is_to_be_copied(number)) {
-            let ended = match farm.job(&number) {
-                Some(record) if record.state() == JobState::Ended => ended(&record).map(SystemTime::from),
-                Some(_) => None,
+            let of_lease = farm.end_of_its_lease(&number).await;
+            let ended = match (of_lease, farm.job(&number)) {
+                (Some(ended), _) => ended,
+                (None, Some(record)) if record.state() == JobState::Ended => ended(&record).map(SystemTime::from),
+                (None, Some(_)) => None,
                 // Forgotten: a thousand jobs have ended since.
-                None => Some(SystemTime::UNIX_EPOCH),
+                (None, None) => Some(SystemTime::UNIX_EPOCH),
             };
             if let Some(ended) = ended {
                 farm.buckets.remove_the_expired(&number, ended, SystemTime::now());

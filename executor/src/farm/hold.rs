@@ -26,9 +26,9 @@ use self::ask::{checked_id, ms, owner_of, request_of};
 pub(super) use self::listen::Listener;
 use self::listen::listen;
 use super::boot_namespace::{Kept, Open, Watch, observer};
-use super::buckets;
 use super::disks::{self, Disks};
 use super::egress::{self, AuditTrail};
+use super::lease_buckets;
 use super::listening::Listening;
 use super::machines::Dut;
 use super::wants::{self, Wants};
@@ -410,20 +410,20 @@ impl Farm {
         reach: Reach,
     ) -> Result<(), LeaseError> {
         let subject = self.lease(hold.id.as_str()).await?.request.authorizer;
-        let submission =
-            Submission { source_name: name.to_owned(), text: text.to_owned(), subject, reach, ..Submission::default() };
+        let seed = lease_buckets::seed_in(&hold.folder).map_err(|error| {
+            LeaseError::Failed(format!("cannot keep the keys of its buckets in {}: {error}", hold.folder.display()))
+        })?;
+        let (source_name, text) = (name.to_owned(), text.to_owned());
+        let submission = Submission { source_name, text, subject, seed, reach, ..Submission::default() };
         let prepared = self.planner.prepare(&submission, &dut.config, None).await.map_err(LeaseError::Problems)?;
         let failed = |error: SetupError| LeaseError::Failed(error.reason);
-        if let Some(bucket) = buckets::declared(&prepared.job).first() {
-            let why =
-                format!("`storage.s3` is for jobs, and this is a lease; leave the bucket `{}` out", bucket.bucket);
-            return Err(LeaseError::NotNow(why));
-        }
         let job = format!("lease {}", hold.id);
         let audit = Arc::new(AuditTrail::new(&self.audit, job.clone(), &prepared.subject));
         let contents = self.fetch(&hold.log, &prepared, &audit).await.map_err(failed)?;
         let user = disks::User { job: &job, dut: &dut.config.id, subject: &prepared.subject, log: &hold.log };
         let disks = Disks::make(&prepared.job, &self.shelf, &user, contents.downloads()).await.map_err(failed)?;
+        let boot = lease_buckets::Boot { id: hold.id.as_str(), folder: &hold.folder, dut, log: &hold.log };
+        let granted = self.open_buckets_of_lease(boot, &prepared, &contents).await.map_err(failed)?;
         let _in_flight = pass.enter().await.map_err(|_| over(hold.id.as_str(), "it is being released"))?;
         // Two namespaces of one address there are not: what was published before goes first.
         dut.boot.close();
@@ -442,7 +442,7 @@ impl Farm {
             prepared: Arc::new(prepared),
             contents,
             disks,
-            _buckets: None,
+            _buckets: Some(granted),
             attachments: BTreeMap::new(),
             kept: Kept::nothing(),
             published: None,

@@ -183,6 +183,7 @@ impl Farm {
         let farm = Arc::new(farm);
         strangers.serve(farm.gateway.namespaces().clone(), Arc::downgrade(&farm));
         let leases = farm.leases_when_ready().await;
+        farm.reopen_buckets_of_leases();
         farm.set_up_again(&leases).await;
         farm.switch_off_what_nobody_holds(&leases).await;
         farm.restore(kept).await;

@@ -16,12 +16,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::bucket::Bucket;
 
-/// GoodFrom where credentials are good.
+/// From where credentials are good.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GoodFrom {
-    /// GoodFrom this address on the DUTs' network.
+    /// This address on the DUTs' network.
     Dut(IpAddr),
-    /// GoodFrom the operator's side, wherever that may be.
+    /// The operator's side, wherever that may be.
     Operator,
 }
 
@@ -118,7 +118,7 @@ impl Buckets {
 pub struct Grant {
     /// The secret that goes with it.
     pub secret: String,
-    /// GoodFrom where.
+    /// From where.
     pub from: GoodFrom,
     /// The buckets, which may become more or fewer.
     pub buckets: Buckets,

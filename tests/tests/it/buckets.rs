@@ -434,6 +434,18 @@ fn a_bucket_outlives_the_server_with_its_keys_and_a_bad_archive_ends_the_job_bef
     let filled = audit_lines(&bench, &format!("job {id}"));
     assert!(filled[0]["why"].as_str().unwrap().contains("may have 65536 bytes"), "{filled:?}");
     assert_eq!((filled[0]["what"].as_str(), filled[0]["status"].as_u64()), (Some("fill the job's buckets"), Some(403)));
+    // So is a zip; and a path that leads out of an archive leads nowhere.
+    let make = "import zipfile as z; f = z.ZipFile('bomb.zip', 'w', 8); f.writestr('bomb', bytes(8 << 20)); f.close(); \
+                f = z.ZipFile('out.zip', 'w'); f.writestr('../../../../evil', 'evil'); f.close()";
+    good(Command::new("python3").args(["-c", make]).current_dir(world.folder.path()).output().unwrap());
+    for (name, why) in
+        [("bomb.zip", "the bucket `results` may have 65536 bytes"), ("out.zip", "leads out of the archive")]
+    {
+        let (bytes, text) =
+            (fs::read(world.path(name)).unwrap(), "      s3: [{bucket: results, fill: {attached: it}}]\n");
+        let id = submit_with(&bench, &job(text), &[("it", &bytes)]);
+        bench.follow(&id, "").wait().expect("SETUP_FAIL", "artifact").expect_summary(why);
+    }
 
     let mut submitted = bench.submit(&job("      s3: [{bucket: results}]\n"), "");
     let id = submitted.id.clone();
@@ -490,7 +502,7 @@ fn a_full_disk_is_told_to_who_writes_and_there_is_nothing_lost_when_there_is_roo
     assert_eq!(curl("/results/one", &upload), "200");
     let refused = curl("/results/two", &upload);
     assert!(refused.contains("<Code>StorageFull</Code>") && refused.ends_with("507"), "{refused}");
-    assert!(refused.contains("the farm's disk is full; its administrator has to make room"), "{refused}");
+    assert!(refused.contains("disk is full; its administrator has to make room"), "{refused}");
     let bucket = &bench.get("/api/v1/jobs/1/buckets").json()["buckets"][1];
     assert_eq!((&bucket["objects"], &bucket["bytes"]), (&Value::from(1), &Value::from(4 << 20)), "{bucket}");
     assert_eq!(curl("/results/one", &["-o", "/dev/null"]), "200");
@@ -498,6 +510,39 @@ fn a_full_disk_is_told_to_who_writes_and_there_is_nothing_lost_when_there_is_roo
     assert_eq!(curl("/results/two", &upload), "200");
     submitted.cancel();
     submitted.wait().expect("INCOMPLETE", "cancelled");
+}
+
+#[test]
+fn a_person_s_lease_has_buckets_from_boot_to_boot_and_they_are_read_after_it() {
+    let Some(world) = World::new() else { return };
+    need_programs(&[("/usr/bin/curl", "curl")]);
+    let bench = world.start("64k");
+    let _console = world.place.opened();
+    let wish = br#"{"id": "held", "dut": "bench-dut-1", "owner": "term", "for": "5m", "name": "anna"}"#;
+    assert_eq!(bench.post("/api/v1/leases", "application/json", wish).status, 201);
+    let state = |bench: &Bench| bench.get("/api/v1/leases/held").json()["state"].clone();
+    until(PATIENCE, || (state(&bench) == "active").then_some(())).expect("it is the only one");
+    let boot = |bench: &Bench| {
+        let text = job("      s3: [{bucket: results}]\n");
+        let answer =
+            bench.ask("PUT", "/api/v1/leases/held/boot", "Content-Type: application/yaml\r\n", text.as_bytes());
+        assert_eq!(answer.status, 204, "{answer:?}");
+    };
+    boot(&bench);
+    let keys = world.keys();
+    assert_eq!(world.curl(DUT, &keys, "/results/kept", &["-X", "PUT", "-d", "kept"]).0, "200");
+    assert_eq!(world.curl(NEIGHBOUR, &keys, "/results/kept", &[]).0, "403");
+    boot(&bench);
+    let bench = bench.killed_and_started_again(WHARF);
+    let told = bench.get("/api/v1/leases/held/buckets").json();
+    assert_eq!((&told["buckets"][1]["name"], &told["buckets"][1]["objects"]), (&"results".into(), &1.into()), "{told}");
+    assert_eq!(bench.ask("DELETE", "/api/v1/leases/held", "", b"").status, 200);
+    until(PATIENCE, || (state(&bench) == "destroyed").then_some(())).expect("it is given back");
+    assert_eq!(world.curl(DUT, &keys, "/results/kept", &[]).0, "403", "the lease is over");
+    let archive = world.write("results.tar", &bench.get("/api/v1/leases/held/buckets/results").body);
+    assert_eq!(good(Command::new("tar").arg("-xOf").arg(&archive).output().unwrap()), "kept");
+    assert_eq!(bench.get("/api/v1/leases/held/buckets/none").status, 404);
+    assert_eq!(bench.get("/api/v1/leases/none/buckets").status, 404);
 }
 
 /// Hands a job in with files; its number.

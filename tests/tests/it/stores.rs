@@ -25,7 +25,7 @@ const API: &str = "127.0.0.1:8420";
 
 /// A server of `world` with this text in its farm file's `s3.stores` and `s3.archive`.
 fn farm(world: &World, store: &str) -> String {
-    fs::write(world.path("secret"), "").unwrap();
+    fs::write(world.path("secret"), "anything").unwrap();
     format!(
         "{}s3: {{stores: [{{{store}, secret_key_file: {}}}], archive: s3://results/lab-1/}}\n",
         world.place.farm(""),

@@ -177,4 +177,32 @@ mod tests {
         let told = BucketLimits { bytes_max: 20 << 30, expiration: days(7) };
         assert_eq!(limits("s3: {quota: 20G, expiration: 7 days}"), Ok(told));
     }
+
+    #[test]
+    fn a_group_names_its_buckets_and_keys_and_what_is_wrong_with_them_is_told_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("good"), " secret\n").unwrap();
+        std::fs::write(folder.path().join("empty"), "\n").unwrap();
+        let groups = |text: &str| {
+            let text = format!(
+                "name: lab\nnetwork: {{private: {{address: 10.77.0.1/24}}}}\nduts: []\ns3: {{groups: [{text}]}}"
+            );
+            let farm = parse("farm.yml", &text, folder.path());
+            farm.map(|farm| farm.bucket_groups).map_err(|problems| problems.to_string())
+        };
+        let member = BucketMember { access_key: "ci".into(), secret_key: "secret".into() };
+        let group = BucketGroup { name: "mesa".into(), buckets: vec!["traces".into()], members: vec![member] };
+        let told = groups("{name: mesa, buckets: [traces], members: [{access_key: ci, secret_key_file: good}]}");
+        assert_eq!(told, Ok(vec![group]));
+        let told = groups("{name: '', buckets: [No_Name], members: [{access_key: 'a:b', secret_key_file: empty}]}")
+            .unwrap_err();
+        for words in [
+            "`` is no name of its own",
+            "`No_Name` is no name of a bucket",
+            "`a:b` is no name of a key",
+            "empty is empty",
+        ] {
+            assert!(told.contains(words), "no `{words}`: {told}");
+        }
+    }
 }
