@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
-use axum::http::header;
+use axum::http::{StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use gateway::s3::Door;
@@ -21,6 +21,7 @@ use gateway::s3::desk::Caller;
 
 use super::Api;
 use super::error::ApiError;
+use super::guard::clean;
 use super::serve::Peer;
 use super::submit::peer_of;
 use super::wire::ErrorWire;
