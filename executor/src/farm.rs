@@ -99,6 +99,7 @@ pub use pdus::{Origin, OutletChange, OutletError, PduView};
 pub use prepare::{Planner, Preview};
 pub use record::DutRecord;
 use record::Records;
+pub use registry::{host_of as registry_of, logins as registry_logins};
 pub use reload::{Changes, ReloadError, Source, needs_of};
 pub use shelf::{DiskView, RemoveError};
 use training::Trials;

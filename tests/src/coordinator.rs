@@ -472,6 +472,14 @@ fn answer(shared: &Shared, request: &Request) -> Answer {
             })
         }
         ("POST", ["jobs", "request"]) => give_job(shared, request),
+        // A registry beside it (OCI distribution-spec, 4.4): what was put there; one that does not know HEAD.
+        ("GET", ["v2", ..]) => match shared.lock().files.get(&request.path) {
+            Some(bytes) => Answer { body: bytes.clone(), ..Answer::of(200) },
+            None => {
+                Answer::json(404, &json!({"errors": [{"code": "MANIFEST_UNKNOWN", "message": "manifest unknown"}]}))
+            }
+        },
+        (_, ["v2", ..]) => Answer::of(405),
         (_, [_, project, ..]) if project.ends_with(".git") => repository(shared, request),
         ("GET", ["jobs", _, "artifacts"]) | ("GET", ["projects", ..]) => match shared.lock().files.get(&request.path) {
             Some(bytes) if !request.header("job-token").is_empty() => Answer { body: bytes.clone(), ..Answer::of(200) },

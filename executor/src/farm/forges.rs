@@ -62,6 +62,11 @@ impl Farm {
         }
     }
 
+    /// Where images of containers come from, if the farm file has a `registry`.
+    pub fn images(&self) -> Option<&gateway::registry::Door> {
+        self.gateway.registry()
+    }
+
     /// Whether a job for this target would have its DUT at once.
     pub async fn has_room(&self, target: &TargetOverride, subject: &str) -> bool {
         let wants = Wants {

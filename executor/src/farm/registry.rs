@@ -25,7 +25,7 @@ pub(super) fn places(settings: Option<&Settings>, address: Ipv4Addr, port: u16) 
 pub(super) const FDO_PROXY_REGISTRY: (&str, &str) = ("fdo_proxy_registry", "registry.freedesktop.org");
 
 /// The names and passwords that come with a job.
-pub(super) fn logins(environ: &BTreeMap<String, String>) -> Logins {
+pub fn logins(environ: &BTreeMap<String, String>) -> Logins {
     let mut logins = Logins::new();
     let said = |name: &str| environ.get(name).filter(|value| !value.is_empty()).cloned();
     let gitlabs = (said("CI_REGISTRY"), said("CI_REGISTRY_USER"), said("CI_REGISTRY_PASSWORD"));
@@ -66,7 +66,7 @@ impl DockerAuth {
 }
 
 /// `https://index.docker.io/v1/` is how Docker's own place is written there.
-fn host_of(place: &str) -> String {
+pub fn host_of(place: &str) -> String {
     let bare = place.split_once("://").map_or(place, |(_, bare)| bare);
     let host = bare.split('/').next().unwrap_or_default().to_ascii_lowercase();
     match host.as_str() {

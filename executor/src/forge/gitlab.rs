@@ -5,7 +5,7 @@
 //!       (looked at every few seconds)                              ▲ refused tokens                     │
 //!                                                                  └────────────────────────────────────┘
 //!  a job: forms.rs ◆ what it asks for, ci_tron.rs ◆ and variables.rs ◆ too · a plain script: script.rs ◆ what its DUT runs, checkout.rs
-//!  the files for it, results.rs those from it · ready.rs what is told meanwhile · produce.rs its files, globs.rs ◆ which · terminal.rs its
+//!  the files for it, image.rs its image, results.rs those from it · ready.rs what is told meanwhile · produce.rs its files, globs.rs ◆ which · terminal.rs its
 //!  console in a browser · client.rs the calls, wire.rs ◆ their JSON
 //!  beside all that, for GitLab's own runner: driver.rs ◆, which `wharf gitlab-executor` goes by
 //! ```
@@ -18,6 +18,7 @@ mod describe;
 pub mod driver;
 mod forms;
 mod globs;
+mod image;
 mod produce;
 mod ready;
 mod register;

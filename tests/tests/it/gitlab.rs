@@ -476,9 +476,11 @@ fn a_plain_script_runs_on_a_real_boot_and_its_exit_status_comes_back_with_its_fi
     std::fs::write(&token, &runner.token).unwrap();
     let farm = format!(
         "name: script\nnetwork: {{private: {{address: 10.79.0.1/24}}}}\nduts: [{{base_name: vm, mac: '52:54:00:79:00:01', \
-         address: 10.79.0.11, machine: {{qemu: {{}}}}}}]\ngitlab: [{{url: '{}', runners: [{{name: vm, per: class, token_file: {}}}]}}]\n",
+         address: 10.79.0.11, machine: {{qemu: {{}}}}}}]\ngitlab: [{{url: '{}', runners: [{{name: vm, per: class, token_file: {}}}]}}]\n\
+         registry: {{upstreams: [{{host: '{}', scheme: http}}]}}\n",
         gitlab.url(),
-        token.display()
+        token.display(),
+        gitlab.url().trim_start_matches("http://"),
     );
     let _bench = Bench::start(WHARF, &farm);
     let sha = repository(&gitlab, folder.path());
@@ -522,6 +524,64 @@ fn a_plain_script_runs_on_a_real_boot_and_its_exit_status_comes_back_with_its_fi
     assert_eq!(file_of(&ended, "results/deep/junit.xml"), "<testsuite name=\"mine\"/>\n");
     assert!(file_of(&ended, "wharf/verdict.json").contains("FAIL"));
     assert_eq!(ended.upload("junit").format, "gzip");
+    run_in_an_image(&gitlab, folder.path());
+}
+
+/// The same machine, and a job in a container's image; then one whose image is not there.
+fn run_in_an_image(gitlab: &Coordinator, folder: &std::path::Path) {
+    put_image(gitlab, folder);
+    let host = gitlab.url().replace("http://", "");
+    let job = json!({
+        "image": {"name": format!("{host}/group/box:1")},
+        "variables": [{"key": "GIT_STRATEGY", "value": "none"}],
+        "steps": [{"name": "script", "script": [
+            "echo \"$FROM_IMAGE; $(cat /etc/name)\"; [ ! -e /etc/gone ]", "pwd; echo made >made.txt", "mount | grep -c ' /proc '",
+        ]}],
+        "artifacts": [{"paths": ["*.txt"]}],
+    });
+    let ended = gitlab.wait_for_end(gitlab.offer(&["vm"], Commits::Two, job));
+    let log = ended.log_text();
+    assert_eq!(ended.status, "success", "{log}");
+    expect_in(&log, &["2 layers", "entered", "of the image; upper", "/builds/group/project", "Verdict: PASS"]);
+    assert_eq!(file_of(&ended, "made.txt"), "made\n");
+    assert!(!log.contains("could not be sent"), "{log}");
+    let job = json!({
+        "image": {"name": format!("{host}/group/box:2")},
+        "features": {"failure_reasons": ["image_pull_failure"]},
+    });
+    let ended = gitlab.wait_for_end(gitlab.offer(&["vm"], Commits::Two, job));
+    assert_eq!(ended.failure_reason.as_deref(), Some("image_pull_failure"), "{}", ended.log_text());
+    expect_in(&ended.log_text(), &["the image cannot be had: ", "group/box"]);
+}
+
+/// An image of two layers, `group/box:1`: busybox, and something over it.
+fn put_image(gitlab: &Coordinator, folder: &std::path::Path) {
+    let script = r#"set -e
+        for busybox in /bin/busybox "$HOME"/.cache/wharf/busybox/*/busybox; do
+            [ -x "$busybox" ] && ! ldd "$busybox" >/dev/null 2>&1 && break
+        done
+        mkdir -p lower/bin lower/etc upper/etc
+        cp "$busybox" lower/bin/busybox
+        for name in sh cat ls mount grep; do ln -s busybox lower/bin/$name; done
+        printf '#!/bin/sh\necho entered\nexec "$@"\n' >lower/bin/entry
+        chmod +x lower/bin/entry
+        echo lower >lower/etc/name; echo x >lower/etc/gone
+        echo upper >upper/etc/name; : >upper/etc/.wh.gone
+        tar -C lower -czf lower.tar.gz bin etc; tar -C upper -cf upper.tar etc"#;
+    let output = std::process::Command::new("sh").args(["-c", script]).current_dir(folder).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let put = |bytes: &[u8]| {
+        let digest = gateway::registry::Digest::of(bytes).to_string();
+        gitlab.put_file(&format!("/v2/group/box/blobs/{digest}"), bytes);
+        json!({"mediaType": "application/octet-stream", "digest": digest, "size": bytes.len()})
+    };
+    let layers = ["lower.tar.gz", "upper.tar"].map(|name| put(&std::fs::read(folder.join(name)).unwrap()));
+    let environment = ["PATH=/bin", "FROM_IMAGE=of the image"];
+    let config = json!({
+        "architecture": "amd64", "os": "linux", "config": {"Env": environment, "Entrypoint": ["/bin/entry"]},
+    });
+    let manifest = json!({"schemaVersion": 2, "config": put(config.to_string().as_bytes()), "layers": layers});
+    gitlab.put_file("/v2/group/box/manifests/1", manifest.to_string().as_bytes());
 }
 
 /// A repository of one commit, `group/project`, as the instance has it; its commit.

@@ -123,6 +123,12 @@ impl Errand for Taken {
             Some(id) => farm.dut(id).await.map(|dut| dut.full_name),
             None => None,
         };
+        let forges = farm.forges();
+        let tags = match &runner.target.id {
+            Some(id) => forges.duts.iter().find(|dut| dut.id == *id).map(|dut| dut.tags.clone()),
+            None => runner.target.tags.clone(),
+        };
+        let architecture = tags.unwrap_or_default().iter().find_map(|tag| tag.strip_prefix("arch:").map(str::to_owned));
         let sha = job.git_info.sha.get(..8).unwrap_or(&job.git_info.sha);
         let hello = format!("GitLab's job {} of {} at {sha}", job.id, job.job_info.project_full_path);
         let hello = format!("wharf {} of the farm {} takes {hello}", env!("CARGO_PKG_VERSION"), farm.name());
@@ -130,9 +136,10 @@ impl Errand for Taken {
         let folder = own_folder(farm, &sheet.errand);
         let who = format!("GitLab job {} of {}", job.id, job.job_info.project_full_path);
         let elsewhere = farm.descriptions_for(who, &source::subject(runner, Some(job.job_info.project_id)));
-        let place = Place { dut, elsewhere: &elsewhere, folder: &folder };
+        let images = farm.images();
+        let place = Place { dut, elsewhere: &elsewhere, images, architecture, folder: &folder };
         let describing = describe::describe(client, job, runner, place);
-        let Described { source_name, text, environ, attachments, notes, kind } =
+        let Described { source_name, text, environ, attachments, said, notes, kind } =
             match ready::telling(client, job, describing).await {
                 Ready::Done(Ok(described)) => described,
                 Ready::Done(Err(Refused { why, blame })) => {
@@ -145,6 +152,7 @@ impl Errand for Taken {
                 }
             };
         sheet.said.push((Severity::Info, format!("The job description is {source_name}")));
+        sheet.said.extend(said.into_iter().map(|line| (Severity::Info, line)));
         sheet.said.extend(notes.into_iter().map(|note| (Severity::Warning, note)));
         sheet.errand.kind = kind;
         let job = &sheet.errand.job;

@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use bytes::Bytes;
+use gateway::registry::Door;
 use serde_json::{Value, json};
 
 use super::checkout;
@@ -18,6 +19,7 @@ use super::ci_tron::{self, Environment};
 use super::client::{Client, in_query};
 use super::courier::Outcome;
 use super::forms::{self, Form, PipelineArtifact};
+use super::image::{self, Loaded};
 use super::produce::unpacked;
 use super::register::Wanted;
 use super::script;
@@ -32,8 +34,9 @@ const ARCHIVE_BYTES_MAX: usize = 256 << 20;
 const ATTACHED_BYTES_MAX: usize = 64 << 20;
 /// A pipeline's jobs come in pages of 100.
 const PAGES_MAX: usize = 20;
-/// The files of a plain script, among those that come along.
+/// The files of a plain script and the root of its image, among those that come along.
 const FILES: &str = "gitlab/files.tar";
+const IMAGE: &str = "gitlab/image.tar";
 /// What plain scripts run in.
 const SCRIPT_JOB: &str = include_str!("../../../../fixtures/jobs/good/gitlab-script.yml");
 
@@ -45,6 +48,8 @@ pub(super) struct Described {
     pub environ: Environment,
     pub attachments: BTreeMap<String, Attached>,
     /// Sentences for the job's log.
+    pub said: Vec<String>,
+    /// Those that deserve a second look.
     pub notes: Vec<String>,
     /// What its verdict is.
     pub kind: Kind,
@@ -80,6 +85,8 @@ pub(super) enum Blame {
     Author,
     /// Something that it needs could not be had.
     Source,
+    /// Its image could not be had.
+    Image,
 }
 
 impl From<String> for Refused {
@@ -94,6 +101,7 @@ impl Blame {
         match self {
             Blame::Author => Outcome::misconfigured(features),
             Blame::Source => Outcome::unfetched("runner_external_dependency_failure", features),
+            Blame::Image => Outcome::unfetched("image_pull_failure", features),
         }
     }
 }
@@ -104,6 +112,10 @@ pub(super) struct Place<'a> {
     pub dut: Option<String>,
     /// What is fetched with that is not at this GitLab.
     pub elsewhere: &'a Descriptions,
+    /// Where images come from, if the farm has them.
+    pub images: Option<&'a Door>,
+    /// Of the DUTs that the runner means, where their tags say it.
+    pub architecture: Option<String>,
     /// The job's own folder.
     pub folder: &'a Path,
 }
@@ -145,7 +157,7 @@ pub(super) async fn describe(
             described.text = ci_tron::description(&environ, &target_of(&runner.target, place.dut))?;
             described.source_name = "CI_TRON_*".into();
         }
-        Form::Script => pipeline.script(&mut described, &mut environ, runner, place.folder).await?,
+        Form::Script => pipeline.script(&mut described, &mut environ, runner, &place).await?,
     }
     if described.text.len() > TEXT_BYTES_MAX {
         return Err(format!("the job description has more than {} KiB", TEXT_BYTES_MAX >> 10).into());
@@ -180,19 +192,13 @@ impl Pipeline<'_> {
         described: &mut Described,
         environ: &mut Environment,
         runner: &Wanted,
-        folder: &Path,
+        place: &Place<'_>,
     ) -> Result<(), Refused> {
         let job = self.job;
         if let Some(path) = environ.get("GIT_CLONE_PATH").filter(|path| !super::variables::is_below_builds(path)) {
             return Err(format!("GIT_CLONE_PATH is `{path}`; it has to be below {}", script::BUILDS).into());
         }
-        if !job.image.name.is_empty() {
-            return Err(format!(
-                "`image: {}` cannot be run yet: leave it out to run the script in a small Linux",
-                job.image.name
-            )
-            .into());
-        }
+        let loaded = self.image(environ, place).await?;
         let project_dir = environ.get("CI_PROJECT_DIR").cloned().unwrap_or_default();
         let mut archives = Vec::new();
         for earlier in self.dependencies() {
@@ -207,11 +213,17 @@ impl Pipeline<'_> {
             archives,
             files: script::files(job, environ, &project_dir),
         };
-        let packed = checkout::pack(folder, wanted).await.map_err(|why| Refused { why, blame: Blame::Source })?;
+        let packed = checkout::pack(place.folder, wanted).await.map_err(|why| Refused { why, blame: Blame::Source })?;
         described.attachments.insert(FILES.to_owned(), Attached::File(packed.archive));
         let wants_others = job.artifacts.iter().any(|entry| entry.untracked);
         let nonce = format!("{:016x}", rand::random::<u64>());
-        environ.insert("WHARF_SCRIPT".to_owned(), script::outer(&project_dir, &nonce, None));
+        let container = loaded.as_ref().map(|loaded| &loaded.container);
+        environ.insert("WHARF_SCRIPT".to_owned(), script::outer(&project_dir, &nonce, container));
+        if let Some(loaded) = loaded {
+            environ.insert("WHARF_IMAGE".to_owned(), job.image.name.clone());
+            described.attachments.insert(IMAGE.to_owned(), Attached::File(loaded.archive));
+            described.said.push(loaded.note);
+        }
         environ.insert("WHARF_NONCE".to_owned(), nonce.clone());
         let tracked = if wants_others { packed.tracked } else { BTreeSet::new() };
         described.kind = Kind::Script { nonce, tracked };
@@ -228,6 +240,23 @@ impl Pipeline<'_> {
                     WHARF_JOB_ARTIFACT, or in a variable with WHARF_JOB";
         let fetched = self.client.fetch(&url, &self.job.token, TEXT_BYTES_MAX).await;
         text_of(fetched.map_err(|error| format!("cannot fetch `{path}` of the repository: {error}; {hint}"))?.to_vec())
+    }
+
+    /// The job's `image:`, loaded.
+    async fn image(&self, environ: &Environment, place: &Place<'_>) -> Result<Option<Loaded>, Refused> {
+        let name = &self.job.image.name;
+        if name.is_empty() {
+            return Ok(None);
+        }
+        let door = place.images.ok_or_else(|| {
+            format!(
+                "`image: {name}` cannot be run: the farm has no `registry` in its farm file. Leave `image` out \
+                 (`inherit: {{default: false}}` where it comes from the defaults) to run the script in a small Linux"
+            )
+        })?;
+        let wanted = image::Wanted { job: self.job, environ, architecture: place.architecture.as_deref() };
+        let loaded = image::load(door, wanted, place.folder).await;
+        loaded.map(Some).map_err(|why| Refused { why, blame: Blame::Image })
     }
 
     fn dependencies(&self) -> impl Iterator<Item = &Dependency> {

@@ -144,10 +144,12 @@ mount -t tmpfs shm $root/dev/shm
 const RESULTS: &str = r#"if [ -s "$root/.wharf/keep" ] && find . -type f | sed 's,^\./,,' | grep -E -f "$root/.wharf/keep" | sed 's,^,./,' >/tmp/wharf-list; then
     # A command has 2 MiB for its arguments (execve(2)); the farm chooses once more.
     [ "$(wc -c </tmp/wharf-list)" -lt 1000000 ] || echo . >/tmp/wharf-list
-    IFS='
+    (
+        IFS='
 '
-    set -f
-    tar -c -z -f /tmp/wharf-results $(cat /tmp/wharf-list)
+        set -f
+        tar -c -z -f /tmp/wharf-results $(cat /tmp/wharf-list)
+    )
     rest=${WHARF_RESULTS#http://}
     host=${rest%%/*}
     mkfifo /tmp/wharf-open

@@ -118,6 +118,10 @@ pub(super) struct Step {
 pub(super) struct Image {
     #[serde(deserialize_with = "or_default")]
     pub name: String,
+    /// In the place of the image's own.
+    pub entrypoint: Option<Vec<String>>,
+    /// By the kind of executor: `docker: {platform, user}`.
+    pub executor_opts: Value,
 }
 
 /// Files that are kept.
@@ -150,6 +154,13 @@ pub(super) struct Artifacts {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct Credentials {
+    /// `registry`.
+    #[serde(rename = "type", deserialize_with = "or_default")]
+    pub kind: String,
+    #[serde(deserialize_with = "or_default")]
+    pub url: String,
+    #[serde(deserialize_with = "or_default")]
+    pub username: String,
     #[serde(deserialize_with = "or_default")]
     pub password: String,
 }
@@ -297,7 +308,9 @@ impl Features {
         }
         match reason {
             "runner_configuration_error" => "script_failure",
-            "runner_external_dependency_failure" | "runner_interrupted" => "runner_system_failure",
+            "image_pull_failure" | "runner_external_dependency_failure" | "runner_interrupted" => {
+                "runner_system_failure"
+            }
             other => other,
         }
     }

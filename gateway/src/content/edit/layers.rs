@@ -160,7 +160,10 @@ mod tests {
         for entry in entries {
             let mut header = ::tar::Header::new_gnu();
             header.set_mode(0o755);
-            (header.set_uid(0), header.set_gid(7), header.set_mtime(1), header.set_size(0));
+            header.set_uid(0);
+            header.set_gid(7);
+            header.set_mtime(1);
+            header.set_size(0);
             if let Some((name, target)) = entry.split_once("->") {
                 header.set_entry_type(::tar::EntryType::Symlink);
                 builder.append_link(&mut header, name, target).unwrap();
@@ -238,7 +241,11 @@ mod tests {
         let mut header = ::tar::Header::new_gnu();
         let name = b"../../etc/passwd";
         header.as_gnu_mut().unwrap().name[..name.len()].copy_from_slice(name);
-        (header.set_mode(0o644), header.set_uid(0), header.set_gid(0), header.set_mtime(0), header.set_size(0));
+        header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        header.set_size(0);
         header.set_cksum();
         let mut builder = ::tar::Builder::new(File::create(&path).unwrap());
         builder.append(&header, io::empty()).unwrap();
