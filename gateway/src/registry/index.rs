@@ -284,14 +284,6 @@ impl Holdings {
         Some(Room { gone, changed })
     }
 
-    /// All that nobody reads goes.
-    pub(super) fn clear(&mut self) -> Room {
-        let free = self.kept.iter().filter(|(_, kept)| Arc::strong_count(&kept.held) == 1);
-        let gone: Vec<_> = free.map(|(digest, _)| *digest).collect();
-        let changed = gone.iter().flat_map(|digest| self.lose(*digest)).collect();
-        Room { gone, changed }
-    }
-
     /// What was reserved is kept by now, or was given up.
     pub(super) fn unreserve(&mut self, bytes: u64) {
         self.reserved -= bytes;

@@ -221,11 +221,6 @@ impl Door {
         (rows.map(|(repository, tags, bytes)| Holding { repository, tags, bytes }).collect(), holdings.bytes())
     }
 
-    /// Throws out all that nobody reads now: how many things, of how many bytes.
-    pub async fn clear(&self) -> (usize, u64) {
-        self.0.store.clear().await
-    }
-
     fn settings(&self) -> Arc<Settings> {
         Arc::clone(&self.0.settings.lock().unwrap_or_else(PoisonError::into_inner))
     }
