@@ -547,7 +547,7 @@ mod tests {
         let text = "name: lab\nnetwork: {private: {address: 10.77.0.1/24}}\nduts: []\ns3: {expiration: 1 day}\n";
         let config = crate::config::parse("farm.yml", text, Path::new("")).unwrap();
         let config = FarmConfig { state: state.path().to_owned(), ..config };
-        let cache = gateway::content::cache::Config::new(&state.path().join("cache"));
+        let cache = gateway::content::cache::Config::new(state.path().join("cache"));
         let editor = gateway::content::cache::Cache::new(cache).unwrap().editor().clone();
         let buckets = Buckets::new(Door::new(desk::Desk::default()), editor, &config).unwrap();
         let folder = state.path().join("jobs/7");
