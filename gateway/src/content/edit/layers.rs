@@ -202,7 +202,7 @@ mod tests {
             match (entry.header().entry_type(), link) {
                 (::tar::EntryType::Link, Some(first)) => format!("{path}=>{first}"),
                 (_, Some(target)) => format!("{path}->{target}"),
-                (::tar::EntryType::Directory, None) => path,
+                (::tar::EntryType::Directory, None) => format!("{}/", path.trim_end_matches('/')),
                 (_, None) => format!("{path}={text}"),
             }
         });
