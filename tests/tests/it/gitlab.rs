@@ -384,6 +384,8 @@ for step in sys.argv[2:]:
         socket.send(base64.b64encode((rest[0] + "\n").encode()).decode())
     elif verb == "until":
         until(" ".join(rest).encode())
+    elif verb == "tell":
+        print(*rest, flush=True)
     elif verb == "close":
         socket.close()
     elif verb == "free":
@@ -426,6 +428,7 @@ fn gitlabs_web_terminal_is_the_console_of_the_job_while_it_runs_for_who_has_its_
         "free URL SECRET",
         "plain URL SECRET",
         "until hello anna",
+        "tell looks again",
         "end",
         "gone URL SECRET",
     ];
@@ -441,6 +444,7 @@ fn gitlabs_web_terminal_is_the_console_of_the_job_while_it_runs_for_who_has_its_
     };
     assert_eq!([line(), line(), line()], ["401\n", "404\n", "423\n"]);
     pair.gitlab.wait_for(id, "tells that somebody looks", |job| job.log_text().contains("GitLab's web terminal"));
+    assert_eq!(line(), "looks again\n");
     pair.gitlab.set_status(id, "canceled");
     assert_eq!(line(), "closed 1000\n");
     assert!(workhorse.wait().unwrap().success(), "who comes later finds nothing");
