@@ -24,6 +24,17 @@ pub enum Status {
 }
 
 impl Status {
+    /// All of them, from the best to the worst.
+    pub const ALL: [Status; 7] = [
+        Status::Pass,
+        Status::Warn,
+        Status::Complete,
+        Status::Fail,
+        Status::Incomplete,
+        Status::Unknown,
+        Status::SetupFail,
+    ];
+
     /// The process exit status of `wharf run` and `wharf demo`.
     pub fn exit_status(self) -> u8 {
         match self {

@@ -273,7 +273,7 @@ impl ExitMap {
         let mut map = BTreeMap::new();
         for entry in text.split(',').filter(|entry| !entry.is_empty()) {
             let (name, number) = entry.split_once('=').ok_or_else(|| format!("`{entry}` is not VERDICT=NUMBER"))?;
-            let known: Vec<_> = STATUSES.iter().map(|status| status.name()).collect();
+            let known: Vec<_> = Status::ALL.iter().map(|status| status.name()).collect();
             if !known.contains(&name) {
                 return Err(format!("no verdict `{name}`; verdicts: {}", known.join(", ")));
             }
@@ -288,16 +288,6 @@ impl ExitMap {
     }
 }
 
-const STATUSES: [Status; 7] = [
-    Status::Pass,
-    Status::Warn,
-    Status::Complete,
-    Status::Fail,
-    Status::Incomplete,
-    Status::Unknown,
-    Status::SetupFail,
-];
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -305,7 +295,7 @@ mod tests {
     #[test]
     fn an_exit_map_changes_what_it_names_and_nothing_else() {
         let map = ExitMap::parse("SETUP_FAIL=75,INCOMPLETE=76").unwrap();
-        let statuses: Vec<_> = STATUSES.into_iter().map(|status| map.exit_status(status)).collect();
+        let statuses: Vec<_> = Status::ALL.into_iter().map(|status| map.exit_status(status)).collect();
         assert_eq!(statuses, [0, 1, 2, 3, 76, 5, 75]);
     }
 

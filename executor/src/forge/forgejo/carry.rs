@@ -110,16 +110,7 @@ impl Taken {
     }
 
     fn outputs(&self, outcome: &Outcome) -> BTreeMap<String, String> {
-        let all = [
-            Status::Pass,
-            Status::Warn,
-            Status::Complete,
-            Status::Fail,
-            Status::Incomplete,
-            Status::Unknown,
-            Status::SetupFail,
-        ];
-        let verdict = all.iter().find(|status| i32::from(status.exit_status()) == outcome.exit_code);
+        let verdict = Status::ALL.iter().find(|status| i32::from(status.exit_status()) == outcome.exit_code);
         let verdict = verdict.map(|status| status.name().to_owned());
         let left = verdict.map(|verdict| ("verdict".to_owned(), verdict)).into_iter().collect();
         let told = workflow::asked(&self.task).and_then(|asked| asked.told(&self.task, &left));
