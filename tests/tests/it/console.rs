@@ -26,8 +26,9 @@ const MAC: &str = "52:54:00:88:00:01";
 const CONSOLE: &str = "52:54:00:88:00:01.console";
 
 fn wharf(bench: &Bench, user: &str, arguments: &[&str]) -> Command {
-    let mut command = Command::new(WHARF);
-    command.args(arguments).env("WHARF_SERVER", bench.local_socket()).env("USER", user).stdin(Stdio::null());
+    // It hears the signals that end it, also where the tests run in a script's background, where some are ignored.
+    let mut command = Command::new("env");
+    command.args(["--default-signal", WHARF]).args(arguments).env("WHARF_SERVER", bench.local_socket()).env("USER", user).stdin(Stdio::null());
     command
 }
 

@@ -105,8 +105,9 @@ impl Action {
         std::fs::write(folder.path().join("outputs"), "").unwrap();
         assert_eq!(step["shell"], "sh");
         let programs = Path::new(WHARF).parent().unwrap().to_str().unwrap();
-        let mut command = Command::new("sh");
-        command.arg("-e").arg(&script).current_dir(folder.path()).env_clear();
+        // A shell cannot trap what was ignored when it began, as SIGINT is for what a script has in the background.
+        let mut command = Command::new("env");
+        command.args(["--default-signal", "sh", "-e"]).arg(&script).current_dir(folder.path()).env_clear();
         command.env("PATH", format!("{programs}:{}", std::env::var("PATH").unwrap()));
         command.env("GITHUB_ACTION_PATH", root().join("action")).env("RUNNER_TEMP", folder.path());
         command.env("GITHUB_OUTPUT", folder.path().join("outputs")).env("GITHUB_SHA", "0123456789abcdef");
