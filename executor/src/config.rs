@@ -34,7 +34,7 @@ mod proxy;
 
 pub use callers::{IssuerConfig, OTHERS, ProjectConfig, Refs, RuleConfig, TlsConfig};
 pub use discovery::{DiscoveryConfig, SPARES, SpareConfig, Unknown};
-pub use file::{parse, parse_and, parse_pdu, schema};
+pub use file::{NAMES_OF_TEMPLATES, parse, parse_and, parse_pdu, schema};
 pub use on_demand::OnDemandConfig;
 pub use proxy::{DownloadsConfig, ProxyConfig};
 

@@ -441,6 +441,34 @@ pub fn parse_and(
     })
 }
 
+/// What every job's templates have by itself; a text of the farm file in its place would break jobs, or be passed over.
+pub const NAMES_OF_TEMPLATES: [&str; 16] = [
+    "dut",
+    "environ",
+    "job",
+    "job_bucket",
+    "job_bucket_access_key",
+    "job_bucket_secret_key",
+    "local_tty_device",
+    "machine",
+    "machine_id",
+    "machine_tags",
+    "minio_url",
+    "ready_for_service",
+    "registry",
+    "role",
+    "roles",
+    "ssh",
+];
+
+fn variables(variables: BTreeMap<String, String>, findings: &mut Findings) -> BTreeMap<String, String> {
+    for name in variables.keys().filter(|name| NAMES_OF_TEMPLATES.contains(&name.as_str())) {
+        let what = format!("`{name}` is a value of the farm's own in every template");
+        findings.tell(&["variables".to_owned(), name.clone()], what, "take another name");
+    }
+    variables
+}
+
 /// A unit that is in no farm file, by the rules of `pdus` there.
 pub fn parse_pdu(name: &str, driver: &str, keys: &Map<String, Value>, directory: &Path) -> Result<PduConfig, Problems> {
     // A farm around it, of which nothing is used.
@@ -500,7 +528,7 @@ fn check(file: FarmFile, findings: &mut Findings, directory: &Path) -> FarmConfi
         bucket_groups,
         stores,
         archive,
-        job_variables: file.variables,
+        job_variables: variables(file.variables, findings),
         training: training::training(&file.training, directory, findings),
         patience: training::patience(&file.health, findings),
         gitlab: gitlab::gitlab(&file.gitlab, directory, findings),

@@ -6,7 +6,7 @@
 //!               ─ duts ──────────────► inventory  duts: names counted as CI-tron counts them
 //!               ─ gitlab, … ─────────► Left
 //!  boots_db ───── fastboot ──────────► boots.yml, defaults per kind of board, for machines with the tag `boots:<name>`
-//!  environment ── EXECUTOR_JOB__* ───► farm.yml   variables
+//!  environment ── EXECUTOR_JOB__* ───► farm.yml   variables; registry, for the proxy that CI-tron's gateway had of one
 //! ```
 //! The two files are those of the 2024 release and of main; keys that neither has are told as left over, not as mistakes.
 
@@ -20,6 +20,7 @@ use serde_json::{Map, Value, json};
 
 use super::table::Table;
 use crate::boot::database::Database;
+use crate::config::NAMES_OF_TEMPLATES;
 use crate::inventory::{Arrives, Entry, OutletName};
 
 mod boots;
@@ -92,7 +93,7 @@ pub fn import(mars: Source<'_>, boots: Option<Source<'_>>, wish: &Wish) -> Resul
         boots.tag(duts);
         left.extend(boots.left.iter().cloned());
     }
-    left.extend(environment_left(&wish.environment));
+    left.extend(environment_left(wish));
     let text = boots.as_ref().map(boots::Boots::text);
     if let Some(text) = &text {
         Database::check("boots.yml (as it would be written)", text).map_err(|problems| vec![problems])?;
@@ -297,12 +298,35 @@ const JOB_VARIABLE: &str = "EXECUTOR_JOB__";
 const ELSEWHERE: [&str; 4] =
     ["FARM_NAME", "PRIVATE_INTERFACE", "SERGENT_HARTMAN_BOOT_COUNT", "SERGENT_HARTMAN_QUALIFYING_BOOT_COUNT"];
 
+/// The proxy of a container registry that CI-tron's gateway has, as `HOST:PORT`, and the registry.
+const REGISTRY_PROXY: (&str, &str) = ("EXECUTOR_JOB__FDO_PROXY_REGISTRY", "registry.freedesktop.org");
+
 /// Only names: some of the values are secrets.
-fn environment_left(environment: &BTreeMap<String, String>) -> Vec<Left> {
-    let names =
-        environment.keys().filter(|name| !name.starts_with(JOB_VARIABLE) && !ELSEWHERE.contains(&name.as_str()));
-    let left = |name: &String| Left { at: None, field: name.clone(), why: "has no counterpart in this farm".into() };
-    names.map(left).collect()
+fn environment_left(wish: &Wish) -> Vec<Left> {
+    let why = |name: &str| match name.strip_prefix(JOB_VARIABLE).map(str::to_lowercase) {
+        None if ELSEWHERE.contains(&name) => None,
+        None => Some("has no counterpart in this farm".to_owned()),
+        Some(job) if NAMES_OF_TEMPLATES.contains(&job.as_str()) => {
+            Some(format!("`{job}` is a value of the farm's own in every template"))
+        }
+        Some(_) if !wish.leads_to_the_gateway(name) => None,
+        Some(_) if name == REGISTRY_PROXY.0 => {
+            Some(format!("the farm's own cache of {} is in its place", REGISTRY_PROXY.1))
+        }
+        Some(_) => Some("kept, but it leads to a server of CI-tron's gateway, which is not there any more".to_owned()),
+    };
+    let left = |name: &String| Some(Left { at: None, field: name.clone(), why: why(name)? });
+    wish.environment.keys().filter_map(left).collect()
+}
+
+impl Wish {
+    /// Whether a variable names a server at the address that is this farm's from now on.
+    fn leads_to_the_gateway(&self, name: &str) -> bool {
+        let address = self.address.split('/').next().unwrap_or_default();
+        let value = self.environment.get(name).map_or("", |value| value.rsplit("//").next().unwrap_or(value));
+        let host = value.split(['/', ':']).next().unwrap_or_default();
+        host == address || host == "ci-gateway"
+    }
 }
 
 fn farm_file(wish: &Wish, pdus: &[Value], has_boots: bool) -> String {
@@ -320,9 +344,12 @@ fn farm_file(wish: &Wish, pdus: &[Value], has_boots: bool) -> String {
         section("dhcp", json!({"range": wish.range}));
     }
     section("state", json!(wish.state));
-    let variables = variables(&wish.environment);
+    let variables = variables(wish);
     if !variables.is_empty() {
         section("variables", json!(variables));
+    }
+    if wish.leads_to_the_gateway(REGISTRY_PROXY.0) {
+        section("registry", json!({"upstreams": [{"host": REGISTRY_PROXY.1}]}));
     }
     if has_boots {
         section("boots", json!("boots.yml"));
@@ -341,12 +368,14 @@ fn farm_file(wish: &Wish, pdus: &[Value], has_boots: bool) -> String {
     text
 }
 
-/// `EXECUTOR_JOB__FDO_PROXY_REGISTRY` is `fdo_proxy_registry` in templates.
-fn variables(environment: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+/// `EXECUTOR_JOB__NTP_PEER` is `ntp_peer` in templates.
+fn variables(wish: &Wish) -> BTreeMap<String, String> {
     let named = |(name, value): (&String, &String)| {
-        name.strip_prefix(JOB_VARIABLE).map(|name| (name.to_lowercase(), value.clone()))
+        let ours = name == REGISTRY_PROXY.0 && wish.leads_to_the_gateway(name);
+        let job = name.strip_prefix(JOB_VARIABLE)?.to_lowercase();
+        (!ours && !NAMES_OF_TEMPLATES.contains(&job.as_str())).then(|| (job, value.clone()))
     };
-    environment.iter().filter_map(named).collect()
+    wish.environment.iter().filter_map(named).collect()
 }
 
 fn training(environment: &BTreeMap<String, String>) -> Option<Value> {

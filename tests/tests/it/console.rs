@@ -28,7 +28,12 @@ const CONSOLE: &str = "52:54:00:88:00:01.console";
 fn wharf(bench: &Bench, user: &str, arguments: &[&str]) -> Command {
     // It hears the signals that end it, also where the tests run in a script's background, where some are ignored.
     let mut command = Command::new("env");
-    command.args(["--default-signal", WHARF]).args(arguments).env("WHARF_SERVER", bench.local_socket()).env("USER", user).stdin(Stdio::null());
+    command
+        .args(["--default-signal", WHARF])
+        .args(arguments)
+        .env("WHARF_SERVER", bench.local_socket())
+        .env("USER", user)
+        .stdin(Stdio::null());
     command
 }
 

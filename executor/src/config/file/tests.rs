@@ -54,7 +54,7 @@ fn a_proxy_stands_on_a_network_with_another_dhcp_server_and_gives_no_addresses()
 #[test]
 fn mistakes_of_shape_and_of_sense_are_told_together() {
     let text = "name: lab\nnetwork: {private: {address: 10.77.0.1/24}}\ndhcp: {range: [10.77.0.10, 10.77.0.20]}\n\
-                listen: {api: 'farm:80'}\nduts:\n\
+                listen: {api: 'farm:80'}\nvariables: {ntp_peer: 10.77.0.1, registry: r.example.org}\nduts:\n\
                 - {mac: 52:54:00:77:00:01, address: 10.77.0.11, machine: {simulated: {}}}\n\
                 - {mac: 52:54:00:77:00:01, address: 10.99.0.11, machine: {simulated: {console: nowhere.yml}}}\n\
                 - {mac: nonsense, address: 10.77.0.12, speed: 9, machine: {qemu: {firmware: coreboot}}}\n";
@@ -63,12 +63,13 @@ fn mistakes_of_shape_and_of_sense_are_told_together() {
         [
             "3: dhcp.range: the range holds `10.77.0.11`, the address of lab-dut-1",
             "4: listen.api: `farm:80` is not an address and port",
-            "7: duts[1].mac: the MAC `52:54:00:77:00:01` is already used by `duts[0].mac`",
-            "7: duts[1].address: `10.99.0.11` is not an address for a DUT of this network",
-            "7: duts[1].machine.simulated.console: no file `nowhere.yml`",
-            "8: duts[2].mac: `nonsense` is not a MAC address: it is not six bytes in hexadecimal",
-            "8: duts[2].speed: unknown key `speed`",
-            "8: duts[2].machine.qemu.firmware: `coreboot` is not known here",
+            "5: variables.registry: `registry` is a value of the farm's own in every template",
+            "8: duts[1].mac: the MAC `52:54:00:77:00:01` is already used by `duts[0].mac`",
+            "8: duts[1].address: `10.99.0.11` is not an address for a DUT of this network",
+            "8: duts[1].machine.simulated.console: no file `nowhere.yml`",
+            "9: duts[2].mac: `nonsense` is not a MAC address: it is not six bytes in hexadecimal",
+            "9: duts[2].speed: unknown key `speed`",
+            "9: duts[2].machine.qemu.firmware: `coreboot` is not known here",
         ]
     );
 }

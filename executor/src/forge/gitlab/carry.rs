@@ -179,7 +179,10 @@ impl Errand for Taken {
             && end.verdict.status == Status::Fail
         {
             match script::end(&tail(end.record), nonce) {
-                Some(Said::Exit(code)) => outcome.exit_code = code,
+                Some(Said::Exit(code)) => {
+                    spool.say(Severity::Error, &format!("The script ended with exit status {code}"));
+                    outcome.exit_code = code;
+                }
                 Some(Said::Broken(why)) => {
                     spool.say(Severity::Error, &format!("The script was not run: {why}"));
                     outcome = Outcome::lost();

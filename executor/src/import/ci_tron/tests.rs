@@ -21,7 +21,7 @@ fn wish(environment: &[(&str, &str)]) -> Wish {
 fn imported(mars: &str, boots: Option<&str>) -> Result<Imported, String> {
     let boots = boots.map(|text| Source { name: "boots_db.yml", text });
     let told = |all: Vec<Problems>| all.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
-    import(Source { name: "mars_db.yaml", text: mars }, boots, &wish(&[("EXECUTOR_JOB__REGISTRY", "r.example.org")]))
+    import(Source { name: "mars_db.yaml", text: mars }, boots, &wish(&[("EXECUTOR_JOB__NTP_PEER", "10.42.0.7")]))
         .map_err(told)
 }
 
@@ -37,7 +37,7 @@ network:
     address: 10.42.0.1/16
 state: /var/lib/lab
 variables:
-  registry: r.example.org
+  ntp_peer: 10.42.0.7
 pdus:
 - name: VPDU
   vpdu:
@@ -183,4 +183,34 @@ fn what_the_environment_says_of_training_and_jobs_is_carried_over_and_the_rest_i
     let expected =
         Left { at: None, field: "MINIO_ROOT_PASSWORD".into(), why: "has no counterpart in this farm".into() };
     assert_eq!(imported.left, [expected]);
+}
+
+#[test]
+fn what_led_to_ci_trons_own_gateway_leads_to_what_stands_in_its_place_or_is_named() {
+    let environment = [
+        ("EXECUTOR_JOB__FDO_PROXY_REGISTRY", "10.42.0.1:8002"),
+        ("EXECUTOR_JOB__LOCAL_REGISTRY", "ci-gateway:8004"),
+        ("EXECUTOR_JOB__PULL_THRU_REGISTRY", "http://10.42.0.15:8003"),
+        ("EXECUTOR_JOB__REGISTRY", "registry.example.org"),
+    ];
+    let imported = import(Source { name: "m", text: "pdus: {}\n" }, None, &wish(&environment)).ok().unwrap();
+    let expected = "\
+variables:
+  local_registry: ci-gateway:8004
+  pull_thru_registry: http://10.42.0.15:8003
+registry:
+  upstreams:
+  - host: registry.freedesktop.org
+";
+    assert!(imported.farm.contains(expected), "{}", imported.farm);
+    let left: Vec<_> = imported.left.iter().map(|left| (left.field.as_str(), left.why.as_str())).collect();
+    let expected = [
+        ("EXECUTOR_JOB__FDO_PROXY_REGISTRY", "the farm's own cache of registry.freedesktop.org is in its place"),
+        (
+            "EXECUTOR_JOB__LOCAL_REGISTRY",
+            "kept, but it leads to a server of CI-tron's gateway, which is not there any more",
+        ),
+        ("EXECUTOR_JOB__REGISTRY", "`registry` is a value of the farm's own in every template"),
+    ];
+    assert_eq!(left, expected);
 }
