@@ -1,9 +1,9 @@
 //! Where jobs come from by themselves: forges that have jobs to be run, asked by the farm.
 //!
 //! ```text
-//!  farm file ─► gitlab/, forgejo/: runners, their questions, their jobs ─► carry.rs ─► Farm::submit, its log, Farm::cancel
-//!                                                                            │ courier.rs ◆ what is told when
-//!                                                                            └ the log: spool.rs, trace.rs ◆, mask.rs ◆ without secrets
+//!  farm file ─► runners.rs: those of gitlab/ and forgejo/, their questions ─► carry.rs: a job ─► Farm::submit, its log, Farm::cancel
+//!                                                                              │ courier.rs ◆ what is told when
+//!                                                                              └ the log: spool.rs, trace.rs ◆, mask.rs ◆ without secrets
 //!  shared by forges: room.rs is a DUT free, http.rs clients, kept.rs files of tokens, script.rs ◆ words of shells
 //! ```
 //! They use the farm as the API does, and the farm knows nothing of them.
@@ -16,6 +16,7 @@ mod http;
 mod kept;
 mod mask;
 mod room;
+mod runners;
 mod script;
 mod spool;
 mod trace;
@@ -40,9 +41,8 @@ pub struct Asking {
 /// Asks the forges that the farm file names, from now on.
 pub fn ask(farm: &Arc<Farm>) -> Asking {
     let carriers = Arc::new(Carriers::default());
-    let gitlab = tokio::spawn(gitlab::supervise(Arc::downgrade(farm), Arc::clone(&carriers)));
-    let forgejo = tokio::spawn(forgejo::supervise(Arc::downgrade(farm), Arc::clone(&carriers)));
-    Asking { supervisors: [gitlab, forgejo], carriers }
+    let supervisors = [tokio::spawn(gitlab::take(farm, &carriers)), tokio::spawn(forgejo::take(farm, &carriers))];
+    Asking { supervisors, carriers }
 }
 
 impl Asking {

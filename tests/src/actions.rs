@@ -15,44 +15,28 @@
 //! | `UpdateLog` after a gap, or without rows | nothing is taken; how many rows there are |
 //! | `UpdateLog` with new rows after `noMore` | 409 `already_exists` |
 
-use std::collections::{BTreeMap, VecDeque};
-use std::io::BufReader;
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use crate::coordinator::{Answer, Fault, Request, read, write};
+use crate::instance::{Answer, Fault, Instance, Request, Rules, Shared};
 
 /// The token that registers runners.
 pub const REGISTRATION_TOKEN: &str = "registers-runners-0123456789";
 /// The token of every task.
 pub const TASK_TOKEN: &str = "0123456789abcdef0123456789abcdef01234567";
-/// The longest that anything here takes on a loaded machine.
-const PATIENCE: Duration = Duration::from_secs(90);
 
-/// A running instance; its threads end with the test's process.
-pub struct Actions {
-    address: SocketAddr,
-    shared: Arc<Shared>,
-}
+/// A running instance.
+pub type Actions = Instance<State>;
 
+/// What it knows.
 #[derive(Default)]
-struct Shared {
-    state: Mutex<State>,
-    changed: Condvar,
-}
-
-#[derive(Default)]
-struct State {
+pub struct State {
     last_id: u64,
     version: u64,
     runners: Vec<Runner>,
     tasks: BTreeMap<u64, Task>,
     files: BTreeMap<String, Vec<u8>>,
-    faults: Vec<(String, VecDeque<Fault>)>,
-    questions: u64,
 }
 
 /// A registered runner.
@@ -91,28 +75,7 @@ pub struct Task {
     key: String,
 }
 
-impl Actions {
-    /// Listens on the loopback.
-    pub fn start() -> Actions {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("the loopback has free ports");
-        let address = listener.local_addr().expect("it listens");
-        let shared = Arc::new(Shared::default());
-        shared.lock().version = 1;
-        let served = Arc::clone(&shared);
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let shared = Arc::clone(&served);
-                std::thread::spawn(move || serve(&shared, stream));
-            }
-        });
-        Actions { address, shared }
-    }
-
-    /// Where it is.
-    pub fn url(&self) -> String {
-        format!("http://{}", self.address)
-    }
-
+impl Instance<State> {
     /// Puts a job into the queue, for a runner with these labels: the YAML of the job, and what `more` says of its message.
     pub fn offer(&self, runs_on: &[&str], job: &str, more: Value) -> u64 {
         self.offer_with(runs_on, job, more, [])
@@ -126,10 +89,7 @@ impl Actions {
         more: Value,
         faults: [(&str, Vec<Fault>); N],
     ) -> u64 {
-        let mut state = self.shared.lock();
-        state.last_id += 1;
-        state.version += 1;
-        let id = state.last_id;
+        let id = self.lock().next_id();
         let body: String = job.lines().map(|line| format!("    {line}\n")).collect();
         let workflow =
             format!("name: test\n\"on\": [push]\njobs:\n  boot:\n    runs-on: [{}]\n{body}", runs_on.join(", "));
@@ -147,27 +107,24 @@ impl Actions {
             message[key] = value.clone();
         }
         let runs_on = runs_on.iter().map(|label| (*label).to_owned()).collect();
-        state.tasks.insert(id, Task { status: "waiting".into(), runs_on, message, ..Task::default() });
-        state.faults.extend(faults.into_iter().map(|(method, faults)| (format!("{method} {id}"), faults.into())));
-        drop(state);
-        self.shared.changed.notify_all();
+        for (method, faults) in faults {
+            self.fail(&format!("{method} {id}"), faults);
+        }
+        self.change(|state| {
+            state.version += 1;
+            state.tasks.insert(id, Task { status: "waiting".into(), runs_on, message, ..Task::default() });
+        });
         id
     }
 
     /// A file of the repository.
     pub fn put_file(&self, path: &str, bytes: &[u8]) {
-        self.shared.lock().files.insert(path.to_owned(), bytes.to_vec());
-    }
-
-    /// Whether all faults of this task have happened.
-    pub fn has_failed(&self, task: u64) -> bool {
-        let of = format!(" {task}");
-        self.shared.lock().faults.iter().all(|(call, left)| !call.ends_with(&of) || left.is_empty())
+        self.lock().files.insert(path.to_owned(), bytes.to_vec());
     }
 
     /// A task as it is.
     pub fn task(&self, id: u64) -> Task {
-        self.shared.lock().tasks[&id].clone()
+        self.lock().tasks[&id].clone()
     }
 
     /// Waits until a task is so.
@@ -191,63 +148,37 @@ impl Actions {
     #[track_caller]
     pub fn wait_for_runners(&self, what: &str, are_so: impl Fn(&[Runner]) -> bool) -> Vec<Runner> {
         let found = self.wait(|state| Some(state.runners.clone()).filter(|runners| are_so(runners)));
-        found.unwrap_or_else(|| panic!("{what}: {:?}", self.shared.lock().runners))
+        found.unwrap_or_else(|| panic!("{what}: {:?}", self.lock().runners))
     }
 
     /// Cancels a task, as a user does with its button.
     pub fn cancel(&self, id: u64) {
-        self.shared.lock().tasks.get_mut(&id).expect("it was offered").status = "cancelled".into();
-        self.shared.changed.notify_all();
+        self.change(|state| state.tasks.get_mut(&id).expect("it was offered").status = "cancelled".into());
     }
 
     /// Deletes a runner, as an admin does.
     pub fn delete_runner(&self, id: u64) {
-        self.shared.lock().runners.retain(|runner| runner.id != id);
-        self.shared.changed.notify_all();
+        self.change(|state| state.runners.retain(|runner| runner.id != id));
     }
 
     /// A runner that a person has made.
     pub fn make_runner(&self) -> Runner {
-        let mut state = self.shared.lock();
-        let runner = state.add_runner("made by hand");
-        drop(state);
-        self.shared.changed.notify_all();
-        runner
-    }
-
-    fn wait<T>(&self, find: impl Fn(&State) -> Option<T>) -> Option<T> {
-        let until = Instant::now() + PATIENCE;
-        let mut state = self.shared.lock();
-        loop {
-            if let Some(found) = find(&state) {
-                return Some(found);
-            }
-            let left = until.checked_duration_since(Instant::now())?;
-            state = self.shared.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-    }
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.change(|state| state.add_runner("made by hand"))
     }
 }
 
 impl State {
-    fn add_runner(&mut self, name: &str) -> Runner {
+    fn next_id(&mut self) -> u64 {
         self.last_id += 1;
-        let id = self.last_id;
+        self.last_id
+    }
+
+    fn add_runner(&mut self, name: &str) -> Runner {
+        let id = self.next_id();
         let uuid = format!("00000000-0000-4000-8000-{id:012}");
         let runner = Runner { id, uuid, token: format!("token-of-runner-{id}"), name: name.into(), labels: vec![] };
         self.runners.push(runner.clone());
         runner
-    }
-
-    fn fault(&mut self, method: &str, task: u64) -> Option<Fault> {
-        let call = format!("{method} {task}");
-        let (_, faults) = self.faults.iter_mut().find(|(of, left)| *of == call && !left.is_empty())?;
-        faults.pop_front()
     }
 }
 
@@ -262,92 +193,59 @@ impl Task {
     }
 }
 
-/// What a call does: its answer, and the task that it was about.
-struct Done {
-    answer: Answer,
-    task: u64,
-}
-
-fn serve(shared: &Shared, stream: TcpStream) {
-    let Ok(mut writer) = stream.try_clone() else { return };
-    let mut reader = BufReader::new(stream);
-    while let Some(request) = read(&mut reader) {
-        let method = request.path.rsplit('/').next().unwrap_or_default().to_owned();
-        let about = about(&request);
-        let fault = about.and_then(|task| shared.lock().fault(&method, task));
-        let answer = match fault {
-            Some(Fault::Lost) => return,
-            Some(Fault::Answer(status, _)) => error(status, "internal", "a fault on request"),
-            Some(Fault::DoneThenLost) => {
-                drop(answer(shared, &request));
-                shared.changed.notify_all();
-                return;
-            }
-            None => {
-                let done = answer(shared, &request);
-                shared.changed.notify_all();
-                // Only now is it known which task a question brought.
-                let fault = if about.is_none() { shared.lock().fault(&method, done.task) } else { None };
-                if fault.is_some() {
-                    return;
-                }
-                done.answer
-            }
-        };
-        if write(&mut writer, &answer).is_err() {
-            return;
-        }
+impl Rules for State {
+    fn call(request: &Request) -> String {
+        let body = request.json();
+        let task = body["taskId"].as_str().or_else(|| body["state"]["id"].as_str()).unwrap_or_default();
+        format!("{} {task}", request.path.rsplit('/').next().unwrap_or_default())
     }
-}
 
-fn about(request: &Request) -> Option<u64> {
-    let body = request.json();
-    let id = body["taskId"].as_str().or_else(|| body["state"]["id"].as_str())?;
-    id.parse().ok()
+    fn answer(shared: &Shared<State>, request: &Request) -> Option<Answer> {
+        let (answer, given) = answer(&mut shared.lock(), request);
+        // Only now is it known which task a question brought.
+        given.and_then(|task| shared.fault(&format!("FetchTask {task}"))).is_none().then_some(answer)
+    }
 }
 
 fn error(status: u16, code: &str, message: &str) -> Answer {
     Answer::json(status, &json!({"code": code, "message": message}))
 }
 
-fn answer(shared: &Shared, request: &Request) -> Done {
-    let other = |answer| Done { answer, task: 0 };
-    if let Some(path) = request.path.strip_prefix("/api/v1/repos/group/project/raw/").or_else(|| {
-        // The reader of requests takes GitLab's prefix away, and this is none of it.
-        request.path.strip_prefix("/repos/group/project/raw/")
-    }) {
-        let is_ours = request.header("authorization") == format!("token {TASK_TOKEN}");
-        let is_commit = request.query("ref") == "0123456789abcdef";
-        let state = shared.lock();
-        return other(match state.files.get(path) {
-            Some(bytes) if is_ours && is_commit => Answer { body: bytes.clone(), ..Answer::of(200) },
-            _ => Answer::of(404),
-        });
-    }
-    let Some(method) = request.path.strip_prefix("/api/actions/runner.v1.RunnerService/") else {
-        return other(Answer::of(404));
-    };
-    let mut state = shared.lock();
-    if request.header("content-type") != "application/json" {
-        return other(Answer::of(415));
-    }
-    if method == "Register" {
-        return other(register(&mut state, &request.json()));
-    }
-    let (uuid, token) = (request.header("x-runner-uuid"), request.header("x-runner-token"));
-    let Some(runner) = state.runners.iter().position(|runner| runner.uuid == uuid && runner.token == token) else {
-        return other(error(401, "unauthenticated", "unregistered runner"));
-    };
-    let body = request.json();
-    match method {
-        "Declare" => {
-            state.runners[runner].labels = strings(&body["labels"]);
-            other(Answer::json(200, &json!({"runner": {"uuid": uuid}})))
+/// The answer, and the task that it gives.
+fn answer(state: &mut State, request: &Request) -> (Answer, Option<u64>) {
+    let answer = match request.path.strip_prefix("/api/actions/runner.v1.RunnerService/") {
+        None => file(state, request),
+        Some(_) if request.header("content-type") != "application/json" => Answer::of(415),
+        Some("Register") => register(state, &request.json()),
+        Some(method) => {
+            let (uuid, token) = (request.header("x-runner-uuid"), request.header("x-runner-token"));
+            let is_it = |runner: &Runner| runner.uuid == uuid && runner.token == token;
+            match (method, state.runners.iter().position(is_it), request.json()) {
+                (_, None, _) => error(401, "unauthenticated", "unregistered runner"),
+                ("Declare", Some(runner), body) => {
+                    state.runners[runner].labels = strings(&body["labels"]);
+                    Answer::json(200, &json!({"runner": {"uuid": uuid}}))
+                }
+                ("FetchTask", Some(runner), body) => {
+                    return fetch(state, runner, request.header("x-runner-request-key"), &body);
+                }
+                ("UpdateTask", _, body) => update(state, uuid, &body),
+                ("UpdateLog", _, body) => append(state, uuid, &body),
+                _ => error(501, "unimplemented", method),
+            }
         }
-        "FetchTask" => fetch(&mut state, runner, request.header("x-runner-request-key"), &body),
-        "UpdateTask" => other(update(&mut state, uuid, &body)),
-        "UpdateLog" => other(append(&mut state, uuid, &body)),
-        _ => other(error(501, "unimplemented", method)),
+    };
+    (answer, None)
+}
+
+fn file(state: &State, request: &Request) -> Answer {
+    let path = request.path.strip_prefix("/api/v1/repos/group/project/raw/").unwrap_or_default();
+    let is_ours = request.header("authorization") == format!("token {TASK_TOKEN}");
+    match state.files.get(path) {
+        Some(bytes) if is_ours && request.query("ref") == "0123456789abcdef" => {
+            Answer { body: bytes.clone(), ..Answer::of(200) }
+        }
+        _ => Answer::of(404),
     }
 }
 
@@ -359,8 +257,7 @@ fn register(state: &mut State, body: &Value) -> Answer {
     Answer::json(200, &json!({"runner": {"id": runner.id.to_string(), "uuid": runner.uuid, "token": runner.token}}))
 }
 
-fn fetch(state: &mut State, runner: usize, key: &str, body: &Value) -> Done {
-    state.questions += 1;
+fn fetch(state: &mut State, runner: usize, key: &str, body: &Value) -> (Answer, Option<u64>) {
     let (labels, uuid) = (state.runners[runner].labels.clone(), state.runners[runner].uuid.clone());
     let is_old = body["tasksVersion"].as_str().is_some_and(|version| version.parse() == Ok(state.version));
     let again = |task: &Task| task.runner == uuid && !key.is_empty() && task.key == key && !task.is_over();
@@ -371,13 +268,12 @@ fn fetch(state: &mut State, runner: usize, key: &str, body: &Value) -> Done {
     let found = found.map(|(id, _)| *id);
     let version = state.version.to_string();
     let Some(task) = found.and_then(|id| state.tasks.get_mut(&id)) else {
-        return Done { answer: Answer::json(200, &json!({"tasksVersion": version})), task: 0 };
+        return (Answer::json(200, &json!({"tasksVersion": version})), None);
     };
     task.status = "running".into();
     (task.runner, task.key) = (uuid, key.to_owned());
     task.given += 1;
-    let answer = Answer::json(200, &json!({"task": task.message, "tasksVersion": version}));
-    Done { answer, task: found.unwrap_or_default() }
+    (Answer::json(200, &json!({"task": task.message, "tasksVersion": version})), found)
 }
 
 fn update(state: &mut State, uuid: &str, body: &Value) -> Answer {

@@ -72,8 +72,8 @@ pub struct Surroundings {
     pub api: Option<String>,
 }
 
-/// A farm that tests share while any of them runs; the last one ends it.
-pub struct Shared(Mutex<Weak<Bench>>);
+/// A farm that tests share while any of them runs, with what else there is beside it; the last one ends it.
+pub struct Shared<T = Bench>(Mutex<Weak<T>>);
 
 /// So many tests at once may do something; the others wait.
 pub struct Gate {
@@ -402,25 +402,25 @@ impl Drop for Bench {
     }
 }
 
-impl Shared {
+impl<T> Shared<T> {
     /// Nothing runs yet.
     pub const fn new() -> Self {
         Shared(Mutex::new(Weak::new()))
     }
 
     /// The farm, started if none of its users runs.
-    pub fn bench(&self, start: impl FnOnce() -> Bench) -> Arc<Bench> {
+    pub fn running(&self, start: impl FnOnce() -> T) -> Arc<T> {
         let mut shared = lock(&self.0);
-        if let Some(bench) = shared.upgrade() {
-            return bench;
+        if let Some(running) = shared.upgrade() {
+            return running;
         }
-        let bench = Arc::new(start());
-        *shared = Arc::downgrade(&bench);
-        bench
+        let running = Arc::new(start());
+        *shared = Arc::downgrade(&running);
+        running
     }
 }
 
-impl Default for Shared {
+impl<T> Default for Shared<T> {
     fn default() -> Self {
         Shared::new()
     }

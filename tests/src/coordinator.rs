@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  Coordinator::start() ─► offer(job, tags) ─► POST /jobs/request ─► pending ─► running ─► success | failed | canceled
-//!       fail("PATCH", job, [Fault, …]): the next such calls go wrong           └ trace, artifacts: as they came
+//!       fail("PATCH /jobs/7", [Fault, …]): the next such calls go wrong        └ trace, artifacts: as they came
 //! ```
 //! | rule | answer |
 //! |---|---|
@@ -13,44 +13,32 @@
 //! | the last word has the log's length and checksum | else 412, and the log is gone |
 //! | `canceling` | calls are heard; the last word makes it `canceled` |
 
-use std::collections::{BTreeMap, VecDeque};
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+
+use crate::instance::{Answer, Instance, Request, Rules, Shared};
 
 /// The token that may create runners.
 pub const ADMIN_TOKEN: &str = "glpat-admin-of-the-farm";
 /// How long a question for a job is kept open: long enough that few are asked, short enough that a farm can be stopped.
 const POLL: Duration = Duration::from_secs(2);
-/// The longest that anything here takes on a loaded machine.
-const PATIENCE: Duration = Duration::from_secs(90);
 
-/// A running instance; its threads end with the test's process.
-pub struct Coordinator {
-    address: SocketAddr,
-    shared: Arc<Shared>,
-}
+/// A running instance.
+pub type Coordinator = Instance<State>;
 
+/// What it knows.
 #[derive(Default)]
-struct Shared {
-    state: Mutex<State>,
-    changed: Condvar,
-}
-
-#[derive(Default)]
-struct State {
+pub struct State {
     last_id: u64,
     runners: BTreeMap<u64, Runner>,
     jobs: BTreeMap<u64, Job>,
     files: BTreeMap<String, Vec<u8>>,
     /// Where repositories are, as `GROUP/PROJECT.git`.
-    repositories: Option<std::path::PathBuf>,
-    faults: Vec<(String, VecDeque<Fault>)>,
-    /// Method and path of each call.
-    calls: Vec<String>,
+    repositories: Option<PathBuf>,
 }
 
 /// A registered runner.
@@ -109,56 +97,10 @@ pub enum Commits {
     One,
 }
 
-/// What goes wrong with a call.
-#[derive(Clone, Debug)]
-pub enum Fault {
-    /// It is not done, and answered so.
-    Answer(u16, &'static str),
-    /// It is done, and the connection is lost before the answer.
-    DoneThenLost,
-    /// The connection is lost before it is read.
-    Lost,
-}
-
-pub(crate) struct Request {
-    pub method: String,
-    pub path: String,
-    pub query: String,
-    pub headers: BTreeMap<String, String>,
-    pub body: Vec<u8>,
-}
-
-pub(crate) struct Answer {
-    pub status: u16,
-    pub headers: Vec<(String, String)>,
-    pub body: Vec<u8>,
-}
-
-impl Coordinator {
-    /// Listens on the loopback.
-    pub fn start() -> Coordinator {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("the loopback has free ports");
-        let address = listener.local_addr().expect("it listens");
-        let shared = Arc::new(Shared::default());
-        let served = Arc::clone(&shared);
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let shared = Arc::clone(&served);
-                std::thread::spawn(move || serve(&shared, stream));
-            }
-        });
-        Coordinator { address, shared }
-    }
-
-    /// Where it is.
-    pub fn url(&self) -> String {
-        format!("http://{}", self.address)
-    }
-
+impl Instance<State> {
     /// Puts a job into the queue, for a runner with these tags; what `more` says goes over the usual fields of its payload.
     pub fn offer(&self, tags: &[&str], commits: Commits, more: Value) -> u64 {
-        let mut state = self.lock();
-        let id = state.next_id();
+        let id = self.lock().next_id();
         let mut payload = json!({
             "id": id,
             "token": format!("job-token-of-{id}"),
@@ -178,9 +120,7 @@ impl Coordinator {
         }
         let tags = tags.iter().map(|tag| (*tag).to_owned()).collect();
         let job = Job { status: "created".into(), payload, tags, commits, ..Job::default() };
-        state.jobs.insert(id, job);
-        drop(state);
-        self.shared.changed.notify_all();
+        self.change(|state| state.jobs.insert(id, job));
         id
     }
 
@@ -190,18 +130,8 @@ impl Coordinator {
     }
 
     /// Serves the repositories of this folder by git's own program, to jobs that show their token.
-    pub fn serve_repositories(&self, folder: &std::path::Path) {
+    pub fn serve_repositories(&self, folder: &Path) {
         self.lock().repositories = Some(folder.to_owned());
-    }
-
-    /// The next calls of this method whose path begins so go wrong, one after the other.
-    pub fn fail(&self, method: &str, path: &str, faults: impl IntoIterator<Item = Fault>) {
-        self.lock().faults.push((format!("{method} {path}"), faults.into_iter().collect()));
-    }
-
-    /// Whether all faults have happened.
-    pub fn has_failed(&self, path: &str) -> bool {
-        self.lock().faults.iter().all(|(of, left)| !of.contains(path) || left.is_empty())
     }
 
     /// A job as it is.
@@ -235,17 +165,12 @@ impl Coordinator {
 
     /// Sets a job's state, as a user does with its buttons.
     pub fn set_status(&self, id: u64, status: &str) {
-        let mut state = self.lock();
-        let job = state.jobs.get_mut(&id).expect("it was offered");
-        job.become_(status);
-        drop(state);
-        self.shared.changed.notify_all();
+        self.change(|state| state.jobs.get_mut(&id).expect("it was offered").become_(status));
     }
 
     /// Deletes a runner, as an admin does.
     pub fn delete_runner(&self, id: u64) {
-        self.lock().runners.remove(&id);
-        self.shared.changed.notify_all();
+        self.change(|state| state.runners.remove(&id));
     }
 
     /// A runner that a person has made, with its token.
@@ -264,40 +189,11 @@ impl Coordinator {
 
     /// Gives a runner another token, as an admin does.
     pub fn rotate(&self, id: u64) -> String {
-        let mut state = self.lock();
-        let runner = state.runners.get_mut(&id).expect("it was made");
-        runner.token.push_str("-again");
-        let token = runner.token.clone();
-        drop(state);
-        self.shared.changed.notify_all();
-        token
-    }
-
-    /// Method and path of each call so far.
-    pub fn calls(&self) -> Vec<String> {
-        self.lock().calls.clone()
-    }
-
-    fn wait<T>(&self, find: impl Fn(&State) -> Option<T>) -> Option<T> {
-        let until = Instant::now() + PATIENCE;
-        let mut state = self.lock();
-        loop {
-            if let Some(found) = find(&state) {
-                return Some(found);
-            }
-            let left = until.checked_duration_since(Instant::now())?;
-            state = self.shared.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.shared.lock()
-    }
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.change(|state| {
+            let runner = state.runners.get_mut(&id).expect("it was made");
+            runner.token.push_str("-again");
+            runner.token.clone()
+        })
     }
 }
 
@@ -318,13 +214,6 @@ impl State {
         job.become_(if job.commits == Commits::Two { "pending" } else { "running" });
         job.session = session.clone();
         Some(job.payload.clone())
-    }
-
-    fn fault(&mut self, method: &str, path: &str) -> Option<Fault> {
-        let call = format!("{method} {path}");
-        let (_, faults) =
-            self.faults.iter_mut().find(|(of, left)| call.starts_with(of.as_str()) && !left.is_empty())?;
-        faults.pop_front()
     }
 }
 
@@ -351,110 +240,17 @@ impl Job {
     }
 }
 
-fn serve(shared: &Shared, stream: TcpStream) {
-    let Ok(writer) = stream.try_clone() else { return };
-    let (mut reader, mut writer) = (BufReader::new(stream), writer);
-    while let Some(request) = read(&mut reader) {
-        let fault = {
-            let mut state = shared.lock();
-            state.calls.push(format!("{} {}", request.method, request.path));
-            state.fault(&request.method, &request.path)
-        };
-        let answer = match fault {
-            Some(Fault::Lost) => return,
-            Some(Fault::Answer(status, header)) => {
-                let header = header.split_once(": ").map(|(name, value)| (name.to_owned(), value.to_owned()));
-                Answer { status, headers: header.into_iter().collect(), body: Vec::new() }
-            }
-            Some(Fault::DoneThenLost) => {
-                answer(shared, &request);
-                shared.changed.notify_all();
-                return;
-            }
-            None => answer(shared, &request),
-        };
-        shared.changed.notify_all();
-        if write(&mut writer, &answer).is_err() {
-            return;
-        }
+impl Rules for State {
+    fn call(request: &Request) -> String {
+        format!("{} {}", request.method, request.path)
+    }
+
+    fn answer(shared: &Shared<State>, request: &Request) -> Option<Answer> {
+        Some(answer(shared, request))
     }
 }
 
-pub(crate) fn read(reader: &mut BufReader<TcpStream>) -> Option<Request> {
-    let mut line = String::new();
-    reader.read_line(&mut line).ok().filter(|length| *length > 0)?;
-    let mut words = line.split_whitespace();
-    let (method, target) = (words.next()?.to_owned(), words.next()?.to_owned());
-    let mut headers = BTreeMap::new();
-    loop {
-        let mut line = String::new();
-        reader.read_line(&mut line).ok()?;
-        let Some((name, value)) = line.trim_end().split_once(':') else { break };
-        headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
-    }
-    let mut body = Vec::new();
-    if headers.get("transfer-encoding").is_some_and(|coding| coding == "chunked") {
-        loop {
-            let mut line = String::new();
-            reader.read_line(&mut line).ok()?;
-            let length = usize::from_str_radix(line.trim(), 16).ok()?;
-            let mut chunk = vec![0; length + 2];
-            reader.read_exact(&mut chunk).ok()?;
-            if length == 0 {
-                break;
-            }
-            body.extend_from_slice(&chunk[..length]);
-        }
-    } else {
-        body.resize(headers.get("content-length").and_then(|length| length.parse().ok()).unwrap_or(0), 0);
-        reader.read_exact(&mut body).ok()?;
-    }
-    let (path, query) = target.split_once('?').unwrap_or((&target, ""));
-    let path = path.strip_prefix("/api/v4").unwrap_or(path).to_owned();
-    Some(Request { method, path, query: query.to_owned(), headers, body })
-}
-
-pub(crate) fn write(writer: &mut TcpStream, answer: &Answer) -> std::io::Result<()> {
-    let mut head = format!("HTTP/1.1 {} x\r\nContent-Length: {}\r\n", answer.status, answer.body.len());
-    for (name, value) in &answer.headers {
-        head.push_str(&format!("{name}: {value}\r\n"));
-    }
-    writer.write_all(head.as_bytes())?;
-    writer.write_all(b"\r\n")?;
-    writer.write_all(&answer.body)
-}
-
-impl Request {
-    pub fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).unwrap_or_default()
-    }
-
-    pub fn header(&self, name: &str) -> &str {
-        self.headers.get(name).map_or("", String::as_str)
-    }
-
-    pub fn query(&self, name: &str) -> String {
-        let mut pairs = self.query.split('&').filter_map(|pair| pair.split_once('='));
-        pairs.find(|(key, _)| *key == name).map(|(_, value)| value.to_owned()).unwrap_or_default()
-    }
-}
-
-impl Answer {
-    pub fn of(status: u16) -> Answer {
-        Answer { status, headers: Vec::new(), body: Vec::new() }
-    }
-
-    pub fn json(status: u16, body: &Value) -> Answer {
-        Answer { body: body.to_string().into_bytes(), ..Answer::of(status) }
-    }
-
-    fn with(mut self, name: &str, value: impl ToString) -> Answer {
-        self.headers.push((name.to_owned(), value.to_string()));
-        self
-    }
-}
-
-fn answer(shared: &Shared, request: &Request) -> Answer {
+fn answer(shared: &Shared<State>, request: &Request) -> Answer {
     let words: Vec<&str> = request.path.trim_start_matches('/').split('/').collect();
     match (request.method.as_str(), words.as_slice()) {
         ("POST", ["user", "runners"]) => create_runner(&mut shared.lock(), request),
@@ -508,7 +304,7 @@ fn answer(shared: &Shared, request: &Request) -> Answer {
 }
 
 /// `git http-backend`, as a web server calls it (its manual page).
-fn repository(shared: &Shared, request: &Request) -> Answer {
+fn repository(shared: &Shared<State>, request: &Request) -> Answer {
     use base64::Engine;
     let is_of_a_job = |login: &str| {
         let token = login.strip_prefix("gitlab-ci-token:").unwrap_or_default();
@@ -582,7 +378,7 @@ impl Runner {
     }
 }
 
-fn give_job(shared: &Shared, request: &Request) -> Answer {
+fn give_job(shared: &Shared<State>, request: &Request) -> Answer {
     let body = request.json();
     let features = &body["info"]["features"];
     let token = body["token"].as_str().unwrap_or_default().to_owned();
@@ -598,10 +394,10 @@ fn give_job(shared: &Shared, request: &Request) -> Answer {
         {
             return Answer::json(201, &payload);
         }
-        let Some(left) = until.checked_duration_since(Instant::now()) else {
-            return Answer::of(204).with("X-GitLab-Last-Update", "update-7");
+        state = match shared.wait_until(until, state) {
+            Some(state) => state,
+            None => return Answer::of(204).with("X-GitLab-Last-Update", "update-7"),
         };
-        state = shared.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
     }
 }
 

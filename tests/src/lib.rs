@@ -8,6 +8,7 @@
 //!  workspace   the tree of sources and pages, for the rules that it shall keep
 //!  coordinator a GitLab instance as runners see it
 //!  actions     a Forgejo instance as runners see it
+//!  instance    what both of those are: a server whose calls go wrong on request
 //!  crowd       a thousand DUTs and their queue, read back from events
 //!  lab         network namespaces
 //!  bad_link    a wire between two of them that loses and delays
@@ -22,6 +23,7 @@ pub mod bench;
 pub mod board;
 pub mod coordinator;
 pub mod crowd;
+pub mod instance;
 pub mod lab;
 pub mod measure;
 pub mod packages;

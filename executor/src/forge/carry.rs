@@ -145,13 +145,12 @@ impl Carriers {
         self.lock().spawn(begin(farm, errand, runner, taken));
     }
 
-    /// Takes up what an earlier run of the farm had taken and kept in this folder.
-    pub(super) fn resume<E: Errand>(&self, farm: &Weak<Farm>, folder: &Path) {
-        let Some(farm) = farm.upgrade() else { return };
-        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+    /// Takes up what an earlier run of the farm had taken and kept in its folder.
+    pub(super) fn resume<E: Errand>(&self, farm: &Arc<Farm>) {
+        for entry in fs::read_dir(folder_of(&farm.forges().state, E::FORGE)).into_iter().flatten().flatten() {
             let folder = entry.path();
             match fs::read(folder.join(SHEET)).and_then(|text| Ok(serde_json::from_slice::<Sheet<E>>(&text)?)) {
-                Ok(sheet) => drop(self.lock().spawn(resume(Arc::clone(&farm), sheet, folder))),
+                Ok(sheet) => drop(self.lock().spawn(resume(Arc::clone(farm), sheet, folder))),
                 Err(error) => {
                     tracing::warn!(path = %folder.display(), %error, "a job of {} of before the restart cannot be read", E::FORGE);
                 }

@@ -22,7 +22,7 @@ impl OneMachine {
         static ONE: Shared = Shared::new();
         static ALONE: Mutex<()> = Mutex::new(());
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        OneMachine(ONE.bench(|| Bench::start(WHARF, &farm_of(&[("only", "")]))), alone)
+        OneMachine(ONE.running(|| Bench::start(WHARF, &farm_of(&[("only", "")]))), alone)
     }
 
     /// Occupies the machine.
@@ -263,15 +263,17 @@ fn run_forwards_the_environment_and_attaches_files() {
 }
 
 #[test]
-fn ctrl_c_ends_run_with_the_verdict_and_frees_the_machine_within_five_seconds() {
+fn ctrl_c_and_sigterm_end_run_with_the_verdict_and_free_the_machine_within_five_seconds() {
     let farm = OneMachine::new();
     let folder = tempfile::tempdir().unwrap();
-    let mut child = run_until_it_hangs(&farm.0, &file(&folder, "hangs.yml", &hanging()));
-    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGINT).unwrap();
-    farm.0.wait_until_free("odd-only-1", Duration::from_secs(5)).expect("free and off");
-    let status = until(Duration::from_secs(5), || child.try_wait().unwrap()).expect("it ends with its job");
-    assert_eq!(status.code(), Some(4), "INCOMPLETE");
-    assert_eq!(newest_verdict(&farm.0)["cause"], "cancelled");
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let mut child = run_until_it_hangs(&farm.0, &file(&folder, "hangs.yml", &hanging()));
+        kill(Pid::from_raw(child.id().cast_signed()), signal).unwrap();
+        farm.0.wait_until_free("odd-only-1", Duration::from_secs(5)).expect("free and off");
+        let status = until(Duration::from_secs(5), || child.try_wait().unwrap()).expect("it ends with its job");
+        assert_eq!(status.code(), Some(4), "INCOMPLETE after {signal}");
+        assert_eq!(newest_verdict(&farm.0)["cause"], "cancelled");
+    }
 }
 
 #[test]

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tests::bench::{Bench, Surroundings, need_virtual_machines, until};
 use tests::board::{Board, Rom};
 
-use crate::farms::{QEMU, WHARF, linux_job};
+use crate::farms::{QEMU, WHARF, expect_in, linux_job};
 use crate::picked_up::{GATEWAY, LINK, Place};
 
 /// Longer than a machine takes to be in service on a loaded host.
@@ -45,16 +45,6 @@ fn wait_until_idle(bench: &Bench, name: &str) -> Value {
     let dut = || bench.duts().into_iter().find(|dut| dut["full_name"] == name);
     let idle = until(SOON, || dut().filter(|dut| dut["state"] == "IDLE"));
     idle.unwrap_or_else(|| panic!("{name} is not idle: {:#?}\n{}", dut(), bench.errors()))
-}
-
-/// Lines that hold these words, each after the one before.
-#[track_caller]
-fn expect_in_order(text: &str, words: &[&str]) {
-    let mut rest = text;
-    for word in words {
-        let (_, after) = rest.split_once(word).unwrap_or_else(|| panic!("no {word:?} in {rest:?}, of:\n{text}"));
-        rest = after;
-    }
 }
 
 /// The farm, whose machines train for so many boots before they take jobs.
@@ -95,7 +85,7 @@ fn a_qemu_machine_that_nobody_declared_is_powered_boots_registers_trains_and_run
     let bench = Bench::start(WHARF, include_str!("../../../fixtures/farms/spares.yml"));
     assert_eq!(bench.duts(), Vec::<Value>::new());
     let said = found(&bench, &["--pdu", "spares", "--outlet", "spare-1"]);
-    expect_in_order(
+    expect_in(
         &said,
         &[
             "outlet spare-1 of spares is on\n",
@@ -162,7 +152,7 @@ duts: []
     let output = command.output().unwrap();
     let said = text(&output.stdout);
     assert!(output.status.success(), "{said}{}\n{}", text(&output.stderr), bench.errors());
-    expect_in_order(&said, &["outlet 7 of rack is on", "52:54:00:88:00:09 registered as bench-", "console line-2\n"]);
+    expect_in(&said, &["outlet 7 of rack is on", "52:54:00:88:00:09 registered as bench-", "console line-2\n"]);
     let dut = bench.get("/api/v1/dut/52:54:00:88:00:09").json();
     assert_eq!(dut["pdu"], json!({"name": "rack", "port_id": "7"}));
     assert_eq!((&dut["console"], &dut["local_tty_device"]), (&json!("line-2"), &json!("ttyS0")));
@@ -175,7 +165,7 @@ fn a_registered_machine_outlives_a_kill_and_leaves_when_it_is_removed() {
     let (_folder, farm) = spares(&[("sim", "")]);
     let bench = Bench::start(WHARF, &farm);
     let said = found(&bench, &["--pdu", "spares", "--outlet", "sim"]);
-    expect_in_order(&said, &["registered as lab-simulated-1: arch:x86_64 simulated, console sim", "is in the farm"]);
+    expect_in(&said, &["registered as lab-simulated-1: arch:x86_64 simulated, console sim", "is in the farm"]);
     let bench = bench.killed_and_started_again(WHARF);
     wait_until_idle(&bench, "lab-simulated-1");
     bench.run(&linux_job("simulated", "", "overall: {minutes: 2}", "")).expect("PASS", "test");
@@ -214,7 +204,7 @@ fn a_machine_registers_only_itself_and_nothing_else_of_the_api_answers_it() {
     let (_folder, farm) = spares(&[("curious", CURIOUS)]);
     let bench = Bench::start(WHARF, &farm);
     let said = found(&bench, &["--pdu", "spares", "--outlet", "curious"]);
-    expect_in_order(
+    expect_in(
         &said,
         &[
             "52:54:00:81:00:00 is refused: `mac_address` is `52:54:00:81:00:ff`, but this is 52:54:00:81:00:00 at 10.81.0.100: \
@@ -267,7 +257,7 @@ fn what_no_discovery_can_do_is_told_with_the_next_step_and_the_outlet_is_off_aga
     let output = discover(&bench, &["--pdu", "spares", "--outlet", "mute", "--timeout", "1s"]);
     let said = text(&output.stdout);
     assert_eq!(output.status.code(), Some(1), "{said}");
-    expect_in_order(
+    expect_in(
         &said,
         &[
             "outlet mute of spares is on\n",
@@ -299,22 +289,24 @@ fn what_no_discovery_can_do_is_told_with_the_next_step_and_the_outlet_is_off_aga
 fn a_machine_that_boots_and_never_registers_is_told_with_what_it_read_and_an_interrupted_discovery_keeps_nothing() {
     let (_folder, farm) = spares(&[("hangs", "- hang\n")]);
     let bench = Bench::start(WHARF, &format!("{farm}discovery: {{register_time: 3 s}}\n"));
-    let mut command = Command::new(WHARF);
-    command.args(["dut", "discover", "--server", &bench.url(), "--pdu", "spares", "--outlet", "hangs"]);
-    let mut interrupted = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let mut said = String::new();
-    BufReader::new(interrupted.stdout.as_mut().unwrap()).read_line(&mut said).unwrap();
-    assert_eq!(said, "outlet hangs of spares is on\n");
-    kill(Pid::from_raw(i32::try_from(interrupted.id()).unwrap()), Signal::SIGINT).unwrap();
-    let output = interrupted.wait_with_output().unwrap();
-    assert!(text(&output.stderr).contains("cancelled by you"), "{output:?}");
-    let over = || (bench.get("/api/v1/dut/discover").json() == json!({})).then_some(());
-    until(SOON, over).expect("it ends");
-    let news = bench.get("/api/v1/dut/discover/1").json();
-    assert!(news["lines"].as_array().unwrap().contains(&json!("outlet hangs of spares is off")), "{news:#}");
+    for (number, signal) in [(1, Signal::SIGINT), (2, Signal::SIGTERM)] {
+        let mut command = Command::new(WHARF);
+        command.args(["dut", "discover", "--server", &bench.url(), "--pdu", "spares", "--outlet", "hangs"]);
+        let mut interrupted = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut said = String::new();
+        BufReader::new(interrupted.stdout.as_mut().unwrap()).read_line(&mut said).unwrap();
+        assert_eq!(said, "outlet hangs of spares is on\n");
+        kill(Pid::from_raw(i32::try_from(interrupted.id()).unwrap()), signal).unwrap();
+        let output = interrupted.wait_with_output().unwrap();
+        assert!(text(&output.stderr).contains("cancelled by you"), "{signal}: {output:?}");
+        let over = || (bench.get("/api/v1/dut/discover").json() == json!({})).then_some(());
+        until(SOON, over).expect("it ends");
+        let news = bench.get(&format!("/api/v1/dut/discover/{number}")).json();
+        assert!(news["lines"].as_array().unwrap().contains(&json!("outlet hangs of spares is off")), "{news:#}");
+    }
     assert_eq!(bench.duts().len(), 1, "nothing is kept");
     let said = found(&bench, &["--pdu", "spares", "--outlet", "hangs"]);
-    expect_in_order(
+    expect_in(
         &said,
         &[
             "52:54:00:81:00:00 asks for something to boot: iPXE, ",

@@ -98,7 +98,7 @@ fn read_until(lines: &mut impl BufRead, words: &str) -> String {
 /// One machine: its jobs wait for each other.
 fn one_machine() -> std::sync::Arc<Bench> {
     static ONE: Shared = Shared::new();
-    ONE.bench(|| Bench::start(WHARF, &farm_of(&[("only", "")])))
+    ONE.running(|| Bench::start(WHARF, &farm_of(&[("only", "")])))
 }
 
 /// Tests that fill the farm of one machine, one after the other.

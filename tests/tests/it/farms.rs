@@ -25,13 +25,13 @@ static VIRTUAL: Shared = Shared::new();
 /// `fixtures/farms/simulated.yml`, running.
 pub(crate) fn simulated() -> Arc<Bench> {
     need_programs(&[("/usr/lib/ipxe/undionly.kpxe", "ipxe")]);
-    SIMULATED.bench(|| Bench::start(WHARF, SIMULATED_FARM))
+    SIMULATED.running(|| Bench::start(WHARF, SIMULATED_FARM))
 }
 
 /// `fixtures/farms/virtual.yml`, running.
 pub(crate) fn virtual_() -> Arc<Bench> {
     need_virtual_machines(WHARF);
-    VIRTUAL.bench(|| Bench::start(WHARF, VIRTUAL_FARM))
+    VIRTUAL.running(|| Bench::start(WHARF, VIRTUAL_FARM))
 }
 
 /// A farm of simulated machines on `10.79.0.1/24`: a base name and the fields of its `simulated:` for each.
@@ -62,4 +62,18 @@ deployment:
     initramfs: {{url: '{{{{ images_url }}}}/initramfs'}}
 {more}"
     )
+}
+
+/// One that says hello and ends at once.
+pub(crate) fn short(tag: &str, words: &str) -> String {
+    linux_job(tag, &format!("wharf.beats=1 {words}"), "overall: {minutes: 5}", "")
+}
+
+/// Checks that the text has these, each after the one before.
+#[track_caller]
+pub(crate) fn expect_in(text: &str, words: &[&str]) {
+    let mut rest = text;
+    for word in words {
+        (_, rest) = rest.split_once(word).unwrap_or_else(|| panic!("no `{word}` in its place in:\n{text}"));
+    }
 }

@@ -42,7 +42,7 @@ fn loaders() -> Arc<Bench> {
             index + 10
         ));
     }
-    LOADERS.bench(|| Bench::start(WHARF, &farm))
+    LOADERS.running(|| Bench::start(WHARF, &farm))
 }
 
 /// A job whose boot image is longer than what loaders with a fault take of one, whatever kernel there is on this machine.

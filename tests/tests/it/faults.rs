@@ -41,7 +41,7 @@ fn faulty() -> Arc<Bench> {
         ("away-unheard", "misbehave: [{what: console-away, for: 2s}]"),
         ("talks-on", "misbehave: [{what: talks-on}]"),
     ]);
-    FAULTY.bench(|| Bench::start(WHARF, &farm))
+    FAULTY.running(|| Bench::start(WHARF, &farm))
 }
 
 /// Runs a job that passes on a machine whose fault a job survives.

@@ -3,15 +3,15 @@
 //!
 //! The instance is ours (`tests::actions`), by the rules of the servers' own code. Tests share a farm; each asks for a machine of its own.
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use tests::actions::{Actions, REGISTRATION_TOKEN, Runner, TASK_TOKEN};
-use tests::bench::{Bench, need_programs, until};
-use tests::coordinator::Fault;
+use tests::bench::{Bench, Shared, need_programs, until};
+use tests::instance::Fault;
 
-use crate::farms::{WHARF, farm_of, linux_job};
+use crate::farms::{WHARF, expect_in, farm_of, short};
 
 /// Longer than anything here takes on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -55,19 +55,8 @@ impl Pair {
 
 /// The farm that most tests share.
 fn shared() -> Arc<Pair> {
-    static SHARED: Mutex<Weak<Pair>> = Mutex::new(Weak::new());
-    let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(pair) = shared.upgrade() {
-        return pair;
-    }
-    let pair = Arc::new(Pair::start(&["whole", "faults", "cancel", "file", "script", "again"]));
-    *shared = Arc::downgrade(&pair);
-    pair
-}
-
-/// A job description that says hello and ends at once.
-fn short(tag: &str, words: &str) -> String {
-    linux_job(tag, &format!("wharf.beats=1 {words}"), "overall: {minutes: 5}", "")
+    static SHARED: Shared<Pair> = Shared::new();
+    SHARED.running(|| Pair::start(&["whole", "faults", "cancel", "file", "script", "again"]))
 }
 
 /// A workflow's job with this description in its one step.
@@ -77,14 +66,6 @@ fn step(description: &str) -> String {
         "outputs: {{v: '${{{{ steps.boot.outputs.verdict }}}}'}}\nsteps:\n- id: boot\n  \
          uses: https://example.org/lab/wharfinger/action@v1\n  env: {{WHO: '${{{{ secrets.NAME }}}}'}}\n  with:\n    job: |\n{description}"
     )
-}
-
-fn expect_in(log: &str, words: &[&str]) {
-    let mut rest = log;
-    for word in words {
-        let at = rest.find(word).unwrap_or_else(|| panic!("no `{word}` (in this order) in:\n{log}"));
-        rest = &rest[at + word.len()..];
-    }
 }
 
 #[test]
@@ -133,7 +114,7 @@ fn calls_that_fail_are_repeated_until_every_row_and_the_last_word_have_arrived_o
     for once in ["wharf: init started", "Verdict: PASS"] {
         assert_eq!(ended.log().matches(once).count(), 1, "{once}:\n{}", ended.log());
     }
-    assert!(pair.forgejo.has_failed(id), "not every fault happened");
+    assert!(pair.forgejo.has_failed(&id.to_string()), "not every fault happened");
     pair.expect_free("faults");
 }
 
@@ -143,7 +124,7 @@ fn a_task_whose_first_answer_was_lost_is_given_again() {
     let faults = [("FetchTask", vec![Fault::DoneThenLost])];
     let id = pair.forgejo.offer_with(&["again"], &step(&short("again", "")), json!({}), faults);
     let ended = pair.forgejo.wait_for_end(id);
-    assert_eq!((ended.status.as_str(), pair.forgejo.has_failed(id)), ("success", true), "{}", ended.log());
+    assert_eq!((ended.status.as_str(), pair.forgejo.has_failed(&id.to_string())), ("success", true), "{}", ended.log());
     assert!(ended.given >= 2, "it was given {} times", ended.given);
 }
 

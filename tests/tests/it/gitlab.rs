@@ -4,15 +4,16 @@
 //! The instance is ours (`tests::coordinator`), by the rules of GitLab's server. Tests share a farm; each asks for a machine of its own.
 
 use std::io::Read;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tests::bench::{Bench, need_programs, need_virtual_machines, until};
-use tests::coordinator::{ADMIN_TOKEN, Commits, Coordinator, Fault, Job};
+use tests::bench::{Bench, Shared, need_programs, need_virtual_machines, until};
+use tests::coordinator::{ADMIN_TOKEN, Commits, Coordinator, Job};
+use tests::instance::Fault;
 use tests::packages::python;
 
-use crate::farms::{HELLO, QEMU, WHARF, linux_job};
+use crate::farms::{HELLO, QEMU, WHARF, expect_in, linux_job, short};
 
 /// Longer than anything here takes on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -68,11 +69,11 @@ impl Pair {
 
 /// The farm that most tests share.
 fn shared() -> Arc<Pair> {
-    static SHARED: Mutex<Weak<Pair>> = Mutex::new(Weak::new());
-    let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(pair) = shared.upgrade() {
-        return pair;
-    }
+    static SHARED: Shared<Pair> = Shared::new();
+    SHARED.running(pair_for_most)
+}
+
+fn pair_for_most() -> Pair {
     let names = ["whole", "faults", "cancel", "gently", "waits", "taken", "forms", "forms-too", "vars", "wrong"];
     let mut duts: Vec<_> = names.iter().map(|name| (*name, "")).collect();
     duts.push(("loud", "misbehave: [{what: console-floods, for: 1 s}]"));
@@ -84,14 +85,7 @@ fn shared() -> Arc<Pair> {
     let more = "    runners: [{name: one, per: dut}]\n    log_size: 64k\n    terminal: {listen: 127.0.0.1:0}\n";
     let mut pair = Pair::start(&duts, more);
     pair._folders.push(listens);
-    let pair = Arc::new(pair);
-    *shared = Arc::downgrade(&pair);
     pair
-}
-
-/// One that says hello and ends at once.
-fn short(tag: &str, words: &str) -> String {
-    linux_job(tag, &format!("wharf.beats=1 {words}"), "overall: {minutes: 5}", "")
 }
 
 /// One that goes on for ever.
@@ -112,14 +106,6 @@ fn file_of(job: &Job, name: &str) -> String {
         .unwrap();
     assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-fn expect_in(log: &str, words: &[&str]) {
-    let mut rest = log;
-    for word in words {
-        let at = rest.find(word).unwrap_or_else(|| panic!("no `{word}` (in this order) in:\n{log}"));
-        rest = &rest[at + word.len()..];
-    }
 }
 
 #[test]
@@ -174,16 +160,15 @@ fn calls_that_fail_are_repeated_until_the_log_the_files_and_the_last_word_have_a
     let id = pair.offer_as(Commits::One, "faults", &short("faults", ""), artifacts);
     let path = format!("/jobs/{id}");
     pair.gitlab.fail(
-        "PATCH",
-        &path,
+        &format!("PATCH {path}"),
         [again(503, ""), Fault::DoneThenLost, again(416, ""), again(429, "Retry-After: 1"), again(416, "Range: 0-0")],
     );
-    pair.gitlab.fail("POST", &path, [Fault::Lost]);
+    pair.gitlab.fail(&format!("POST {path}"), [Fault::Lost]);
     // Little is said of a mistake; each PUT after the first two is the last word.
     let mistake = json!({"variables": [{"key": "WHARF_JOB", "value": "deployment: 7"}]});
     let wrong = pair.gitlab.offer(&["wrong"], Commits::One, mistake);
     let path_of_wrong = format!("/jobs/{wrong}");
-    pair.gitlab.fail("PUT", &path_of_wrong, [again(429, ""), again(202, ""), again(500, ""), again(412, "")]);
+    pair.gitlab.fail(&format!("PUT {path_of_wrong}"), [again(429, ""), again(202, ""), again(500, ""), again(412, "")]);
     let ended = pair.gitlab.wait_for_end(id);
     assert_eq!((ended.status.as_str(), ended.history.first().map(String::as_str)), ("success", Some("running")));
     expect_in(&ended.log_text(), &["takes GitLab's job", "wharf: init started", "wharf: job done", "Verdict: PASS"]);
@@ -228,14 +213,14 @@ fn a_job_that_is_cancelled_while_it_boots_or_at_its_last_word_frees_its_machine_
     let gone = Fault::Answer(403, "Job-Status: canceled");
     // While it boots: it stays pending until then, and is never accepted.
     let boots = pair.offer("cancel", &endless("cancel"), json!({}));
-    pair.gitlab.fail("PUT", &format!("/jobs/{boots}"), [Fault::Answer(502, ""), gone.clone()]);
+    pair.gitlab.fail(&format!("PUT /jobs/{boots}"), [Fault::Answer(502, ""), gone.clone()]);
     // At its last word: of a mistake little is said, and the second PUT is that.
     let mistake = json!({"variables": [{"key": "WHARF_JOB", "value": "deployment: 7"}]});
     let last = pair.gitlab.offer(&["wrong"], Commits::One, mistake);
-    pair.gitlab.fail("PUT", &format!("/jobs/{last}"), [Fault::Answer(200, ""), gone]);
+    pair.gitlab.fail(&format!("PUT /jobs/{last}"), [Fault::Answer(200, ""), gone]);
     let artifacts = json!({"artifacts": [{"paths": ["wharf/verdict.json"], "when": "always"}]});
     let refused = pair.offer("gently", &short("gently", ""), artifacts);
-    pair.gitlab.fail("POST", &format!("/jobs/{refused}"), [Fault::Answer(403, "")]);
+    pair.gitlab.fail(&format!("POST /jobs/{refused}"), [Fault::Answer(403, "")]);
     let stopped = || Some(()).filter(|()| pair.gitlab.has_failed(&format!("/jobs/{boots}")));
     until(PATIENCE, stopped).expect("it is told twice");
     pair.expect_free("cancel");
@@ -260,7 +245,7 @@ fn a_job_that_is_cancelled_or_taken_away_before_it_runs_holds_nothing() {
     first.wait_for_kind("leased");
     // This one comes to a runner whose machine is free, and then another runner has it.
     let id = pair.offer("taken", &endless("taken"), json!({}));
-    pair.gitlab.fail("PUT", &format!("/jobs/{id}"), [Fault::Answer(409, "")]);
+    pair.gitlab.fail(&format!("PUT /jobs/{id}"), [Fault::Answer(409, "")]);
     let waiting = pair.offer("waits", &short("waits", ""), json!({}));
     pair.gitlab.wait_for(id, "was asked for", |job| job.status == "pending");
     let gone = || pair.gitlab.has_failed(&format!("/jobs/{id}")).then_some(());
@@ -626,7 +611,7 @@ fn runners_keep_in_step_with_the_farm_and_with_what_becomes_of_them() {
     assert_eq!(all.len(), 2, "whose token is lost cannot be deleted with it: {all:?}");
     // The question for a job fails in every way, and is asked again.
     let wrong = [Fault::Answer(409, ""), Fault::Answer(503, "Retry-After: 0"), Fault::Answer(204, "")];
-    pair.gitlab.fail("POST", "/jobs/request", wrong);
+    pair.gitlab.fail("POST /jobs/request", wrong);
     let ended = pair.gitlab.wait_for_end(pair.offer("faster", &short("one", ""), json!({})));
     assert_eq!(ended.status, "success");
     assert!(pair.gitlab.has_failed("/jobs/request"));

@@ -25,7 +25,7 @@ static FARM: Shared = Shared::new();
 /// A DUT per test, so that none waits for another.
 fn farm() -> Arc<Bench> {
     let duts = ["boot", "kill", "stop", "queue", "short", "long", "hand", "beat", "twice", "story", "job", "held"];
-    FARM.bench(|| Bench::start(WHARF, &farm_of(&duts.map(|name| (name, "")))))
+    FARM.running(|| Bench::start(WHARF, &farm_of(&duts.map(|name| (name, "")))))
 }
 
 fn ask(bench: &Bench, method: &str, path: &str, body: &Value) -> Answer {
@@ -229,14 +229,16 @@ fn a_killed_wharf_lease_take_leaves_its_dut_off_and_free_within_five_seconds() {
 }
 
 #[test]
-fn ctrl_c_gives_the_dut_back_before_wharf_lease_take_ends() {
+fn ctrl_c_and_sigterm_give_the_dut_back_before_wharf_lease_take_ends() {
     let bench = farm();
-    let child = take_and_boot(&bench, "stop");
-    signal(&child, Signal::SIGINT);
-    let output = child.wait_with_output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let dut = bench.dut("odd-stop-1");
-    assert_eq!((&dut["state"], &dut["power"]), (&json!("IDLE"), &json!("off")), "{dut:#}");
+    for number in [Signal::SIGINT, Signal::SIGTERM] {
+        let child = take_and_boot(&bench, "stop");
+        signal(&child, number);
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{number}: {}", String::from_utf8_lossy(&output.stderr));
+        let dut = bench.dut("odd-stop-1");
+        assert_eq!((&dut["state"], &dut["power"]), (&json!("IDLE"), &json!("off")), "{number}: {dut:#}");
+    }
 }
 
 #[test]

@@ -155,7 +155,7 @@ fn odd_farm() -> Arc<Bench> {
     ];
     let duts: Vec<_> = duts.iter().map(|(name, fields)| (*name, fields.as_str())).collect();
     tests::bench::need_programs(&[("/usr/lib/ipxe/undionly.kpxe", "ipxe")]);
-    ODD.bench(|| Bench::start(WHARF, &farm_of(&duts)))
+    ODD.running(|| Bench::start(WHARF, &farm_of(&duts)))
 }
 
 #[test]

@@ -9,7 +9,7 @@
 //!
 //! A step that fails is tried again later; the log says so once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,11 +18,12 @@ use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
 use super::super::kept::{keep, kept, token};
+use super::super::runners::{Meant, Runners, meant};
 use super::client::Client;
+use super::source::Source;
 use super::wire::{self, Account};
 use crate::config::forgejo::{ForgejoConfig, ForgejoRunner};
-use crate::config::gitlab::Per;
-use crate::farm::{ForgeDut, Forges, TargetOverride};
+use crate::farm::{Forges, TargetOverride};
 
 /// Between two attempts at a step that failed: an admin who mends a token sees it work within the minute.
 const AGAIN: Duration = Duration::from_secs(30);
@@ -58,36 +59,23 @@ pub(super) struct Registry {
     declared: BTreeMap<String, Vec<String>>,
     /// Keys of runners with which something failed: when to try again, and what was said.
     failed: BTreeMap<String, (Instant, String)>,
+    questions: Keys,
 }
 
 /// Every runner that the farm offers, by a key that outlives restarts.
-pub(super) fn wanted(forges: &Forges) -> BTreeMap<String, Wanted> {
+fn wanted(forges: &Forges) -> BTreeMap<String, Wanted> {
     let mut all = BTreeMap::new();
     for instance in &forges.forgejo {
         for runner in &instance.runners {
-            let mut one = |dut: &str, name: &str, labels: Vec<String>, target: TargetOverride| {
-                let mut labels: Vec<String> = labels.into_iter().chain(runner.labels.iter().cloned()).collect();
-                labels.sort();
-                labels.dedup();
-                let (instance, runner, name) = (instance.clone(), runner.clone(), name.to_owned());
+            for Meant { dut, name, tags, target } in
+                meant(&forges.duts, runner.per, &runner.name, &runner.tags, runner.dut.as_deref())
+            {
+                let own = target.id.as_ref().map(|_| name.clone());
+                let labels: BTreeSet<String> =
+                    tags.into_iter().chain(own).chain(runner.labels.iter().cloned()).collect();
+                let (instance, runner, labels) = (instance.clone(), runner.clone(), labels.into_iter().collect());
                 let key = format!("{} {} {dut}", instance.url, runner.name);
                 all.insert(key, Wanted { instance, runner, target, name, labels });
-            };
-            let is_meant = |dut: &&ForgeDut| dut.is_meant(&runner.tags, runner.dut.as_deref());
-            let duts: Vec<_> = forges.duts.iter().filter(is_meant).collect();
-            match (runner.per, runner.dut.is_some()) {
-                (Per::Class, false) if duts.is_empty() => {}
-                (Per::Class, false) => {
-                    let target = TargetOverride { id: None, tags: Some(runner.tags.clone()) };
-                    one("*", &runner.name, ForgeDut::common_tags(&duts), target);
-                }
-                (Per::Dut, _) | (Per::Class, true) => {
-                    for dut in duts {
-                        let labels = dut.tags.iter().chain([&dut.full_name]).cloned().collect();
-                        let target = TargetOverride { id: Some(dut.id.clone()), tags: None };
-                        one(&dut.id, &dut.full_name, labels, target);
-                    }
-                }
             }
         }
     }
@@ -95,55 +83,11 @@ pub(super) fn wanted(forges: &Forges) -> BTreeMap<String, Wanted> {
 }
 
 impl Registry {
-    /// As an earlier run left it.
-    pub(super) fn open(path: PathBuf) -> Registry {
-        let runners = kept(&path);
-        Registry { path, runners, declared: BTreeMap::new(), failed: BTreeMap::new() }
-    }
-
-    /// Does what has to be done and may be tried now.
-    pub(super) async fn keep_in_step(&mut self, wanted: &BTreeMap<String, Wanted>) {
-        self.failed.retain(|key, _| wanted.contains_key(key));
-        for (key, runner) in wanted {
-            if self.failed.get(key).is_some_and(|(again, _)| *again > Instant::now()) {
-                continue;
-            }
-            if let Err(why) = self.see_to(key, runner).await {
-                if self.failed.get(key).is_none_or(|(_, said)| *said != why) {
-                    tracing::warn!(runner = key, "{why}");
-                }
-                self.failed.insert(key.clone(), (Instant::now() + AGAIN, why));
-            }
-        }
-    }
-
-    /// The accounts by key, of those runners that can be asked for jobs.
-    pub(super) fn accounts(&self, wanted: &BTreeMap<String, Wanted>) -> BTreeMap<String, Account> {
-        let account = |(key, wanted): (&String, &Wanted)| Some((key.clone(), self.account(key, wanted).ok()??));
-        wanted.iter().filter(|(key, _)| self.declared.contains_key(*key)).filter_map(account).collect()
-    }
-
-    /// The server did not want this account.
-    pub(super) fn was_refused(&mut self, key: &str, account: &Account, wanted: &BTreeMap<String, Wanted>) {
-        let Some(of) = wanted.get(key) else { return };
-        let url = &of.instance.url;
-        self.declared.remove(key);
-        let why = match &of.runner.account {
-            Some((uuid, file)) => {
-                format!("{url} refuses the runner {uuid} with the token in {}: put its token there", file.display())
-            }
-            None => {
-                if self.runners.get(key).is_some_and(|registered| registered.account == *account) {
-                    self.runners.remove(key);
-                    self.save();
-                }
-                format!("the runner is gone from {url} or has another token: it is registered anew")
-            }
-        };
-        if self.failed.get(key).is_none_or(|(_, said)| *said != why) {
-            tracing::warn!(runner = key, "{why}");
-        }
-        self.failed.insert(key.to_owned(), (Instant::now() + AGAIN, why));
+    /// As an earlier run left it in the farm's folder.
+    pub(super) fn open(state: &Path) -> Registry {
+        let path = state.join("forgejo.json");
+        let (runners, questions) = (kept(&path), Keys::open(state.join("forgejo-keys.json")));
+        Registry { path, runners, declared: BTreeMap::new(), failed: BTreeMap::new(), questions }
     }
 
     async fn see_to(&mut self, key: &str, wanted: &Wanted) -> Result<(), String> {
@@ -162,7 +106,7 @@ impl Registry {
             // Gitea 1.19 has no such call; its runners keep the labels that they were registered with.
             Err(refusal) if refusal.code == "unimplemented" || refusal.status == Some(404) => {}
             Err(refusal) if refusal.is_of_the_account() => {
-                self.was_refused(key, &account, &BTreeMap::from([(key.to_owned(), wanted.clone())]));
+                self.refused(key, wanted, &account);
                 return Ok(());
             }
             Err(refusal) => return Err(refusal.why),
@@ -194,10 +138,70 @@ impl Registry {
         Ok(account)
     }
 
+    fn refused(&mut self, key: &str, wanted: &Wanted, account: &Account) {
+        let url = &wanted.instance.url;
+        self.declared.remove(key);
+        let why = match &wanted.runner.account {
+            Some((uuid, file)) => {
+                format!("{url} refuses the runner {uuid} with the token in {}: put its token there", file.display())
+            }
+            None => {
+                if self.runners.get(key).is_some_and(|registered| registered.account == *account) {
+                    self.runners.remove(key);
+                    self.save();
+                }
+                format!("the runner is gone from {url} or has another token: it is registered anew")
+            }
+        };
+        self.fail(key, why);
+    }
+
+    /// It is tried again later; the log says so once.
+    fn fail(&mut self, key: &str, why: String) {
+        if self.failed.get(key).is_none_or(|(_, said)| *said != why) {
+            tracing::warn!(runner = key, "{why}");
+        }
+        self.failed.insert(key.to_owned(), (Instant::now() + AGAIN, why));
+    }
+
     fn save(&self) {
         if let Err(error) = keep(&self.path, &self.runners) {
             tracing::error!(path = %self.path.display(), %error, "the runners cannot be written down: after a restart they would be made twice");
         }
+    }
+}
+
+impl Runners for Registry {
+    type Runner = Wanted;
+    type Pass = Account;
+    type Asker = Source;
+
+    /// Does what has to be done and may be tried now.
+    async fn keep_in_step(&mut self, forges: &Forges) -> BTreeMap<String, Wanted> {
+        let wanted = wanted(forges);
+        self.failed.retain(|key, _| wanted.contains_key(key));
+        for (key, runner) in &wanted {
+            if self.failed.get(key).is_some_and(|(again, _)| *again > Instant::now()) {
+                continue;
+            }
+            if let Err(why) = self.see_to(key, runner).await {
+                self.fail(key, why);
+            }
+        }
+        wanted
+    }
+
+    fn passes(&mut self, wanted: &BTreeMap<String, Wanted>) -> BTreeMap<String, Account> {
+        let account = |(key, wanted): (&String, &Wanted)| Some((key.clone(), self.account(key, wanted).ok()??));
+        wanted.iter().filter(|(key, _)| self.declared.contains_key(*key)).filter_map(account).collect()
+    }
+
+    async fn was_refused(&mut self, key: &str, wanted: &Wanted, account: &Account) {
+        self.refused(key, wanted, account);
+    }
+
+    fn asker(&self, key: &str) -> Source {
+        Source::new(key, self.questions.clone())
     }
 }
 
@@ -247,6 +251,8 @@ fn uuid(bits: u128) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::gitlab::Per;
+    use crate::farm::ForgeDut;
 
     fn forges(runner: ForgejoRunner) -> Forges {
         let dut = |(id, tags): (&str, &[&str])| ForgeDut {

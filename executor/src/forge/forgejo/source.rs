@@ -1,106 +1,66 @@
-//! One runner: asks its instance for tasks, while a DUT that it means is free.
-//!
-//! ```text
-//!  an account? ─► a free DUT? ─► FetchTask ─┬─ a task: carried (../carry.rs) ─┐
-//!     ▲                                      ├─ none, failures                 │ once the farm has it: another key
-//!     └────────────────────── a pause ◄──────┴─────────────────────────────────┘
-//! ```
-//! The server answers at once. A DUT may get taken in that moment, and a task comes all the same: it waits in the farm's queue then.
-
-use std::collections::BTreeMap;
-use std::sync::{Arc, Weak};
-use std::time::Duration;
+//! One runner's questions for tasks. The server answers at once.
 
 use serde_json::json;
-use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, sleep, sleep_until};
 
-use super::super::carry::Carriers;
-use super::super::room::room;
+use super::super::runners::{Asked, Asker};
 use super::carry::Taken;
 use super::client::{Client, Refusal};
 use super::register::{Keys, Wanted};
 use super::wire::{Account, Fetched, Task};
-use crate::farm::Farm;
+use crate::farm::TargetOverride;
 
-/// Between two questions; Forgejo's own runner asks every 2 s, and a farm is many runners.
-const QUESTION_EVERY: Duration = Duration::from_secs(3);
 /// The server need not look for a task while its list is as old as our last answer. It is made to look every so many questions all the
 /// same: a task that another runner gave back does not make the list newer.
 const LOOKS_EVERY: u32 = 10;
-/// The longest pause after failures.
-const PAUSE_MAX: Duration = Duration::from_secs(60);
-/// How long a task that was taken may need to be in the farm's queue: its description may have to be fetched.
-const TAKING: Duration = Duration::from_secs(120);
 
-/// What all runners of the farm share.
-#[derive(Clone)]
-pub(super) struct Desk {
-    pub farm: Weak<Farm>,
-    pub accounts: watch::Receiver<BTreeMap<String, Account>>,
-    /// Keys and accounts that a server did not want.
-    pub refusals: mpsc::Sender<(String, Account)>,
-    pub carriers: Arc<Carriers>,
-    pub keys: Keys,
+/// A runner that asks.
+pub(super) struct Source {
+    key: String,
+    keys: Keys,
+    /// Whether the last question brought a task.
+    is_given: bool,
+    /// How old the server's list was.
+    version: u64,
+    asked: u32,
 }
 
-/// Asks until `wanted` is no longer sent, or the farm stops.
-pub(super) async fn run(desk: Desk, key: String, mut wanted: watch::Receiver<Wanted>) {
-    let Some(farm) = desk.farm.upgrade() else { return };
-    let stopping = farm.stopping();
-    drop(farm);
-    tokio::select! {
-        () = stopping => {}
-        () = ask(&desk, &key, &mut wanted) => {}
+impl Source {
+    pub(super) fn new(key: &str, keys: Keys) -> Source {
+        Source { key: key.to_owned(), keys, is_given: false, version: 0, asked: 0 }
     }
 }
 
-async fn ask(desk: &Desk, key: &str, wanted: &mut watch::Receiver<Wanted>) {
-    let mut accounts = desk.accounts.clone();
-    let (mut version, mut asked, mut failures) = (0, 0, 0);
-    while wanted.has_changed().is_ok() {
-        let runner = wanted.borrow_and_update().clone();
-        let account = tokio::select! {
-            held = accounts.wait_for(|all| all.contains_key(key)) => match held {
-                Ok(all) => all.get(key).cloned().unwrap_or_default(),
-                Err(_) => return,
-            },
-            _ = wanted.changed() => continue,
-        };
-        let name = subject(&runner, None);
-        tokio::select! {
-            () = room(&desk.farm, &runner.target, &name) => {}
-            _ = wanted.changed() => continue,
+impl Asker for Source {
+    type Runner = Wanted;
+    type Pass = Account;
+    type Errand = Taken;
+
+    fn needs(runner: &Wanted) -> (&TargetOverride, String) {
+        (&runner.target, subject(runner, None))
+    }
+
+    async fn ask(&mut self, runner: &Wanted, account: &Account) -> Asked<Taken> {
+        if std::mem::take(&mut self.is_given) {
+            // Its task is ours, and this is another question.
+            self.keys.renew(&self.key);
         }
-        let next = Instant::now() + QUESTION_EVERY;
-        asked += 1;
-        let seen = if asked % LOOKS_EVERY == 1 { 0 } else { version };
-        match fetch(&runner, &account, &desk.keys.of(key), seen).await {
+        self.asked += 1;
+        let seen = if self.asked % LOOKS_EVERY == 1 { 0 } else { self.version };
+        match fetch(runner, account, &self.keys.of(&self.key), seen).await {
             Ok(Fetched { task: Some(task), .. }) => {
-                (failures, version, asked) = (0, 0, 0);
-                let (taken, is_taken) = oneshot::channel();
-                desk.carriers.begin(&desk.farm, Taken::new(task, &runner, account), runner, taken);
-                // Else the same DUT would look free a second time.
-                let _ = tokio::time::timeout(TAKING, is_taken).await;
-                desk.keys.renew(key);
-                continue;
+                (self.is_given, self.version, self.asked) = (true, 0, 0);
+                Asked::Job(Box::new(Taken::new(task, runner, account.clone())))
             }
-            Ok(Fetched { task: None, tasks_version }) => (failures, version) = (0, tasks_version),
-            Err(refusal) if refusal.is_of_the_account() => {
-                let _ = desk.refusals.send((key.to_owned(), account.clone())).await;
-                // Until it was looked at, and another account is there or this one is tried again.
-                let _ = accounts.wait_for(|all| all.get(key) != Some(&account)).await;
+            Ok(Fetched { task: None, tasks_version }) => {
+                self.version = tasks_version;
+                Asked::Nothing
             }
+            Err(refusal) if refusal.is_of_the_account() => Asked::Refused,
             Err(refusal) => {
-                if failures == 0 {
-                    tracing::warn!(runner = key, "{}", refusal.why);
-                }
-                (failures, version) = (failures + 1, 0);
-                let pause = refusal.retry_after.unwrap_or(Duration::from_secs(1 << failures.min(6)));
-                sleep(pause.min(PAUSE_MAX)).await;
+                self.version = 0;
+                Asked::Failed(refusal.why, refusal.retry_after)
             }
         }
-        sleep_until(next).await;
     }
 }
 

@@ -17,6 +17,7 @@ use serde_json::Value;
 use tokio_util::io::ReaderStream;
 
 use super::super::http::{self, location, whole_of};
+use super::super::runners::Asked;
 use super::courier::{Answer, Log, State};
 use super::wire::{self, Job};
 use crate::config::gitlab::GitlabConfig;
@@ -38,20 +39,6 @@ const BOUNDARY: &str = "wharf-7d2f61c0a9b84e35-upload";
 pub(super) struct Client {
     base: String,
     http: reqwest::Client,
-}
-
-/// What the question for a job brought.
-pub(super) enum Asked {
-    /// A job.
-    Job(Box<Job>),
-    /// No job; what to say at the next time.
-    Nothing(Option<String>),
-    /// The token is no longer good.
-    Refused,
-    /// Something else; a sentence, and whether the server said when to ask again.
-    Failed(String, Option<Duration>),
-    /// Another one was faster: ask again at once.
-    Conflict,
 }
 
 /// What is uploaded, and as what.
@@ -78,15 +65,15 @@ impl Client {
         Ok(Client { base: url.trim_end_matches('/').to_owned(), http })
     }
 
-    /// Asks for a job; the server may take its time.
+    /// Asks for a job; the server may take its time. `last_update`: what it said of its queue, which it is told again.
     pub(super) async fn ask_for_job(
         &self,
         token: &str,
         system_id: &str,
-        last_update: Option<&str>,
+        last_update: &mut Option<String>,
         session: Option<Value>,
-    ) -> Asked {
-        let body = wire::request(token, system_id, last_update, session);
+    ) -> Asked<Job> {
+        let body = wire::request(token, system_id, last_update.as_deref(), session);
         let request = self.call(Method::POST, "/jobs/request").timeout(POLL_TIME).header("RUNNER-TOKEN", token);
         let response = match json(request, &body).send().await {
             Ok(response) => response,
@@ -95,13 +82,20 @@ impl Client {
         let (status, after) = (response.status(), retry_after(response.headers()));
         match status.as_u16() {
             201 => match whole(response).await.map(|bytes| serde_json::from_slice::<Job>(&bytes)) {
-                Ok(Ok(job)) => Asked::Job(Box::new(job)),
+                Ok(Ok(job)) => {
+                    *last_update = None;
+                    Asked::Job(Box::new(job))
+                }
                 Ok(Err(error)) => Asked::Failed(format!("{} gave a job that cannot be read: {error}", self.base), None),
                 Err(error) => Asked::Failed(self.said(error), None),
             },
-            204 => Asked::Nothing(text_of(response.headers(), "x-gitlab-last-update")),
+            204 => {
+                *last_update = text_of(response.headers(), "x-gitlab-last-update");
+                Asked::Nothing
+            }
             403 => Asked::Refused,
-            409 => Asked::Conflict,
+            // Another one was faster.
+            409 => Asked::Nothing,
             422 => Asked::Failed(format!("{}: the runner belongs to a project or group that is gone", self.base), None),
             _ => Asked::Failed(format!("{} answered {status} to the question for a job", self.base), after),
         }

@@ -17,6 +17,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use rand::RngExt;
@@ -24,11 +25,16 @@ use reqwest::{Method, StatusCode};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::super::carry::{Errand, folder_of};
 use super::super::kept::{keep, kept, token};
+use super::super::runners::{Meant, Runners, meant};
+use super::carry::Taken;
 use super::client::Client;
+use super::source::Source;
+use super::terminal::Terminals;
 use super::wire;
-use crate::config::gitlab::{GitlabConfig, Per, Refs, RegisteredFor, RunnerConfig};
-use crate::farm::{ForgeDut, Forges, TargetOverride};
+use crate::config::gitlab::{GitlabConfig, Refs, RegisteredFor, RunnerConfig};
+use crate::farm::{AUTHORITY, Farm, Forges, TargetOverride};
 
 /// Between two attempts at a step that failed: an admin who mends a token sees it work within the minute.
 const AGAIN: Duration = Duration::from_secs(30);
@@ -95,48 +101,30 @@ pub(super) struct Registry {
     failed: BTreeMap<Step, (Instant, String)>,
     /// Tokens that the server did not want, until then.
     refused: BTreeMap<String, (String, Instant)>,
+    terminals: Arc<Terminals>,
 }
 
 /// Every runner that the farm offers, by a key that outlives restarts.
-pub(super) fn wanted(forges: &Forges) -> BTreeMap<String, Wanted> {
+fn wanted(forges: &Forges) -> BTreeMap<String, Wanted> {
     let mut all = BTreeMap::new();
     for instance in &forges.gitlab {
         for runner in &instance.runners {
-            let duts: Vec<_> =
-                forges.duts.iter().filter(|dut| dut.is_meant(&runner.tags, runner.dut.as_deref())).collect();
-            match (runner.per, runner.dut.is_some()) {
-                (Per::Class, false) if !duts.is_empty() => {
-                    let target = TargetOverride { id: None, tags: Some(runner.tags.clone()) };
-                    all.extend(queues(instance, runner, "*", &runner.name, &ForgeDut::common_tags(&duts), target));
-                }
-                (Per::Class, false) => {}
-                (Per::Dut, _) | (Per::Class, true) => {
-                    for dut in duts {
-                        let target = TargetOverride { id: Some(dut.id.clone()), tags: None };
-                        all.extend(queues(instance, runner, &dut.id, &dut.full_name, &dut.tags, target));
-                    }
-                }
-            }
+            let meant = meant(&forges.duts, runner.per, &runner.name, &runner.tags, runner.dut.as_deref());
+            all.extend(meant.into_iter().flat_map(|meant| queues(instance, runner, meant)));
         }
     }
     all
 }
 
 /// A runner for each queue.
-fn queues(
-    instance: &GitlabConfig,
-    runner: &RunnerConfig,
-    dut: &str,
-    description: &str,
-    tags: &[String],
-    target: TargetOverride,
-) -> Vec<(String, Wanted)> {
+fn queues(instance: &GitlabConfig, runner: &RunnerConfig, meant: Meant) -> Vec<(String, Wanted)> {
+    let Meant { dut, name, tags, target } = meant;
     let of = |(queue, priority): &(String, i32)| {
         let tags: BTreeSet<String> = tags.iter().cloned().chain([format!("{QUEUE_TAG}{queue}")]).collect();
         let key = format!("{} {} {} {dut} {queue}", instance.url, instance.registered_for.word(), runner.name);
         let facts = Facts {
             // CI-tron's jobs know their DUT by `$CI_RUNNER_DESCRIPTION`.
-            description: description.to_owned(),
+            description: name.clone(),
             tags: tags.into_iter().collect(),
             maximum_timeout_s: instance.maximum_timeout.as_secs(),
             access_level: match instance.refs {
@@ -188,101 +176,16 @@ impl Registered {
 }
 
 impl Registry {
-    /// As an earlier run left it.
-    pub(super) fn open(path: PathBuf) -> Registry {
+    /// As an earlier run left it in the farm's folder.
+    pub(super) fn open(state: &Path, farm: &Weak<Farm>) -> Registry {
+        let path = state.join("gitlab.json");
         let mut journal: Journal = kept(&path);
         if journal.system_id.is_empty() {
             let digits: u64 = rand::rng().random::<u64>() & 0xffff_ffff_ffff;
             journal.system_id = format!("r_{digits:012x}");
         }
-        Registry { path, journal, failed: BTreeMap::new(), refused: BTreeMap::new() }
-    }
-
-    /// Which of the runners' managers this farm is.
-    pub(super) fn system_id(&self) -> &str {
-        &self.journal.system_id
-    }
-
-    /// Whether anything was ever registered.
-    pub(super) fn is_empty(&self) -> bool {
-        self.journal.runners.is_empty()
-    }
-
-    /// Does what has to be done and may be tried now.
-    pub(super) async fn keep_in_step(&mut self, wanted: &BTreeMap<String, Wanted>) {
-        if !self.path.exists() {
-            // Else this farm would be another one to GitLab after each restart.
-            self.save();
-        }
-        let steps = plan(&self.journal, wanted, jiff::Timestamp::now());
-        self.failed.retain(|step, _| steps.contains(step));
-        for step in steps {
-            if self.failed.get(&step).is_some_and(|(again, _)| *again > Instant::now()) {
-                continue;
-            }
-            match self.perform(&step, wanted).await {
-                Ok(()) => {
-                    self.failed.remove(&step);
-                    self.save();
-                }
-                Err(why) => {
-                    if self.failed.get(&step).is_none_or(|(_, said)| *said != why) {
-                        tracing::warn!(runner = step.key(), "{why}");
-                    }
-                    self.failed.insert(step, (Instant::now() + AGAIN, why));
-                }
-            }
-        }
-    }
-
-    /// The tokens by key, of those runners that can be asked for jobs.
-    pub(super) fn tokens(&mut self, wanted: &BTreeMap<String, Wanted>) -> BTreeMap<String, String> {
-        self.refused.retain(|_, (_, until)| *until > Instant::now());
-        let token = |(key, wanted): (&String, &Wanted)| {
-            let token = match &wanted.token_file {
-                Some(path) => token(path).ok()?,
-                None => self.journal.runners.get(key)?.token.clone(),
-            };
-            let is_refused = self.refused.get(key).is_some_and(|(refused, _)| *refused == token);
-            (!is_refused).then(|| (key.clone(), token))
-        };
-        wanted.iter().filter_map(token).collect()
-    }
-
-    /// The server did not want this token. Whether it is gone is asked for: a server in trouble refuses good ones, too.
-    pub(super) async fn was_refused(&mut self, key: &str, token: &str, wanted: &BTreeMap<String, Wanted>) {
-        let Some(of) = wanted.get(key) else { return };
-        let registered = self.journal.runners.get(key).is_some_and(|registered| registered.token == token);
-        let verified = match Client::of(&of.instance) {
-            Ok(client) => {
-                let body = wire::verification(token, &self.journal.system_id);
-                client.manage(Method::POST, "/runners/verify", None, &body).await
-            }
-            Err(error) => Err(error),
-        };
-        match verified {
-            Ok((StatusCode::FORBIDDEN, _)) if registered => {
-                tracing::warn!(
-                    runner = key,
-                    "the runner is gone from {} or has another token: it is made anew",
-                    of.instance.url
-                );
-                self.journal.runners.remove(key);
-                self.save();
-            }
-            Ok((StatusCode::FORBIDDEN, _)) => {
-                let file = of.token_file.as_deref().unwrap_or(Path::new(""));
-                tracing::warn!(
-                    runner = key,
-                    "{} refuses the token in {}: put the runner's token there",
-                    of.instance.url,
-                    file.display()
-                );
-            }
-            Ok(_) => {}
-            Err(why) => tracing::warn!(runner = key, "{why}"),
-        }
-        self.refused.insert(key.to_owned(), (token.to_owned(), Instant::now() + AGAIN));
+        let terminals = Terminals::new(Weak::clone(farm), folder_of(state, Taken::FORGE), state.join(AUTHORITY));
+        Registry { path, journal, failed: BTreeMap::new(), refused: BTreeMap::new(), terminals }
     }
 
     async fn perform(&mut self, step: &Step, wanted: &BTreeMap<String, Wanted>) -> Result<(), String> {
@@ -397,6 +300,87 @@ impl Registry {
     }
 }
 
+impl Runners for Registry {
+    type Runner = Wanted;
+    type Pass = String;
+    type Asker = Source;
+
+    /// Does what has to be done and may be tried now.
+    async fn keep_in_step(&mut self, forges: &Forges) -> BTreeMap<String, Wanted> {
+        self.terminals.keep_in_step(forges.gitlab.iter().filter_map(|instance| instance.terminal.as_ref())).await;
+        let wanted = wanted(forges);
+        if !self.path.exists() && !wanted.is_empty() {
+            // Else this farm would be another one to GitLab after each restart.
+            self.save();
+        }
+        let steps = plan(&self.journal, &wanted, jiff::Timestamp::now());
+        self.failed.retain(|step, _| steps.contains(step));
+        for step in steps {
+            if self.failed.get(&step).is_some_and(|(again, _)| *again > Instant::now()) {
+                continue;
+            }
+            match self.perform(&step, &wanted).await {
+                Ok(()) => {
+                    self.failed.remove(&step);
+                    self.save();
+                }
+                Err(why) => {
+                    if self.failed.get(&step).is_none_or(|(_, said)| *said != why) {
+                        tracing::warn!(runner = step.key(), "{why}");
+                    }
+                    self.failed.insert(step, (Instant::now() + AGAIN, why));
+                }
+            }
+        }
+        wanted
+    }
+
+    /// The tokens by key, of those runners that can be asked for jobs.
+    fn passes(&mut self, wanted: &BTreeMap<String, Wanted>) -> BTreeMap<String, String> {
+        self.refused.retain(|_, (_, until)| *until > Instant::now());
+        let token = |(key, wanted): (&String, &Wanted)| {
+            let token = match &wanted.token_file {
+                Some(path) => token(path).ok()?,
+                None => self.journal.runners.get(key)?.token.clone(),
+            };
+            let is_refused = self.refused.get(key).is_some_and(|(refused, _)| *refused == token);
+            (!is_refused).then(|| (key.clone(), token))
+        };
+        wanted.iter().filter_map(token).collect()
+    }
+
+    /// Whether the token is gone is asked for: a server in trouble refuses good ones, too.
+    async fn was_refused(&mut self, key: &str, of: &Wanted, token: &String) {
+        let url = &of.instance.url;
+        let registered = self.journal.runners.get(key).is_some_and(|registered| registered.token == *token);
+        let verified = match Client::of(&of.instance) {
+            Ok(client) => {
+                let body = wire::verification(token, &self.journal.system_id);
+                client.manage(Method::POST, "/runners/verify", None, &body).await
+            }
+            Err(error) => Err(error),
+        };
+        match verified {
+            Ok((StatusCode::FORBIDDEN, _)) if registered => {
+                tracing::warn!(runner = key, "the runner is gone from {url} or has another token: it is made anew");
+                self.journal.runners.remove(key);
+                self.save();
+            }
+            Ok((StatusCode::FORBIDDEN, _)) => {
+                let file = of.token_file.as_deref().unwrap_or(Path::new("")).display();
+                tracing::warn!(runner = key, "{url} refuses the token in {file}: put the runner's token there");
+            }
+            Ok(_) => {}
+            Err(why) => tracing::warn!(runner = key, "{why}"),
+        }
+        self.refused.insert(key.to_owned(), (token.to_owned(), Instant::now() + AGAIN));
+    }
+
+    fn asker(&self, _: &str) -> Source {
+        Source::new(&self.journal.system_id, &self.terminals)
+    }
+}
+
 impl Step {
     fn key(&self) -> &str {
         match self {
@@ -442,6 +426,8 @@ fn refusal(instance: &GitlabConfig, verb: &str, scope: &str, status: StatusCode,
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::gitlab::Per;
+    use crate::farm::ForgeDut;
 
     fn instance(runners: Vec<RunnerConfig>) -> GitlabConfig {
         GitlabConfig {
@@ -543,14 +529,13 @@ mod tests {
     #[test]
     fn the_journal_is_kept_and_read_again() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("gitlab.json");
-        let mut registry = Registry::open(path.clone());
+        let mut registry = Registry::open(folder.path(), &Weak::new());
         let all = wanted(&forges(vec![runner("dut", Per::Dut, &[])], &[("a", &[])]));
         let key = all.keys().next().unwrap().clone();
         registry.journal.runners.insert(key.clone(), registered(&all[&key], None));
         registry.save();
-        let mut again = Registry::open(path);
-        assert_eq!(again.system_id(), registry.system_id());
-        assert_eq!(again.tokens(&all), BTreeMap::from([(key, "glrt-x".to_owned())]));
+        let mut again = Registry::open(folder.path(), &Weak::new());
+        assert_eq!(again.journal.system_id, registry.journal.system_id);
+        assert_eq!(again.passes(&all), BTreeMap::from([(key, "glrt-x".to_owned())]));
     }
 }

@@ -1,114 +1,52 @@
-//! One runner: asks its instance for jobs, while a DUT that it means is free.
-//!
-//! ```text
-//!  a token? ─► a free DUT? ─► POST /jobs/request ─┬─ 201: a carrier takes it (carry.rs) ─┐
-//!     ▲                        (50 s at most)      ├─ 204, 409, failures                   │ once the farm has it
-//!     └──────────────────────── a pause ◄──────────┴──────────────────────────────────────┘
-//! ```
-//! A DUT may get taken while the question is open, and a job comes all the same: it waits in the farm's queue then.
+//! One runner's questions for jobs. The server may keep one open for 50 s (`POST /jobs/request`).
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::sync::Arc;
 
-use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, sleep, sleep_until};
-
-use super::super::carry::Carriers;
-use super::super::room::room;
+use super::super::runners::{Asked, Asker, PAUSE_MAX};
 use super::carry::Taken;
-use super::client::{Asked, Client};
+use super::client::Client;
 use super::register::Wanted;
 use super::terminal::{Session, Terminals};
 use crate::config::gitlab::RegisteredFor;
-use crate::farm::Farm;
+use crate::farm::TargetOverride;
 
-/// Between two questions: a server that does not keep them open (no Workhorse, or long polling switched off) is asked as often as GitLab's
-/// own runner does.
-const QUESTION_EVERY: Duration = Duration::from_secs(3);
-/// The longest pause after failures.
-const PAUSE_MAX: Duration = Duration::from_secs(60);
-/// How long a job that was taken may need to be in the farm's queue: its description may have to be fetched.
-const TAKING: Duration = Duration::from_secs(120);
-
-/// What all runners of the farm share.
-#[derive(Clone)]
-pub(super) struct Desk {
-    pub farm: Weak<Farm>,
-    pub system_id: String,
-    pub tokens: watch::Receiver<BTreeMap<String, String>>,
-    /// Keys and tokens that a server did not want.
-    pub refusals: mpsc::Sender<(String, String)>,
-    pub carriers: Arc<Carriers>,
-    pub terminals: Arc<Terminals>,
+/// A runner that asks.
+pub(super) struct Source {
+    system_id: String,
+    terminals: Arc<Terminals>,
+    /// What the server said of its queue; it keeps the next question open until that is another.
+    last_update: Option<String>,
 }
 
-/// Asks until `wanted` is no longer sent, or the farm stops.
-pub(super) async fn run(desk: Desk, key: String, mut wanted: watch::Receiver<Wanted>) {
-    let Some(farm) = desk.farm.upgrade() else { return };
-    let stopping = farm.stopping();
-    drop(farm);
-    tokio::select! {
-        () = stopping => {}
-        () = ask(&desk, &key, &mut wanted) => {}
+impl Source {
+    pub(super) fn new(system_id: &str, terminals: &Arc<Terminals>) -> Source {
+        Source { system_id: system_id.to_owned(), terminals: Arc::clone(terminals), last_update: None }
     }
 }
 
-async fn ask(desk: &Desk, key: &str, wanted: &mut watch::Receiver<Wanted>) {
-    let mut tokens = desk.tokens.clone();
-    let mut last_update = None;
-    let mut failures = 0;
-    while wanted.has_changed().is_ok() {
-        let runner = wanted.borrow_and_update().clone();
-        let token = tokio::select! {
-            held = tokens.wait_for(|all| all.contains_key(key)) => match held {
-                Ok(all) => all.get(key).cloned().unwrap_or_default(),
-                Err(_) => return,
-            },
-            _ = wanted.changed() => continue,
-        };
-        let name = subject(&runner, None);
-        tokio::select! {
-            () = room(&desk.farm, &runner.target, &name) => {}
-            _ = wanted.changed() => continue,
-        }
+impl Asker for Source {
+    type Runner = Wanted;
+    type Pass = String;
+    type Errand = Taken;
+
+    fn needs(runner: &Wanted) -> (&TargetOverride, String) {
+        (&runner.target, subject(runner, None))
+    }
+
+    async fn ask(&mut self, runner: &Wanted, token: &String) -> Asked<Taken> {
         let client = match Client::of(&runner.instance) {
             Ok(client) => client,
-            Err(error) => {
-                tracing::warn!(runner = key, "{error}");
-                sleep(PAUSE_MAX).await;
-                continue;
-            }
+            // A certificate authority that cannot be read, for one: only a person can mend it.
+            Err(error) => return Asked::Failed(error, Some(PAUSE_MAX)),
         };
-        let next = Instant::now() + QUESTION_EVERY;
-        let session = desk.terminals.session(runner.instance.terminal.as_ref());
+        let session = self.terminals.session(runner.instance.terminal.as_ref());
         let told = session.as_ref().map(Session::wire);
-        match client.ask_for_job(&token, &desk.system_id, last_update.as_deref(), told).await {
-            Asked::Job(job) => {
-                (failures, last_update) = (0, None);
-                let (taken, is_taken) = oneshot::channel();
-                desk.carriers.begin(&desk.farm, Taken::new(*job, &runner, token, session), runner, taken);
-                // Else the same DUT would look free a second time.
-                let _ = tokio::time::timeout(TAKING, is_taken).await;
-                continue;
-            }
-            Asked::Nothing(update) => (failures, last_update) = (0, update),
-            Asked::Conflict => continue,
-            Asked::Refused => {
-                let _ = desk.refusals.send((key.to_owned(), token.clone())).await;
-                // Until another token is there, or this one is tried again.
-                let _ = tokens.wait_for(|all| all.get(key) != Some(&token)).await;
-            }
-            Asked::Failed(why, after) => {
-                if failures == 0 {
-                    tracing::warn!(runner = key, "{why}");
-                }
-                failures += 1;
-                let pause = after.unwrap_or(Duration::from_secs(1 << failures.min(6)));
-                sleep(pause.min(PAUSE_MAX)).await;
-            }
+        match client.ask_for_job(token, &self.system_id, &mut self.last_update, told).await {
+            Asked::Job(job) => Asked::Job(Box::new(Taken::new(*job, runner, token.clone(), session))),
+            Asked::Nothing => Asked::Nothing,
+            Asked::Refused => Asked::Refused,
+            Asked::Failed(why, after) => Asked::Failed(why, after),
         }
-        sleep_until(next).await;
     }
 }
 
