@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use job_schema::problem::Problems;
 
+use super::view::{print, say};
 use crate::boot::Place;
 use crate::config::{DownloadsConfig, FarmConfig, NetworkConfig, ProxyConfig};
 use crate::farm::{Planner, Preview, Source, Submission, SubmitError};
@@ -36,9 +37,9 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     for path in &arguments.files {
         let text = super::read_text(path)?;
         let right = if is_farm_file(&text) {
-            check_farm(path, &text)
+            check_farm(path, &text)?
         } else {
-            check_job(path, &text, farm.as_ref(), &arguments).await
+            check_job(path, &text, farm.as_ref(), &arguments).await?
         };
         all_right &= right;
     }
@@ -50,18 +51,18 @@ fn is_farm_file(text: &str) -> bool {
     text.lines().any(|line| line.starts_with("duts:") || line.starts_with("network:"))
 }
 
-fn check_farm(path: &Path, text: &str) -> bool {
+fn check_farm(path: &Path, text: &str) -> anyhow::Result<bool> {
     let directory = path.parent().unwrap_or(Path::new(""));
     match crate::config::parse(&path.display().to_string(), text, directory) {
         Ok(farm) => {
             let on_demand: u32 = farm.on_demand.iter().map(|kind| kind.limit).sum();
             let more = if on_demand == 0 { String::new() } else { format!(" and up to {on_demand} on demand") };
-            println!("{}: a farm of {} DUTs{more}, no problems", path.display(), farm.duts.len());
-            true
+            print(&format!("{}: a farm of {} DUTs{more}, no problems", path.display(), farm.duts.len()))?;
+            Ok(true)
         }
         Err(problems) => {
             draw(&problems);
-            false
+            Ok(false)
         }
     }
 }
@@ -69,12 +70,12 @@ fn check_farm(path: &Path, text: &str) -> bool {
 /// With colours for a terminal.
 pub(super) fn draw(problems: &Problems) {
     match std::io::stderr().is_terminal() {
-        true => eprintln!("{}", problems.render_coloured()),
-        false => eprintln!("{problems}"),
+        true => say(format_args!("{}", problems.render_coloured())),
+        false => say(problems),
     }
 }
 
-async fn check_job(path: &Path, text: &str, farm: Option<&FarmConfig>, arguments: &Arguments) -> bool {
+async fn check_job(path: &Path, text: &str, farm: Option<&FarmConfig>, arguments: &Arguments) -> anyhow::Result<bool> {
     let submission =
         Submission { source_name: path.display().to_string(), text: text.to_owned(), ..Submission::default() };
     let mut config = farm.cloned().unwrap_or_else(no_farm);
@@ -91,67 +92,59 @@ async fn check_job(path: &Path, text: &str, farm: Option<&FarmConfig>, arguments
         Some(_) => planner.preview(&submission, arguments.dut.as_deref()).await,
         None => planner.asked(&submission).await.map(|_| Vec::new()),
     };
+    let is_right = outcome.is_ok();
     match outcome {
-        Ok(previews) => {
-            show(path, &previews, arguments.json);
-            true
-        }
+        Ok(previews) => print(&shown(path, &previews, arguments.json))?,
         Err(SubmitError::Invalid(problems)) if arguments.json => {
-            println!("{}", serde_json::json!({ "file": path, "problems": problems.list() }));
-            false
+            print(&serde_json::json!({ "file": path, "problems": problems.list() }).to_string())?;
         }
-        Err(SubmitError::Invalid(problems)) => {
-            draw(&problems);
-            false
-        }
-        Err(error) => {
-            eprintln!("{error}");
-            false
-        }
+        Err(SubmitError::Invalid(problems)) => draw(&problems),
+        Err(error) => say(error),
     }
+    Ok(is_right)
 }
 
 /// A name that nobody gives renders as nothing (CI-tron's rule), which is seldom what its author meant.
 fn note_unknown_names(planner: &Planner, submission: &Submission) {
     let used = job_schema::variables_used(&submission.source_name, &submission.text).unwrap_or_default();
     for name in planner.unknown_names(used) {
-        eprintln!("note: `{name}` is not known here and renders as nothing; farms give it with `variables:`");
+        say(format_args!("note: `{name}` is not known here and renders as nothing; farms give it with `variables:`"));
     }
 }
 
 /// One preview as an object, as it has always been; those of a job over several DUTs as a list.
-fn show(path: &Path, previews: &[Preview], json: bool) {
+fn shown(path: &Path, previews: &[Preview], json: bool) -> String {
     if json {
         let sheet = match previews {
             [] => serde_json::json!({ "file": path, "problems": [], "preview": null }),
             [only] => serde_json::json!({ "file": path, "problems": [], "preview": only }),
             several => serde_json::json!({ "file": path, "problems": [], "previews": several }),
         };
-        return println!("{sheet}");
+        return sheet.to_string();
     }
-    println!("{}: no problems", path.display());
-    previews.iter().for_each(show_one);
+    let previews = previews.iter().map(|preview| format!("\n{}", shown_one(preview)));
+    std::iter::once(format!("{}: no problems", path.display())).chain(previews).collect()
 }
 
-fn show_one(preview: &Preview) {
-    if let Some(role) = &preview.role {
-        println!("\nrole       {role}");
-    }
-    println!("\nDUT        {}\nfitting    {}", preview.dut, preview.fitting_duts.join(", "));
-    println!("start      {}\ncontinue   {}", preview.start_cmdline, preview.continue_cmdline);
-    match (&preview.boot_script, &preview.hand_over) {
-        (Some(script), _) => println!("\nboot script\n{}", script.trim_end()),
-        (None, Some(given)) => println!("\nno boot script: the farm gives {given}"),
-        (None, None) => println!("\nno boot script: nothing is booted from the network"),
-    }
-    let mut table = super::jobs::plain_table();
-    table.set_header(["protocol", "name", "source", "limits"]);
-    table.add_rows(preview.artifacts.clone());
-    println!("\nartifacts\n{table}");
-    let mut table = super::jobs::plain_table();
-    table.set_header(["template value", "here"]);
-    table.add_rows(preview.values.clone());
-    println!("\ntemplate values\n{table}");
+fn shown_one(preview: &Preview) -> String {
+    let role = preview.role.as_ref().map(|role| format!("\nrole       {role}\n")).unwrap_or_default();
+    let (dut, fitting, script) = (&preview.dut, preview.fitting_duts.join(", "), &preview.boot_script);
+    let (start, then) = (&preview.start_cmdline, &preview.continue_cmdline);
+    let script = match (script, &preview.hand_over) {
+        (Some(script), _) => format!("boot script\n{}", script.trim_end()),
+        (None, Some(given)) => format!("no boot script: the farm gives {given}"),
+        (None, None) => "no boot script: nothing is booted from the network".to_owned(),
+    };
+    let mut artifacts = super::jobs::plain_table();
+    artifacts.set_header(["protocol", "name", "source", "limits"]);
+    artifacts.add_rows(preview.artifacts.clone());
+    let mut values = super::jobs::plain_table();
+    values.set_header(["template value", "here"]);
+    values.add_rows(preview.values.clone());
+    format!(
+        "{role}\nDUT        {dut}\nfitting    {fitting}\nstart      {start}\ncontinue   {then}\n\n{script}\n\n\
+         artifacts\n{artifacts}\n\ntemplate values\n{values}"
+    )
 }
 
 /// Where the farm's gateway will be. A farm on the loopback gets its port when it starts; its HTTP port is shown as 80.

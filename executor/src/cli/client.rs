@@ -27,6 +27,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::view::say;
 use crate::api::local_sockets;
 use crate::api::wire::callers::SessionWire;
 use crate::api::wire::{ErrorWire, EventWire};
@@ -114,9 +115,9 @@ impl Server {
         if let (Place::Tcp(authority), Some(_)) = (&place, &credential)
             && !is_loopback(authority)
         {
-            eprintln!(
+            say(format_args!(
                 "wharf: warning: the token goes to http://{authority} in clear, for everybody between to read; use https://"
-            );
+            ));
         }
         Ok(Server { place, credential })
     }

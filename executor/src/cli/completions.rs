@@ -5,6 +5,8 @@ use std::process::ExitCode;
 use clap::CommandFactory;
 use clap_complete::Shell;
 
+use super::view::print;
+
 /// Arguments of `wharf completions`.
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -16,6 +18,8 @@ pub struct Arguments {
 /// Prints the script.
 pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let mut command = super::Arguments::command();
-    clap_complete::generate(arguments.shell, &mut command, "wharf", &mut std::io::stdout().lock());
+    let mut script = Vec::new();
+    clap_complete::generate(arguments.shell, &mut command, "wharf", &mut script);
+    print(String::from_utf8(script)?.trim_end())?;
     Ok(ExitCode::SUCCESS)
 }

@@ -25,6 +25,7 @@ use tokio::sync::mpsc;
 use super::client::{Lines, Refused, Server, in_query};
 pub(super) use super::terminal::Keys;
 use super::terminal::{Raw, read_keys, restored_at_a_signal};
+use super::view::say;
 use crate::api::wire::consoles::{ConsoleWire, PieceWire};
 use crate::api::wire::leases::{LeaseStateWire, LeaseWire, LeasesWire};
 
@@ -78,7 +79,7 @@ async fn of_lease(server: &Server, lease: &LeaseWire, arguments: &Arguments) -> 
     let keys = if lease.state == LeaseStateWire::Active { Keys::All } else { Keys::None };
     let typing = (keys == Keys::All).then(|| format!("/api/v1/leases/{}/console", in_query(&lease.id)));
     if typing.is_some() && std::io::stdin().is_terminal() {
-        eprintln!("Ctrl-] leaves; the lease stays");
+        say("Ctrl-] leaves; the lease stays");
     }
     let path = match lease.id.strip_prefix("job-").filter(|_| lease.kept_by == "job") {
         Some(job) => format!("/api/v1/jobs/{}/log", in_query(job)),
@@ -103,7 +104,7 @@ async fn of_console(server: &Server, arguments: &Arguments) -> anyhow::Result<Ex
     let follows = arguments.follow || arguments.since.is_none();
     let typing = if follows { typing_on(server, &console, arguments.lease.as_deref()).await? } else { None };
     if let Some(reason) = console.reason.as_ref().filter(|_| follows) {
-        eprintln!("{} is away: {reason}", console.name);
+        say(format_args!("{} is away: {reason}", console.name));
     }
     let since = in_query(arguments.since.as_deref().unwrap_or(BEFORE_NOW));
     let name = in_query(&console.name);
@@ -142,18 +143,21 @@ async fn typing_on(server: &Server, console: &ConsoleWire, lease: Option<&str>) 
     let is_terminal = std::io::stdin().is_terminal();
     let Some(holder) = holder else {
         if is_terminal {
-            eprintln!("Ctrl-C leaves; nobody holds the machine, so nothing is typed");
+            say("Ctrl-C leaves; nobody holds the machine, so nothing is typed");
         }
         return Ok(None);
     };
     if holder.state != LeaseStateWire::Active || !(named || holder.owner == super::lease::user()) {
         if is_terminal {
-            eprintln!("Ctrl-C leaves; only {} types ({}; --lease says that it is you)", holder.owner, holder.id);
+            say(format_args!(
+                "Ctrl-C leaves; only {} types ({}; --lease says that it is you)",
+                holder.owner, holder.id
+            ));
         }
         return Ok(None);
     }
     if is_terminal {
-        eprintln!("Ctrl-] leaves; lease {} stays", holder.id);
+        say(format_args!("Ctrl-] leaves; lease {} stays", holder.id));
     }
     Ok(Some(match holder.id.strip_prefix("job-").filter(|_| holder.kept_by == "job") {
         Some(job) => format!("/api/v1/jobs/{}/console", in_query(job)),
@@ -289,7 +293,13 @@ async fn copy(
     let typing = typing.filter(|_| keys != Keys::None && std::io::stdin().is_terminal());
     let mut raw = typing.map(|_| Raw::new(keys)).transpose()?;
     let mut typed = typing.map(|_| read_keys());
-    let ended = restored_at_a_signal(&mut raw);
+    let ended = async {
+        match keys {
+            Keys::None | Keys::All => restored_at_a_signal(&mut raw).await,
+            // Whoever shows it beside something that is to be given back hears the signals himself; with this the terminal is restored.
+            Keys::ButSignals => std::future::pending().await,
+        }
+    };
     tokio::pin!(ended);
     let mut place = Place::LineStart;
     loop {
@@ -347,7 +357,7 @@ fn draw(came: Came, shown: &Shown<'_>, place: &mut Place) -> anyhow::Result<Read
 fn note(place: &mut Place, text: &str) -> Reader {
     let start = if *place == Place::MidLine && std::io::stdout().is_terminal() { "\n" } else { "" };
     *place = Place::LineStart;
-    eprintln!("{start}{text}");
+    say(format_args!("{start}{text}"));
     Reader::There
 }
 

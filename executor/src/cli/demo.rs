@@ -10,8 +10,9 @@ use std::sync::Arc;
 use gateway::content::reach::Reach;
 use gateway::dhcp::Role;
 
-use super::serve::{enter_private_world, install_for, run_threads, stop_signal};
-use super::view::View;
+use super::interrupts::Interrupts;
+use super::serve::{enter_private_world, install_for, run_threads};
+use super::view::{View, say};
 use crate::api::{Api, Door};
 use crate::callers::Callers;
 use crate::config::{FarmConfig, NetworkConfig};
@@ -51,7 +52,7 @@ pub fn main(arguments: Arguments) -> anyhow::Result<ExitCode> {
     };
     let state = tempfile::Builder::new().prefix("wharf-demo-").tempdir()?;
     config.state = state.path().to_owned();
-    install_for(&config, &|line| eprintln!("{line}"))?;
+    install_for(&config, &|line| say(line))?;
     let listener = std::net::TcpListener::bind(("127.0.0.1", 0))?;
     find_a_network(&mut config, arguments.dut)?;
     let own_network = if config.network == NetworkConfig::Loopback { "" } else { " on a network of its own" };
@@ -61,7 +62,7 @@ pub fn main(arguments: Arguments) -> anyhow::Result<ExitCode> {
         let farm = Farm::start(config, address, address).await?;
         let api = Api::new(&farm, &callers, Door::Local);
         let api = crate::api::serve(listener, api, None, std::future::pending());
-        eprintln!("farm {}{own_network}; its API: http://{address}", farm.name());
+        say(format_args!("farm {}{own_network}; its API: http://{address}", farm.name()));
         let submission = Submission {
             source_name,
             text,
@@ -100,7 +101,7 @@ fn find_a_network(config: &mut FarmConfig, kind: DutKind) -> anyhow::Result<()> 
         (Ok(()), DutKind::Qemu) => Ok(()),
         (Ok(()), DutKind::Simulated) if network::is_permitted() => Ok(()),
         (Ok(()) | Err(_), DutKind::Simulated) => {
-            eprintln!("no network namespace may be made here: the simulated DUT boots over the loopback");
+            say("no network namespace may be made here: the simulated DUT boots over the loopback");
             config.network = NetworkConfig::Loopback;
             config.dhcp = Role::default();
             for (index, dut) in (1u8..).zip(&mut config.duts) {
@@ -116,13 +117,12 @@ fn find_a_network(config: &mut FarmConfig, kind: DutKind) -> anyhow::Result<()> 
 async fn show_to_the_end(farm: &Arc<Farm>, job: &JobRecord) -> anyhow::Result<ExitCode> {
     let mut view = View::new();
     let mut follower = job.log.follow(0);
-    let mut stop = Box::pin(stop_signal()?);
+    let mut interrupts = Interrupts::listen()?;
     loop {
         let record = tokio::select! {
             record = follower.next() => record,
-            () = &mut stop => {
+            () = interrupts.next() => {
                 let _ = farm.cancel(&job.id, CancelledBy::Operator("Ctrl-C".into()));
-                stop = Box::pin(stop_signal()?);
                 continue;
             }
         };

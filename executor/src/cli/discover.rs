@@ -8,6 +8,7 @@ use hyper::Method;
 use serde_json::Value;
 
 use super::client::Server;
+use super::interrupts::Interrupts;
 use super::view::print;
 use crate::api::wire::discovery::{DiscoverWire, LoadersWire, NameWire, NewDutWire, NewsWire, OutletsWire, PduWire};
 use crate::farm::{DiscoveryOutcome, LoaderView, OutletView};
@@ -91,7 +92,7 @@ fn seconds(text: &str) -> Result<u64, String> {
 pub async fn run(arguments: Arguments, server: Option<String>) -> anyhow::Result<ExitCode> {
     let server = Server::find(server)?;
     if arguments.cancel {
-        server.put(Method::DELETE, "/api/v1/dut/discover", "application/json", Bytes::new()).await?;
+        cancel(&server).await?;
         print("the discovery is cancelled")?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -110,10 +111,10 @@ pub async fn run(arguments: Arguments, server: Option<String>) -> anyhow::Result
             bail!("no outlet without a machine is known; name one with --pdu and --outlet");
         }
     }
-    let mut found = None;
+    let (mut found, mut interrupts) = (None, Interrupts::listen()?);
     for (pdu, outlet) in places {
         let wanted = DiscoverWire { pdu, port_id: outlet.map(NameWire::Text), timeout: Some(arguments.timeout) };
-        match follow(&server, &wanted).await? {
+        match follow(&server, &wanted, &mut interrupts).await? {
             DiscoveryOutcome::Registered { id, full_name, waits_for } => {
                 print(&match waits_for {
                     None => format!("{full_name} ({id}) is in the farm; `wharf duts` shows how it gets on"),
@@ -137,8 +138,12 @@ pub async fn run(arguments: Arguments, server: Option<String>) -> anyhow::Result
     }
 }
 
-/// One discovery to its end; its lines as they come. Who interrupts it cancels it.
-async fn follow(server: &Server, wanted: &DiscoverWire) -> anyhow::Result<DiscoveryOutcome> {
+/// One discovery to its end; its lines as they come. Who interrupts it, or cannot be told of it any more, cancels it.
+async fn follow(
+    server: &Server,
+    wanted: &DiscoverWire,
+    interrupts: &mut Interrupts,
+) -> anyhow::Result<DiscoveryOutcome> {
     let begun: Value = server.ask(Method::POST, "/api/v1/dut/discover", wanted).await?;
     let id = begun["id"].as_u64().unwrap_or_default();
     let mut next = 0;
@@ -152,13 +157,24 @@ async fn follow(server: &Server, wanted: &DiscoverWire) -> anyhow::Result<Discov
             }
         }
     };
-    tokio::select! {
-        outcome = told => outcome,
-        _ = tokio::signal::ctrl_c() => {
-            server.put(Method::DELETE, "/api/v1/dut/discover", "application/json", Bytes::new()).await?;
-            Ok(DiscoveryOutcome::Cancelled { by: "you".into() })
-        }
-    }
+    let ended = tokio::select! {
+        told = told => match told {
+            Ok(outcome) => return Ok(outcome),
+            Err(error) => Err(error),
+        },
+        () = interrupts.next() => Ok(DiscoveryOutcome::Cancelled { by: "you".into() }),
+    };
+    let cancelled = tokio::select! {
+        cancelled = cancel(server) => cancelled,
+        () = interrupts.next() => Ok(()),
+    };
+    let outcome = ended?;
+    cancelled?;
+    Ok(outcome)
+}
+
+async fn cancel(server: &Server) -> anyhow::Result<()> {
+    server.put(Method::DELETE, "/api/v1/dut/discover", "application/json", Bytes::new()).await
 }
 
 fn listed(loaders: &[LoaderView]) -> String {

@@ -107,7 +107,7 @@ pub async fn run(arguments: Arguments, server: Option<String>) -> anyhow::Result
         Verb::Uncordon { name } => tell(&name, "uncordon", None, &Server::find(server)?).await?,
         Verb::Check { name } => {
             let path = format!("/api/v1/dut/{}/quick_check", in_query(&name));
-            say(Server::find(server)?.text(Method::POST, &path, Bytes::new()).await?)?;
+            print(Server::find(server)?.text(Method::POST, &path, Bytes::new()).await?.trim_end())?;
         }
         Verb::Retire { name, reason } => {
             let changes = json!({"is_retired": true, "reason": reason, "by": user()});
@@ -119,7 +119,7 @@ pub async fn run(arguments: Arguments, server: Option<String>) -> anyhow::Result
         }
         Verb::Remove { name } => {
             let path = format!("/api/v1/dut/{}", in_query(&name));
-            say(Server::find(server)?.text(Method::DELETE, &path, Bytes::new()).await?)?;
+            print(Server::find(server)?.text(Method::DELETE, &path, Bytes::new()).await?.trim_end())?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -139,10 +139,6 @@ async fn change(name: &str, changes: &Value, server: &Server) -> anyhow::Result<
     let dut: Dut = server.get(&path).await?;
     let comment = dut.comment.map(|comment| format!(": {comment}")).unwrap_or_default();
     print(&format!("{} is {}{comment}", dut.full_name, dut.state))
-}
-
-fn say(text: String) -> anyhow::Result<()> {
-    print(text.trim_end())
 }
 
 /// What is read of one DUT beside what the list has.

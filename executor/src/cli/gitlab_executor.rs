@@ -18,13 +18,13 @@ use anyhow::{Context, anyhow, bail};
 use http_body_util::BodyExt;
 use hyper::{Method, StatusCode};
 use serde::{Deserialize, Serialize};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
 use super::client::{Refused, Server};
 use super::host::{self, Ended};
+use super::interrupts::Interrupts;
 use super::lease::{boot_text, path, release, wait_until_active};
-use super::view::print;
+use super::view::{print, say};
 use crate::api::wire::leases::{ChangeWire, LeaseWire, OwnerWire, TakeWire};
 use crate::forge::gitlab::driver::{Brief, Place, settings, wants_files};
 
@@ -93,7 +93,7 @@ enum Call {
 
 /// Does what the verb says. The farm's faults and the job's end with the numbers that gitlab-runner names.
 pub async fn run(arguments: Arguments, server: Option<String>) -> anyhow::Result<ExitCode> {
-    let mut terminated = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut interrupts = Interrupts::listen()?;
     let call = async {
         let job = JobFolder::find()?;
         match arguments.verb {
@@ -106,7 +106,7 @@ pub async fn run(arguments: Arguments, server: Option<String>) -> anyhow::Result
     let ended = tokio::select! {
         ended = call => ended,
         // What runs on the machine ends with our connection; the lease stays for `after_script` and `cleanup`.
-        _ = terminated.recv() => Err(anyhow!("told to stop")),
+        () = interrupts.next() => Err(anyhow!("told to stop")),
     };
     Ok(ExitCode::from(match ended {
         Ok(Call::Done) => 0,
@@ -115,7 +115,7 @@ pub async fn run(arguments: Arguments, server: Option<String>) -> anyhow::Result
             number("BUILD_FAILURE_EXIT_CODE", BUILD_FAILURE)
         }
         Err(error) => {
-            eprintln!("wharf: {}", super::in_one_line(&error));
+            say(format_args!("wharf: {}", super::in_one_line(&error)));
             // What the server refuses in the description is its author's to mend.
             let is_authors = error.downcast_ref::<Refused>().is_some_and(|refused| {
                 matches!(refused.status, StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY)
@@ -148,9 +148,9 @@ impl Prepare {
             (Some(text), _) => ("WHARF_JOB".to_owned(), text.clone()),
             (None, Some(file)) => (file.display().to_string(), super::read_text(file)?),
             (None, None) => {
-                eprintln!(
+                say(format_args!(
                     "wharf: nothing says what to boot: set WHARF_JOB, a job description, in the job, or --boot FILE in prepare_args"
-                );
+                ));
                 return Ok(Call::BuildFailure(None));
             }
         };
@@ -213,7 +213,7 @@ impl Prepare {
                     bail!("the machine let nobody in by SSH in {}: {why}", self.boot_time);
                 }
                 if told != why {
-                    eprintln!("wharf: not by SSH yet: {why}");
+                    say(format_args!("wharf: not by SSH yet: {why}"));
                     told = why;
                 }
                 tokio::time::sleep(LOOK_AGAIN).await;
@@ -245,7 +245,7 @@ async fn renewed<T>(server: &Server, id: &str, work: impl Future<Output = anyhow
             match server.ask::<LeaseWire>(Method::PATCH, &path(id), &change).await {
                 Err(error) if error.downcast_ref::<Refused>().is_some() => return error,
                 // A server that restarts is back in time.
-                Err(error) => eprintln!("wharf: the lease was not renewed: {error:#}"),
+                Err(error) => say(format_args!("wharf: the lease was not renewed: {error:#}")),
                 Ok(_) => {}
             }
             tokio::time::sleep(RENEW_EVERY).await;

@@ -21,7 +21,9 @@ use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::client::{Lines, Server, in_query};
+use super::interrupts::{INTERRUPTED, Interrupts};
 use super::lease::{path, release, tell, user};
+use super::view::say;
 use crate::api::wire::hosts::{CommandNewsWire, CommandWire, FileWire, SHA256_HEADER};
 use crate::api::wire::leases::{LeaseStateWire, LeaseWire, OwnerWire, TakeWire};
 use crate::blueprint::host::working_copy::checkout;
@@ -31,8 +33,6 @@ use crate::ssh::files::hex;
 const TIMED_OUT: u8 = 124;
 /// Exit status when the farm or the host failed, as of ssh(1).
 const HOST_FAILED: u8 = 255;
-/// Exit status after Ctrl-C, as shells have it for SIGINT.
-const INTERRUPTED: u8 = 130;
 /// What of a file is sent at once.
 const CHUNK_BYTES: usize = 256 * 1024;
 
@@ -127,6 +127,7 @@ impl Run {
             subject: server.subject(),
             ..TakeWire::default()
         };
+        let mut interrupts = Interrupts::listen()?;
         let lease: LeaseWire = server.ask(Method::POST, "/api/v1/leases", &wish).await?;
         let id = lease.id;
         let mut kept = Kept { views: server.lines(&format!("{}/events?owner=1", path(&id))).await?, told: None };
@@ -136,10 +137,13 @@ impl Run {
         };
         let done = tokio::select! {
             done = work => done,
-            interrupted = tokio::signal::ctrl_c() => interrupted.map(|()| ExitCode::from(INTERRUPTED)).map_err(Into::into),
+            () = interrupts.next() => Ok(ExitCode::from(INTERRUPTED)),
         };
         // Our connection is kept meanwhile, so that the events tell a release and no lost owner.
-        let given_back = release(server, &id).await;
+        let given_back = tokio::select! {
+            given_back = release(server, &id) => given_back,
+            () = interrupts.next() => return Ok(ExitCode::from(INTERRUPTED)),
+        };
         drop(kept);
         let done = done?;
         given_back?;
@@ -151,7 +155,7 @@ impl Run {
             let (url, reference) = wanted.split_once('#').unwrap_or((wanted, "HEAD"));
             let status = command(server, lease, checkout(url, reference), self.timeout.clone()).await?.status();
             if status != 0 {
-                eprintln!("wharf: `{wanted}` cannot be checked out");
+                say(format_args!("wharf: `{wanted}` cannot be checked out"));
                 return Ok(ExitCode::from(status));
             }
         }
@@ -271,7 +275,7 @@ pub(super) async fn put(server: &Server, lease: &str, local: &Path, remote: &str
     if there.sha256 != sha256 {
         bail!("`{remote}` is {} there and {sha256} here", there.sha256);
     }
-    eprintln!("put {remote}: {} bytes, SHA-256 {sha256}", there.bytes);
+    say(format_args!("put {remote}: {} bytes, SHA-256 {sha256}", there.bytes));
     Ok(())
 }
 
@@ -323,7 +327,7 @@ pub(super) async fn get(server: &Server, lease: &str, remote: &str, local: &Path
         bail!("`{remote}` came as {came} and is {} there", expected.unwrap_or_default());
     }
     part.persist(&local).with_context(cannot)?;
-    eprintln!("got {remote}: {bytes} bytes, SHA-256 {came}");
+    say(format_args!("got {remote}: {bytes} bytes, SHA-256 {came}"));
     Ok(())
 }
 

@@ -15,6 +15,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use clap::Subcommand;
 
+use super::view::print;
 use crate::import::ci_tron::{self, Imported, Left, Source, Wish};
 
 /// Arguments of `wharf import`.
@@ -89,7 +90,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::FAILURE);
     }
     write(&asked, &wish, &imported)?;
-    tell(&imported);
+    print(&told(&imported))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -145,7 +146,7 @@ fn write(asked: &CiTron, wish: &Wish, imported: &Imported) -> anyhow::Result<()>
     let mut written = Vec::new();
     for (path, text) in &files {
         match std::fs::read_to_string(path) {
-            Ok(there) if there == *text => println!("{}: as it was", path.display()),
+            Ok(there) if there == *text => print(&format!("{}: as it was", path.display()))?,
             Ok(_) => written.push((path, text, Was::Different)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => written.push((path, text, Was::Absent)),
             Err(error) => return Err(error).with_context(|| format!("cannot read `{}`", path.display())),
@@ -161,7 +162,7 @@ fn write(asked: &CiTron, wish: &Wish, imported: &Imported) -> anyhow::Result<()>
     }
     for (path, text, _) in written {
         write_whole(path, text).with_context(|| format!("cannot write `{}`", path.display()))?;
-        println!("{}: written", path.display());
+        print(&format!("{}: written", path.display()))?;
     }
     Ok(())
 }
@@ -182,26 +183,25 @@ fn write_whole(path: &Path, text: &str) -> io::Result<()> {
     temporary.persist(path).map(drop).map_err(|error| error.error)
 }
 
-fn tell(imported: &Imported) {
+fn told(imported: &Imported) -> String {
     let duts = imported.duts.values();
     let retired = duts.clone().filter(|dut| dut.arrives == Some(crate::inventory::Arrives::Retired)).count();
-    println!("{} machines, {retired} of them retired", duts.clone().count());
+    let mut lines = vec![format!("{} machines, {retired} of them retired", duts.clone().count())];
     let without = |is_missing: fn(&crate::inventory::Entry) -> bool| {
         duts.clone().filter(|dut| is_missing(dut)).map(|dut| dut.full_name.as_str()).collect::<Vec<_>>().join(", ")
     };
     let (console, outlet) = (without(|dut| dut.console.is_none()), without(|dut| dut.power.is_none()));
     if !console.is_empty() {
-        println!("no console yet (`wharf dut add MAC --console LINE`): {console}");
+        lines.push(format!("no console yet (`wharf dut add MAC --console LINE`): {console}"));
     }
     if !outlet.is_empty() {
-        println!("no outlet yet (`wharf dut add MAC --pdu PDU --outlet OUTLET`): {outlet}");
+        lines.push(format!("no outlet yet (`wharf dut add MAC --pdu PDU --outlet OUTLET`): {outlet}"));
     }
     if !imported.left.is_empty() {
-        println!("not carried over:");
+        lines.push("not carried over:".to_owned());
     }
-    for left in &imported.left {
-        println!("  {}", line_of(left));
-    }
+    lines.extend(imported.left.iter().map(|left| format!("  {}", line_of(left))));
+    lines.join("\n")
 }
 
 fn line_of(left: &Left) -> String {

@@ -17,17 +17,16 @@ use serde_json::json;
 
 use super::client::{Refused, Server, in_query};
 use super::console::{Keys, Left, show};
+use super::interrupts::{INTERRUPTED, Interrupts};
 use super::jobs::time;
 use super::leases::news;
-use super::view::print;
+use super::view::{print, say};
 use crate::api::wire::leases::{
     ChangeWire, ConsolePortWire, ConsolePortWishWire, LeaseStateWire, LeaseWire, OwnerWire, PowerWire, ReasonWire,
     TakeWire, in_a_word,
 };
 use crate::console::Protocol;
 
-/// Exit status after the second Ctrl-C, as shells have it for SIGINT.
-const INTERRUPTED: u8 = 130;
 /// How long a detached lease lasts when nobody said: long enough for a look, short enough to be forgotten about.
 const DETACHED_TIME: &str = "1h";
 /// How long a server that went away is looked for: as long as a restarted one waits for us.
@@ -296,7 +295,7 @@ pub(super) fn tell(lease: &LeaseWire, told: &mut Option<String>) {
     };
     let text = lease.needs_operator.as_ref().map_or(text, |what| format!("somebody must look at the DUT: {what}"));
     if told.as_ref() != Some(&text) {
-        eprintln!("{text}");
+        say(&text);
         *told = Some(text);
     }
 }
@@ -318,20 +317,20 @@ enum Ended {
 
 impl Taken<'_> {
     async fn until_it_ends(mut self) -> anyhow::Result<ExitCode> {
-        let (server, id) = (self.server, self.id.clone());
+        let (server, id, mut interrupts) = (self.server, self.id.clone(), Interrupts::listen()?);
         let mut the_end = Box::pin(self.kept());
         tokio::select! {
             ended = &mut the_end => return ended_by_itself(&id, ended?),
-            interrupted = tokio::signal::ctrl_c() => interrupted.context("cannot listen for Ctrl-C")?,
+            () = interrupts.next() => {}
         }
-        eprintln!("releasing lease {id} and waiting for its DUT to be free; Ctrl-C again to leave at once");
+        say(format_args!("releasing lease {id} and waiting for its DUT to be free; Ctrl-C again to leave at once"));
         // Our connection is kept meanwhile, so that the events tell a release and no lost owner.
         let released = async {
             tokio::select! { done = release(server, &id) => done, _ = the_end => Ok(()) }
         };
         tokio::select! {
             done = released => done.map(|()| ExitCode::SUCCESS),
-            _ = tokio::signal::ctrl_c() => Ok(ExitCode::from(INTERRUPTED)),
+            () = interrupts.next() => Ok(ExitCode::from(INTERRUPTED)),
         }
     }
 
@@ -352,7 +351,7 @@ impl Taken<'_> {
                 Some(lost_at) if lost_at.elapsed() > RESTART_PATIENCE => return Err(error),
                 Some(_) => {}
                 None => {
-                    eprintln!("wharf: {error:#}; looking for the server for {} s", RESTART_PATIENCE.as_secs());
+                    say(format_args!("wharf: {error:#}; looking for the server for {} s", RESTART_PATIENCE.as_secs()));
                     lost_at = Some(Instant::now());
                 }
             }
@@ -423,7 +422,7 @@ impl Console<'_> {
 fn ended_by_itself(id: &str, ended: Ended) -> anyhow::Result<ExitCode> {
     match ended {
         Ended::HandedOver => {
-            eprintln!("lease {id} has another owner from now on");
+            say(format_args!("lease {id} has another owner from now on"));
             Ok(ExitCode::SUCCESS)
         }
         Ended::Over(cause) => bail!("lease {id} is over: {cause}"),

@@ -23,6 +23,7 @@ mod gitlab_executor;
 mod host;
 mod hosts;
 mod import;
+mod interrupts;
 mod job;
 mod jobs;
 mod lease;
@@ -171,7 +172,7 @@ pub fn main() -> ExitCode {
         Command::RenderTemplate => crate::render::child_main().map(|()| ExitCode::SUCCESS).map_err(Into::into),
     };
     outcome.unwrap_or_else(|error| {
-        eprintln!("wharf: {}", in_one_line(&error));
+        view::say(format_args!("wharf: {}", in_one_line(&error)));
         ExitCode::from(FAILED)
     })
 }

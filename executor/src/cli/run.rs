@@ -18,14 +18,12 @@ use bytes::Bytes;
 use serde_json::json;
 
 use super::client::{Events, Server, in_query};
+use super::interrupts::{INTERRUPTED, Interrupts};
 use super::share;
-use super::view::View;
+use super::view::{View, print, say};
 use crate::api::wire::JobWire;
 use crate::job_log::JobEvent;
 use crate::verdict::{Status, Verdict};
-
-/// Exit status after the second Ctrl-C, as shells have it for SIGINT.
-const INTERRUPTED: u8 = 130;
 
 /// The part that the shared directory is, as CI-tron's clients call it.
 const DIRECTORY: &str = "job_bucket_initial_state_tarball_file";
@@ -67,13 +65,17 @@ pub async fn run(arguments: Arguments, server: Option<String>) -> anyhow::Result
     let (shared, directory) = arguments.share.as_deref().map(share::pack).transpose()?.unzip();
     let job = submit(&server, &arguments, directory).await?;
     if arguments.detach {
-        println!("{}", job.id);
+        print(&job.id)?;
         return Ok(ExitCode::SUCCESS);
     }
-    match follow(&server, &job.id).await? {
+    let mut interrupts = Interrupts::listen()?;
+    match follow(&server, &job.id, &mut interrupts).await? {
         Outcome::Verdict(verdict) => {
             if let Some(shared) = shared {
-                shared.fetch(&server, &job.id).await?;
+                tokio::select! {
+                    fetched = shared.fetch(&server, &job.id) => fetched?,
+                    () = interrupts.next() => return Ok(ExitCode::from(INTERRUPTED)),
+                }
             }
             let map = arguments.exit_map.unwrap_or_default();
             Ok(ExitCode::from(map.exit_status(verdict.status)))
@@ -172,27 +174,27 @@ enum Outcome {
     Left,
 }
 
-async fn follow(server: &Server, id: &str) -> anyhow::Result<Outcome> {
+async fn follow(server: &Server, id: &str, interrupts: &mut Interrupts) -> anyhow::Result<Outcome> {
     let view = RefCell::new(View::new());
     let mut follower = Follower { server, id, view: &view, next: 0 };
     let mut the_end = std::pin::pin!(follower.until_the_verdict());
     tokio::select! {
         outcome = &mut the_end => return outcome.map(Outcome::Verdict),
-        interrupted = tokio::signal::ctrl_c() => interrupted.context("cannot listen for Ctrl-C")?,
+        () = interrupts.next() => {}
     }
     view.borrow_mut().finish();
-    eprintln!("cancelling job {id} and waiting for its DUT to be free; Ctrl-C again to leave at once");
+    say(format_args!("cancelling job {id} and waiting for its DUT to be free; Ctrl-C again to leave at once"));
     let cancel = async {
         let path = format!("/api/v1/jobs/{id}/cancel");
         if let Err(error) = server.post::<JobWire>(&path, None, Bytes::new()).await {
-            eprintln!("cannot cancel job {id}: {error:#}");
+            say(format_args!("cannot cancel job {id}: {error:#}"));
         }
     };
     // The connection that owns the job is kept meanwhile: without it the server would take us for gone before it is told.
     let to_the_end = async { tokio::join!(cancel, the_end).1 };
     tokio::select! {
         outcome = to_the_end => outcome.map(Outcome::Verdict),
-        _ = tokio::signal::ctrl_c() => Ok(Outcome::Left),
+        () = interrupts.next() => Ok(Outcome::Left),
     }
 }
 
@@ -230,7 +232,7 @@ impl Follower<'_> {
                 Some(_) => {}
                 None => {
                     self.view.borrow_mut().finish();
-                    eprintln!("wharf: {error:#}; looking for the server for {} s", RESTART_PATIENCE.as_secs());
+                    say(format_args!("wharf: {error:#}; looking for the server for {} s", RESTART_PATIENCE.as_secs()));
                     lost_at = Some(Instant::now());
                 }
             }

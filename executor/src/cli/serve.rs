@@ -9,6 +9,7 @@ use anyhow::Context;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use super::view::{print, say};
 use crate::api::{Api, Door, LocalSocket, Tls};
 use crate::callers::Callers;
 use crate::config::{FarmConfig, NetworkConfig, TlsConfig};
@@ -36,7 +37,7 @@ pub fn main(arguments: Arguments) -> anyhow::Result<ExitCode> {
     allow_many_files();
     let source = Source { path: arguments.farm, api: arguments.api, state: arguments.state };
     let config = source.read()?;
-    install_for(&config, &|line| eprintln!("{line}"))?;
+    install_for(&config, &|line| say(line))?;
     let callers = Arc::new(Callers::open(&config.state)?);
     let door = door_of(&config, &callers)?;
     // The listeners are opened first: they belong to the host's network, whatever network the farm makes for its DUTs.
@@ -65,7 +66,7 @@ pub fn main(arguments: Arguments) -> anyhow::Result<ExitCode> {
             tokio::spawn(crate::api::serve_images(images, behind(Door::Open), stop_signal()?));
         }
         let scheme = if tls.is_some() { "https" } else { "http" };
-        println!("farm {} with {} DUTs: {scheme}://{address}", farm.name(), farm.size());
+        print(&format!("farm {} with {} DUTs: {scheme}://{address}", farm.name(), farm.size()))?;
         let forges = crate::forge::ask(&farm);
         // The API stays until the farm has stopped: who follows a job still gets its verdict.
         let stop = stop_signal()?;

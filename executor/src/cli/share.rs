@@ -14,6 +14,7 @@ use futures_util::StreamExt;
 use http_body_util::BodyStream;
 
 use super::client::Server;
+use super::view::say;
 
 /// A directory whose files were sent with a job.
 pub(super) struct Shared {
@@ -42,7 +43,7 @@ pub(super) fn pack(directory: &Path) -> anyhow::Result<(Shared, Vec<u8>)> {
                 added.with_context(|| format!("cannot read `{}`", entry.path().display()))?;
                 sent.insert(name);
             } else {
-                eprintln!("{} is no file, and is not sent", entry.path().display());
+                say(format_args!("{} is no file, and is not sent", entry.path().display()));
             }
         }
     }

@@ -10,7 +10,7 @@ use hyper::Method;
 
 use super::client::{Server, in_query};
 use super::jobs::{plain_table, time};
-use super::view::print;
+use super::view::{print, say};
 use crate::api::token_of;
 use crate::api::wire::callers::{AddTokenWire, CallerWire, MadeTokenWire, SessionWire, TokenWire, TokensWire};
 use crate::callers::audit::Line;
@@ -112,7 +112,10 @@ async fn add(wish: AddTokenWire, place: &Place, server: Option<String>) -> anyho
         }
     };
     let TokenWire { id, name, project, role, expires, .. } = &made.token;
-    eprintln!("token {id} of {name}, project {project}, may {role}, until {}; it is not shown again:", time(*expires));
+    say(format_args!(
+        "token {id} of {name}, project {project}, may {role}, until {}; it is not shown again:",
+        time(*expires)
+    ));
     print(&made.secret)
 }
 
@@ -155,7 +158,7 @@ async fn revoke(name: &str, place: &Place, server: Option<String>) -> anyhow::Re
 async fn exchange(server: &Server) -> anyhow::Result<()> {
     let session: SessionWire =
         server.sign_in().await?.context("no token: set WHARF_TOKEN or WHARF_TOKEN_FILE to the job's id_token")?;
-    eprintln!("{}, may {}, until {}", session.caller.name, session.caller.role, time(session.expires));
+    say(format_args!("{}, may {}, until {}", session.caller.name, session.caller.role, time(session.expires)));
     print(&session.token)
 }
 

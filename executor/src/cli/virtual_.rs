@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use super::view::{print, say};
 use crate::virtual_dut::install::{self, Need};
 
 /// Arguments of `wharf virtual`.
@@ -35,8 +36,8 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
                 false => (&Need::OF_VIRTUAL, "virtual machines need"),
                 true => (&Need::OF_HARDWARE, "machines need to register"),
             };
-            install::ensure(needs, &|line| eprintln!("{line}")).await?;
-            println!("everything that {whose} is there");
+            install::ensure(needs, &|line| say(line)).await?;
+            print(&format!("everything that {whose} is there"))?;
             Ok(ExitCode::SUCCESS)
         }
         Command::List { json } => list(json).await,
@@ -47,7 +48,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
 async fn list(json: bool) -> anyhow::Result<ExitCode> {
     let listing = install::list().await?;
     if json {
-        println!("{}", serde_json::to_string_pretty(&listing)?);
+        print(&serde_json::to_string_pretty(&listing)?)?;
     } else {
         let mut table = super::jobs::plain_table();
         table.set_header(["what", "version", "where", "for"]);
@@ -55,7 +56,7 @@ async fn list(json: bool) -> anyhow::Result<ExitCode> {
             let place = line.path.as_ref().map_or("missing".into(), |path| path.display().to_string());
             table.add_row([line.name, line.version.as_deref().unwrap_or("-"), &place, line.why]);
         }
-        println!("{table}");
+        print(&table.to_string())?;
     }
     let complete = listing.iter().all(|line| line.path.is_some() || line.name == Need::Drivers.name());
     Ok(if complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -358,6 +358,26 @@ fn a_farm_file_with_twenty_mistakes_is_told_all_twenty_at_once() {
 }
 
 #[test]
+fn who_reads_no_further_ends_no_command_with_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let mistakes = folder.path().join("farm.yml");
+    std::fs::write(&mistakes, TWENTY_MISTAKES).unwrap();
+    let root = tests::workspace::root();
+    let (job, farm) = (root.join("fixtures/jobs/good/hello.yml"), root.join("fixtures/farms/simulated.yml"));
+    let [job, farm, mistakes] = [&job, &farm, &mistakes].map(|path| path.to_str().unwrap());
+    let preview: &[&str] = &["check", job, "--farm", farm];
+    for (arguments, status) in
+        [(preview, 0), (&["check", farm], 0), (&["check", mistakes], 1), (&["completions", "bash"], 0)]
+    {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let (output, errors) = (writer.try_clone().unwrap(), writer);
+        let ended = Command::new(WHARF).args(arguments).stdout(output).stderr(errors).status().unwrap();
+        assert_eq!(ended.code(), Some(status), "{arguments:?}");
+    }
+}
+
+#[test]
 fn a_farm_file_with_a_mistake_does_not_start_a_server() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("farm.yml");

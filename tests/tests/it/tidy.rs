@@ -215,6 +215,18 @@ fn nothing_that_ships_unwraps() {
 }
 
 #[test]
+fn commands_print_by_the_printer_that_a_closed_pipe_does_not_end() {
+    let mut breaches = Vec::new();
+    for file in rust_files().iter().filter(|file| file.path.starts_with("executor/src/cli/")) {
+        breaches.extend(["println!", "print!("].iter().flat_map(|word| file.places(&file.shipped(), word)));
+    }
+    none(
+        "`view::print` for answers, `view::say` for remarks: the standard library's macros panic at `wharf … | head`",
+        breaches,
+    );
+}
+
+#[test]
 fn no_module_is_named_after_nothing_in_particular() {
     let empty_words = ["common", "helper", "helpers", "misc", "util", "utils"];
     let is_empty = |file: &SourceFile| {
