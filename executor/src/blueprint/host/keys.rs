@@ -49,8 +49,10 @@ impl FarmKeys {
 
     /// The key that farms of this state folder log in with, once one has run.
     pub fn login_of(state: &Path) -> Option<String> {
-        let is_there = state.join(FILE).is_file();
-        FarmKeys::of(state).ok().filter(|_| is_there)?.login().public_key().to_openssh().ok()
+        if !state.join(FILE).is_file() {
+            return None;
+        }
+        FarmKeys::of(state).ok()?.login().public_key().to_openssh().ok()
     }
 
     /// The key that we log in with.
