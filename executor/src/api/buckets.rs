@@ -44,7 +44,7 @@ pub(super) async fn s3_first(State(api): State<Api>, request: Request, next: Nex
 /// Has written down what clients of S3 are refused, operators' and DUTs'.
 pub(super) fn write_down(farm: &Farm, audit: &Arc<Audit>) {
     let (audit, said) = (Arc::clone(audit), Mutex::new(BTreeMap::new()));
-    farm.s3().tells(Arc::new(move |caller, what| {
+    farm.s3().tells(Arc::new(move |caller, what, why| {
         let from = caller.to_string();
         if !may_be_said(&mut said.lock().unwrap_or_else(PoisonError::into_inner), &from, Instant::now()) {
             return;
@@ -57,7 +57,7 @@ pub(super) fn write_down(farm: &Farm, audit: &Arc<Audit>) {
             from,
             what: clean(what),
             status: StatusCode::FORBIDDEN.as_u16(),
-            why: None,
+            why: Some(clean(why)),
         });
     }));
 }

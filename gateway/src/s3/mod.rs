@@ -39,7 +39,7 @@ use s3s::access::{S3Access, S3AccessContext};
 use s3s::auth::{S3Auth, SecretKey};
 use s3s::config::{S3Config, StaticConfigProvider};
 use s3s::service::{S3Service, S3ServiceBuilder};
-use s3s::{S3Result, s3_error};
+use s3s::{S3Error, S3Result, s3_error};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -74,8 +74,8 @@ pub struct Door {
     refusals: Arc<OnceLock<Refusals>>,
 }
 
-/// Hears who was refused what, method and path.
-pub type Refusals = Arc<dyn Fn(Caller, &str) + Send + Sync>;
+/// Hears who was refused what, method and path, and why.
+pub type Refusals = Arc<dyn Fn(Caller, &str, &str) + Send + Sync>;
 
 impl Door {
     /// For the grants of `desk`.
@@ -131,9 +131,11 @@ impl Door {
             response
         });
         if response.status() == StatusCode::FORBIDDEN {
-            tracing::info!(%caller, what, "an S3 request was refused");
+            let why;
+            (response, why) = with_its_reason(response).await;
+            tracing::info!(%caller, what, why, "an S3 request was refused");
             if let Some(refusals) = self.refusals.get() {
-                refusals(caller, &what);
+                refusals(caller, &what, &why);
             }
         }
         if response.status().as_u16() >= 400 && !is_read.load(Ordering::Relaxed) {
@@ -143,6 +145,22 @@ impl Door {
         }
         response
     }
+}
+
+/// A refusal and its reason: `SignatureDoesNotMatch`, `AccessDenied: …`. Some are s3s's own, and only the answer's XML has them all.
+async fn with_its_reason(refusal: Response<Body>) -> (Response<Body>, String) {
+    let (head, body) = refusal.into_parts();
+    // It is small, and in memory already.
+    let bytes = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+    let why = reason_in(&bytes).unwrap_or_else(|| "no reason is given".to_owned());
+    (Response::from_parts(head, Body::from(bytes)), why)
+}
+
+fn reason_in(error: &[u8]) -> Option<String> {
+    let document = roxmltree::Document::parse(std::str::from_utf8(error).ok()?).ok()?;
+    let said = |name: &str| document.descendants().find(|node| node.has_tag_name(name))?.text();
+    let code = said("Code")?;
+    Some(said("Message").map_or_else(|| code.to_owned(), |message| format!("{code}: {message}")))
 }
 
 /// A request's body, and whether all of it was read.
@@ -182,9 +200,12 @@ struct Keys(Desk);
 impl S3Auth for Keys {
     async fn get_secret_key(&self, access_key: &str) -> S3Result<SecretKey> {
         let standing = self.0.standing(access_key);
-        let no_such = || s3_error!(InvalidAccessKeyId, "no job has this key now; keys end with their job");
-        standing.map(|standing| SecretKey::from(standing.secret.clone())).ok_or_else(no_such)
+        standing.map(|standing| SecretKey::from(standing.secret.clone())).ok_or_else(no_such_key)
     }
+}
+
+fn no_such_key() -> S3Error {
+    s3_error!(InvalidAccessKeyId, "no job has this key now; keys end with their job")
 }
 
 /// From where a key may be used.
@@ -196,7 +217,7 @@ impl S3Access for Places {
         let unsigned = || s3_error!(AccessDenied, "nothing is to be had unsigned; sign with the job's key");
         let key = context.credentials().ok_or_else(unsigned)?.access_key.clone();
         let caller = context.extensions_mut().get::<Caller>().copied().ok_or_else(unsigned)?;
-        let grant = self.0.standing(&key).ok_or_else(|| s3_error!(InvalidAccessKeyId))?;
+        let grant = self.0.standing(&key).ok_or_else(no_such_key)?;
         let asking = Asking { caller, grant };
         if !asking.grant.is_for(caller) {
             let why = format!("the key is not good from {caller}");

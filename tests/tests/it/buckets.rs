@@ -377,16 +377,22 @@ fn no_key_address_name_or_signature_leads_to_what_is_anothers() {
     assert!(world.curl(DUT, &unknown, "/results/mine", &[]).1.contains("<Code>InvalidAccessKeyId</Code>"));
 
     let lines = audit_lines(&bench, "an S3 client");
-    for (from, what) in [
-        (NEIGHBOUR.to_string(), "GET /results/mine"),
-        (DUT.to_string(), "GET /results/mine"),
-        ("127.0.0.1".to_owned(), "GET /results/mine"),
+    let (dut, neighbour, operator) = (DUT.to_string(), NEIGHBOUR.to_string(), "127.0.0.1".to_owned());
+    for (from, why) in [
+        (&neighbour, format!("AccessDenied: the key is not good from {neighbour}")),
+        (&dut, format!("AccessDenied: the key is not good from {dut}")),
+        (&operator, format!("AccessDenied: the key is not good from {operator}")),
+        (&dut, "AccessDenied: nothing is to be had unsigned; sign with the job's key".to_owned()),
+        (&dut, "SignatureDoesNotMatch".to_owned()),
+        (&dut, "InvalidAccessKeyId: no job has this key now; keys end with their job".to_owned()),
     ] {
         let is_it = |line: &serde_json::Value| {
-            let said = line["from"].as_str().unwrap_or_default();
-            said.contains(&from) && line["what"] == what && line["status"] == 403
+            line["from"] == from.as_str()
+                && line["what"] == "GET /results/mine"
+                && line["status"] == 403
+                && line["why"] == why.as_str()
         };
-        assert!(lines.iter().any(is_it), "no line of {what} from {from}: {lines:?}");
+        assert!(lines.iter().any(is_it), "no line of {why:?} from {from}: {lines:?}");
     }
 
     // Names are names, whatever they look like.
@@ -401,6 +407,8 @@ fn no_key_address_name_or_signature_leads_to_what_is_anothers() {
     let (status, body) = world.curl(DUT, &keys, "/results/big", &["-X", "PUT", "--data-binary", &upload]);
     assert_eq!(status, "403");
     assert!(body.contains("<Code>QuotaExceeded</Code>") && body.contains("may have 65536 bytes"), "{body}");
+    let why = &audit_lines(&bench, "an S3 client").pop().unwrap()["why"];
+    assert!(why.as_str().is_some_and(|why| why.starts_with("QuotaExceeded: the bucket `results` may")), "{why}");
     assert_eq!(bench.get("/api/v1/jobs/1/buckets").json()["buckets"][1]["bytes"], 6, "what did not fit is given back");
 
     console.write_all(b"all is good\nthe end\n").unwrap();
