@@ -53,7 +53,7 @@ fn until(disk: &DiskWire) -> String {
     }
 }
 
-fn in_units(bytes: u64) -> String {
+pub(super) fn in_units(bytes: u64) -> String {
     let units = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
     let unit = units.iter().find(|(shift, _)| bytes >= 1 << shift);
     unit.map_or_else(

@@ -82,11 +82,12 @@ pub async fn run(arguments: Arguments, server: Option<String>) -> anyhow::Result
     Ok(ExitCode::SUCCESS)
 }
 
-fn path(id: &str) -> String {
+pub(super) fn path(id: &str) -> String {
     format!("/api/v1/jobs/{}", in_query(id))
 }
 
-async fn raw(server: &Server, path: &str) -> anyhow::Result<()> {
+/// Writes what comes to standard output, as it comes.
+pub(super) async fn raw(server: &Server, path: &str) -> anyhow::Result<()> {
     let mut body = server.stream(path).await?;
     let mut output = std::io::stdout().lock();
     while let Some(frame) = body.frame().await {

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod authorize;
+mod buckets;
 mod check;
 mod client;
 mod completions;
@@ -85,6 +86,8 @@ enum Command {
     Hosts(hosts::Arguments),
     /// Run commands on such a machine; put and get files
     Host(host::Arguments),
+    /// List the buckets of a job or a lease, with the key to them; fetch one
+    Buckets(buckets::Arguments),
     /// List the disks that are kept, or shared by machines
     Disks(disks::Arguments),
     /// Remove a disk that is kept
@@ -150,6 +153,7 @@ pub fn main() -> ExitCode {
         Command::Dut(arguments) => on_runtime(dut::run(arguments, server)),
         Command::Hosts(arguments) => on_runtime(hosts::run(arguments, server)),
         Command::Host(arguments) => on_runtime(host::run(arguments, server)),
+        Command::Buckets(arguments) => on_runtime(buckets::run(arguments, server)),
         Command::Disks(arguments) => on_runtime(disks::run(arguments, server)),
         Command::Disk(arguments) => on_runtime(disk::run(arguments, server)),
         Command::Leases(arguments) => on_runtime(leases::run(arguments, server)),

@@ -405,8 +405,10 @@ fn told(page: Page<Object>, encoding: Option<&dto::EncodingType>) -> (Vec<dto::O
 impl S3 for Operations {
     async fn list_buckets(&self, request: S3Request<ListBucketsInput>) -> S3Result<S3Response<ListBucketsOutput>> {
         let asking = asking(&request)?;
-        let row =
-            |name: String| dto::Bucket { name: Some(name), creation_date: Some(time(0)), ..dto::Bucket::default() };
+        let row = |name: String| {
+            let made = asking.grant.bucket(&name).map(|bucket| time(bucket.made_s()));
+            dto::Bucket { name: Some(name), creation_date: made, ..dto::Bucket::default() }
+        };
         let buckets = Some(asking.grant.names().into_iter().map(row).collect());
         let owner = Some(dto::Owner { id: Some("wharf".to_owned()), display_name: Some("wharf".to_owned()) });
         Ok(S3Response::new(ListBucketsOutput { buckets, owner, ..ListBucketsOutput::default() }))

@@ -231,6 +231,12 @@ impl Bucket {
         &self.0.name
     }
 
+    /// When it was made, in seconds since 1970; where the file system does not keep that, when its folder was changed.
+    pub fn made_s(&self) -> u64 {
+        let made = fs::metadata(&self.0.folder).and_then(|folder| folder.created().or_else(|_| folder.modified())).ok();
+        made.and_then(|at| at.duration_since(UNIX_EPOCH).ok()).map_or(0, |since| since.as_secs())
+    }
+
     /// Bytes in it, of uploads that are not complete as well.
     pub fn used_bytes(&self) -> u64 {
         self.0.used.load(Ordering::Relaxed)

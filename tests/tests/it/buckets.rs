@@ -170,7 +170,7 @@ pub fn good(output: Output) -> String {
 
 /// What no client of its own makes easy, by the library that most are made of. It prints what it got, line by line.
 const SCRIPT: &str = r#"
-import sys, awscli.botocore.session, awscli.botocore.config, urllib.request
+import sys, time, awscli.botocore.session, awscli.botocore.config, urllib.request
 from awscli import botocore
 endpoint, key, secret, own = sys.argv[1:5]
 config = botocore.config.Config(s3={'addressing_style': 'path'}, retries={'max_attempts': 0})
@@ -183,7 +183,8 @@ def fails(call, **words):
         return '%s %s' % (error.response['ResponseMetadata']['HTTPStatusCode'], error.response['Error']['Code'])
 def keys(page):
     return [row['Key'] for row in page.get('Contents', [])], [row['Prefix'] for row in page.get('CommonPrefixes', [])]
-print('buckets', [row['Name'] for row in s3.list_buckets()['Buckets']])
+buckets = s3.list_buckets()['Buckets']
+print('buckets', [row['Name'] for row in buckets], 'of today', [time.time() - row['CreationDate'].timestamp() < 86400 for row in buckets])
 begin = s3.get_object(Bucket='results', Key='begin/one.txt')
 print('filled', begin['Body'].read(), begin['ETag'])
 s3.put_object(Bucket='results', Key='a b/ü+%2e', Body=b'0123456789', ContentType='text/x', Metadata={'who': 'me'})
@@ -222,7 +223,7 @@ print('full', fails(s3.put_object, Bucket='results', Key='huge', Body=b'x' * 1_1
 print('after', fails(s3.head_object, Bucket='results', Key='huge'))
 "#;
 
-const SAID: &str = r#"buckets ['OWN', 'results']
+const SAID: &str = r#"buckets ['OWN', 'results'] of today [True, True]
 filled b'one' "f97c5d29941bfb1b2fdab0874906ab82"
 head 10 text/x {'who': 'me'}
 range b'234' bytes 2-4/10 206
@@ -301,7 +302,17 @@ fn a_bucket_is_filled_written_with_every_client_and_read_back_by_the_submitter()
     // The submitter, as S3 and as an archive; the DUT's key is nobody's any more.
     let told = bench.get(&format!("/api/v1/jobs/{}/buckets", ended.id)).json();
     assert_eq!(told["buckets"][1]["name"], "results", "{told}");
-    let archive = world.write("results.tar", &bench.get(&format!("/api/v1/jobs/{}/buckets/results", ended.id)).body);
+    let wharf = |more: &[&str]| {
+        let mut command = world.at_submitter(Path::new(WHARF));
+        let output = command.args(["buckets", "--server", &bench.url(), &ended.id]).args(more).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        output.stdout
+    };
+    let listed = String::from_utf8(wharf(&[])).unwrap();
+    for words in ["results", told["access_key"].as_str().unwrap(), told["secret_key"].as_str().unwrap()] {
+        assert!(listed.contains(words), "no {words}: {listed}");
+    }
+    let archive = world.write("results.tar", &wharf(&["--get", "results"]));
     let listed = good(Command::new("tar").arg("-tf").arg(&archive).output().unwrap());
     for name in ["aws/deep/er.txt", "begin/one.txt", "big", "rclone/deep/er.txt", "s3cmd/put.txt"] {
         assert!(listed.lines().any(|line| line == name), "no {name}: {listed}");
