@@ -9,7 +9,7 @@ use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, TryStreamExt};
 use http_body_util::{BodyExt, Full, StreamBody};
@@ -319,7 +319,13 @@ impl Server {
         match &self.place {
             Place::Tcp(authority) => {
                 let stream = TcpStream::connect(authority).await.with_context(no_answer)?;
-                exchange(stream, request).await.with_context(no_answer)
+                // A server behind TLS answers with an alert of TLS (RFC 8446, 6).
+                exchange(stream, request).await.map_err(|error| match error.downcast_ref::<hyper::Error>() {
+                    Some(broken) if broken.is_parse() => {
+                        anyhow!("what answers at {self} does not speak HTTP: try https://{authority}")
+                    }
+                    _ => error.context(no_answer()),
+                })
             }
             Place::Tls(authority) => {
                 let stream = TcpStream::connect(authority).await.with_context(no_answer)?;

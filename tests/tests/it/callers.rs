@@ -142,7 +142,7 @@ fn a_stranger_comes_by_tls_with_a_token_and_runs_a_job() {
     assert_eq!(refused, "wharf: this needs the role `administer`, and anna may only submit\n");
     // In clear there is nothing.
     let clear = lab.command(WHARF).unwrap().args(["--server", &bench.url(), "jobs"]).output().unwrap();
-    assert!(!clear.status.success());
+    assert!(!clear.status.success() && said(&clear).contains(&format!("try {server}")), "{}", said(&clear));
     // A program of somebody else's, with the token as a password.
     need_programs(&[("curl", "curl")]);
     let netrc = folder.path().join("netrc");
