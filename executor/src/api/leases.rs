@@ -86,6 +86,7 @@ pub(super) async fn leases(
     responses(
         (status = 201, description = "It waits, or is active already", body = LeaseWire),
         (status = 400, description = "A field is wrong", body = ErrorWire),
+        (status = 403, description = "The id is that of another project's lease", body = ErrorWire),
         (status = 404, description = "No such DUT", body = ErrorWire),
         (status = 406, description = "Nothing in the farm could ever serve it", body = ErrorWire),
     )
@@ -756,6 +757,7 @@ impl From<LeaseError> for ApiError {
         let text = error.to_string();
         match error {
             LeaseError::NoSuch(_) => ApiError::NotFound(text),
+            LeaseError::NotYours(_) => ApiError::Forbidden(text),
             LeaseError::Over(_) => ApiError::Gone(text),
             LeaseError::NotNow(_) => ApiError::Conflict(text),
             LeaseError::Wrong { .. } => ApiError::Malformed(text),

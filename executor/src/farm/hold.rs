@@ -37,7 +37,9 @@ use crate::blueprint::power::PowerState;
 use crate::console::Protocol;
 use crate::job_log::{JobEvent, JobLog, Severity};
 use crate::lease::actor::Attachment;
-use crate::lease::rows::{Authorization, Cause, Kind, Lease, LeaseId, LeaseState, Moment, Object, Owner, Verb};
+use crate::lease::rows::{
+    Authorization, Cause, Kind, Lease, LeaseId, LeaseRequest, LeaseState, Moment, Object, Owner, Verb,
+};
 use crate::lease::{LeaseView, Pass, RequestError, Snapshot};
 use crate::outlets::Wish;
 use crate::runner::SetupError;
@@ -84,6 +86,9 @@ pub enum LeaseError {
     /// There never was such a thing.
     #[error("{0}")]
     NoSuch(String),
+    /// It is another project's.
+    #[error("{0}")]
+    NotYours(String),
     /// It is over.
     #[error("{0}")]
     Over(String),
@@ -143,13 +148,18 @@ enum Opened {
 }
 
 impl Farm {
-    /// Asks for a DUT for a person. The same id again is the same lease.
+    /// Asks for a DUT for a person. The same id again is the same lease, of the same project.
     pub async fn take_lease(self: &Arc<Self>, ask: LeaseAsk) -> Result<LeaseId, LeaseError> {
         if *self.stopping.borrow() {
             return Err(LeaseError::Failed("the farm is stopping and gives no leases".into()));
         }
         let request = request_of(&ask)?;
         let id = request.id.clone();
+        // What it left behind, and the keys that follow from its id, are for who had it.
+        if self.lease_folder(id.as_str()).exists() && self.keeper.lease(id.clone()).await.is_none() {
+            let what = format!("{id} was a lease before; leave it out, or send another one");
+            return Err(LeaseError::Wrong { field: "id", what });
+        }
         if let Err(error) = self.keeper.request(request).await {
             let wants = Wants { asks: ask.asks, id: ask.resource, tags: ask.tags, ..Wants::default() };
             return Err(match wants::refusal(&self.config(), &wants, error) {
@@ -157,10 +167,16 @@ impl Farm {
                 never => LeaseError::Never(never),
             });
         }
+        // What was there before this request is kept as it was asked for then.
+        let LeaseRequest { authorizer, owner, .. } = self.lease(id.as_str()).await?.request;
+        if authorizer != ask.subject {
+            let what = format!("`id`: {id} is a lease of another project; leave it out, or send another one");
+            return Err(LeaseError::NotYours(what));
+        }
         if self.holds.get(&id).is_none() {
             self.look_after(&id, Opened::First).await?;
         }
-        if ask.keeps == Keeps::Connection
+        if matches!(owner, Owner::Connection(_))
             && let Some(hold) = self.holds.get(&id)
         {
             hold.wait_for_its_connection(self);

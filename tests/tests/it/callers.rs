@@ -213,6 +213,16 @@ fn tokens_roles_and_projects_hold_against_those_who_want_more_and_no_secret_is_w
         429
     );
     assert_eq!(ask(&submit, "DELETE", "/api/v1/leases/waits", "").status, 403);
+    // Its id leads nobody else to it, who would then be its connection, and lose it.
+    let foreign = ask(&submit, "POST", "/api/v1/leases", r#"{"id": "waits"}"#);
+    let expected = "`id`: waits is a lease of another project; leave it out, or send another one";
+    assert_eq!((foreign.status, foreign.json()["error"].as_str()), (403, Some(expected)));
+    assert_eq!(ask(&other, "POST", "/api/v1/leases", waits).status, 201, "the same lease once more");
+    // And not to what a lease has left behind that is too old to be known by now.
+    std::fs::create_dir_all(bench.state().join("leases/forgotten")).unwrap();
+    let stale = ask(&submit, "POST", "/api/v1/leases", r#"{"id": "forgotten"}"#);
+    let expected = "`id`: forgotten was a lease before; leave it out, or send another one";
+    assert_eq!((stale.status, stale.json()["error"].as_str()), (400, Some(expected)));
     assert_eq!(ask(&other, "DELETE", "/api/v1/leases/waits", "").status, 200);
     // More than a role gives, by any spelling of the path.
     for path in ["/api/v1/reload", "//api//v1///reload", "/api/v1/tokens", "/api/v1/resources/odd-left-1/cordon"] {
@@ -294,6 +304,7 @@ fn tokens_roles_and_projects_hold_against_those_who_want_more_and_no_secret_is_w
     assert!(has("other-ci", &format!("GET {}", of_job("/buckets/results")), 403));
     assert!(has("other-ci", &format!("POST {}", of_job("/console")), 403));
     assert!(has("other-ci", "POST /api/v1/leases", 403));
+    assert!(has("ci", "POST /api/v1/leases", 403));
     assert!(has("ci", "POST /api/v1/reload", 403));
     assert!(has("night-watch", "POST /api/v1/resources/odd-right-1/cordon", 200));
     assert!(has("night-watch", "POST /api/v1/tokens", 403));
