@@ -5,9 +5,8 @@
 //!                                     └ no ──► the routes of the API
 //! ```
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Instant;
 
 use axum::Json;
 use axum::body::Body;
@@ -43,38 +42,20 @@ pub(super) async fn s3_first(State(api): State<Api>, request: Request, next: Nex
 
 /// Has written down what clients of S3 are refused, operators' and DUTs'.
 pub(super) fn write_down(farm: &Farm, audit: &Arc<Audit>) {
-    let (audit, said) = (Arc::clone(audit), Mutex::new(BTreeMap::new()));
+    let audit = Arc::clone(audit);
     farm.s3().tells(Arc::new(move |caller, what, why| {
-        let from = caller.to_string();
-        if !may_be_said(&mut said.lock().unwrap_or_else(PoisonError::into_inner), &from, Instant::now()) {
-            return;
-        }
-        audit.write(&Line {
+        let line = Line {
             at: jiff::Timestamp::now(),
             who: "an S3 client".to_owned(),
             project: None,
             role: None,
-            from,
+            from: caller.to_string(),
             what: clean(what),
             status: StatusCode::FORBIDDEN.as_u16(),
             why: Some(clean(why)),
-        });
+        };
+        audit.write_refusal(&line, Instant::now());
     }));
-}
-
-/// Whether there is a line for who comes from there: 100 an hour. A DUT that tries in a loop must not push out what others did.
-fn may_be_said(said: &mut BTreeMap<String, (u32, Instant)>, from: &str, now: Instant) -> bool {
-    const LINES_MAX: u32 = 100;
-    const HOUR: Duration = Duration::from_secs(3600);
-    // Of a /20 of DUTs each has a place.
-    const PLACES_MAX: usize = 4096;
-    said.retain(|_, (_, since)| now.duration_since(*since) < HOUR);
-    if said.len() >= PLACES_MAX && !said.contains_key(from) {
-        return false;
-    }
-    let (count, _) = said.entry(from.to_owned()).or_insert((0, now));
-    *count += 1;
-    *count <= LINES_MAX
 }
 
 /// What CI-tron's client is told of the job's own bucket.
@@ -171,19 +152,4 @@ fn packed(
     };
     let body = Body::from_stream(gateway::s3::pack::tar(&bucket));
     Ok(([(header::CONTENT_TYPE, "application/x-tar")], body).into_response())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn of_an_address_that_tries_in_a_loop_a_hundred_refusals_are_written_down_each_hour() {
-        let (mut said, begin) = (BTreeMap::new(), Instant::now());
-        let told = |said: &mut _, from: &str, now| (0..150).filter(|_| may_be_said(said, from, now)).count();
-        assert_eq!(told(&mut said, "10.0.0.2", begin), 100);
-        assert_eq!(told(&mut said, "10.0.0.3", begin), 100);
-        assert_eq!(told(&mut said, "10.0.0.2", begin + Duration::from_secs(3599)), 0);
-        assert_eq!(told(&mut said, "10.0.0.2", begin + Duration::from_secs(3600)), 100);
-    }
 }

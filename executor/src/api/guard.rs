@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::Router;
 use axum::extract::{MatchedPath, RawPathParams, Request, State};
@@ -298,7 +299,7 @@ impl Guard {
             return;
         }
         let known = caller.filter(|caller| caller.project.as_deref() != Some(""));
-        self.api.callers.audit.write(&Line {
+        let line = Line {
             at: jiff::Timestamp::now(),
             who: caller.map_or("nobody", |caller| caller.name.as_str()).to_owned(),
             project: known.and_then(|caller| caller.project.clone()),
@@ -307,7 +308,11 @@ impl Guard {
             what: asked.what.clone(),
             status: status.as_u16(),
             why: why.filter(|_| is_refusal),
-        });
+        };
+        match is_refusal {
+            true => self.api.callers.audit.write_refusal(&line, Instant::now()),
+            false => self.api.callers.audit.write(&line),
+        }
     }
 }
 
@@ -380,11 +385,15 @@ pub(super) fn shown_with(headers: &HeaderMap) -> Option<Credential> {
     credential_of(headers).ok().flatten()
 }
 
+/// The header by which a proxy says that it passed a request on.
+pub(super) fn passed_on_by(headers: &HeaderMap) -> Option<&'static str> {
+    ["forwarded", "x-forwarded-for", "x-real-ip", "via"].into_iter().find(|name| headers.contains_key(*name))
+}
+
 /// On the loopback nobody is asked for a token. Whom a proxy there lets in is not on the loopback; and a page whose name was made to lead
 /// to 127.0.0.1 after it was loaded (DNS rebinding) asks for that name.
 fn is_truly_local(parts: &axum::http::request::Parts) -> Result<(), ApiError> {
-    let passed_on = [header::FORWARDED.as_str(), "x-forwarded-for", "x-real-ip", "via"];
-    if let Some(name) = passed_on.into_iter().find(|name| parts.headers.contains_key(*name)) {
+    if let Some(name) = passed_on_by(&parts.headers) {
         let text = format!("a proxy passed this on (`{name}`): it needs a token, though it comes from this host");
         return Err(ApiError::Unauthorized(text));
     }

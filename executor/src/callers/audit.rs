@@ -1,16 +1,20 @@
 //! The audit log: one JSON line for each thing that a caller changed, and for each refusal; `<state>/audit.log`.
 //!
 //! ```text
-//!  a line ─► audit.log ── BYTES_MAX? ─► audit.log.1 ─► … ─► audit.log.<FILES_MAX> ─► gone
+//!  a change ──────────────────────────────────────────────┐
+//!  a refusal ─► REFUSALS_MAX of that place in this hour? ──┴─► audit.log ── BYTES_MAX? ─► audit.log.1 ─► … ─► audit.log.<FILES_MAX> ─► gone
 //! ```
 //! It is written before the answer leaves. Where it cannot be, the server says so in its own log, once per line, and goes on: a full disk
 //! must not keep an operator from making room.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +22,11 @@ use serde::{Deserialize, Serialize};
 const BYTES_MAX: u64 = 16 << 20;
 /// With eight more files the last half a million lines are there.
 const FILES_MAX: u32 = 8;
+/// Refusals of one place, or of one caller, in an hour: who tries in a loop must not push out what others did.
+const REFUSALS_MAX: u32 = 100;
+/// Those of all places: who has many addresses needs two days for that.
+const REFUSALS_OF_ALL_MAX: u32 = 10_000;
+const HOUR: Duration = Duration::from_secs(3600);
 
 /// One line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,12 +57,60 @@ pub struct Audit {
     path: PathBuf,
     bytes_max: u64,
     open: Mutex<Option<(File, u64)>>,
+    strangers: Mutex<Refusals>,
+    known: Mutex<Refusals>,
+}
+
+/// The refusals of an hour.
+#[derive(Default)]
+struct Refusals {
+    since: Option<Instant>,
+    of_place: BTreeMap<String, u32>,
+    all: u32,
+}
+
+/// Whether one more is written down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Said {
+    Yes,
+    Last,
+    No,
+}
+
+impl Refusals {
+    fn count(&mut self, place: &str, now: Instant) -> Said {
+        if self.since.is_none_or(|since| now.duration_since(since) >= HOUR) {
+            *self = Refusals { since: Some(now), ..Refusals::default() };
+        }
+        let of_place = self.of_place.get(place).copied().unwrap_or(0);
+        if of_place == REFUSALS_MAX || self.all == REFUSALS_OF_ALL_MAX {
+            return Said::No;
+        }
+        self.of_place.insert(place.to_owned(), of_place + 1);
+        self.all += 1;
+        if of_place + 1 == REFUSALS_MAX || self.all == REFUSALS_OF_ALL_MAX { Said::Last } else { Said::Yes }
+    }
 }
 
 impl Audit {
     /// That of a state folder.
     pub(crate) fn of(state: &Path) -> Audit {
-        Audit { path: state.join("audit.log"), bytes_max: BYTES_MAX, open: Mutex::new(None) }
+        let (open, strangers, known) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Audit { path: state.join("audit.log"), bytes_max: BYTES_MAX, open, strangers, known }
+    }
+
+    /// Writes a refusal, unless there were too many of them; the last one says so.
+    pub fn write_refusal(&self, line: &Line, now: Instant) {
+        let refusals = if line.role.is_some() { &self.known } else { &self.strangers };
+        match lock(refusals).count(&line.place(), now) {
+            Said::Yes => self.write(line),
+            Said::Last => {
+                let more = "what is refused next is not written down for an hour";
+                let why = line.why.as_ref().map_or_else(|| more.to_owned(), |why| format!("{why}; {more}"));
+                self.write(&Line { why: Some(why), ..line.clone() });
+            }
+            Said::No => {}
+        }
     }
 
     /// Writes a line.
@@ -66,7 +123,7 @@ impl Audit {
     fn append(&self, line: &Line) -> io::Result<()> {
         let mut text = serde_json::to_vec(line)?;
         text.push(b'\n');
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = lock(&self.open);
         if open.as_ref().is_some_and(|(_, length)| length + text.len() as u64 > self.bytes_max) {
             *open = None;
             self.rotate()?;
@@ -91,6 +148,25 @@ impl Audit {
         }
         std::fs::rename(&self.path, numbered(1))
     }
+}
+
+impl Line {
+    /// Whom or what its refusals are counted of: who is known, or else the address; of IPv6 the network, in which one host has them all.
+    fn place(&self) -> String {
+        if self.role.is_some() {
+            return self.who.clone();
+        }
+        let address = self.from.parse().map(|address: SocketAddr| address.ip()).or_else(|_| self.from.parse());
+        match address.map(|address: IpAddr| address.to_canonical()) {
+            Ok(IpAddr::V6(six)) => Ipv6Addr::from_bits(six.to_bits() >> 64 << 64).to_string(),
+            Ok(four) => four.to_string(),
+            Err(_) => self.from.clone(),
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -135,5 +211,37 @@ mod tests {
             statuses.extend(text.lines().map(|line| serde_json::from_str::<Line>(line).unwrap().status));
         }
         assert_eq!(statuses, (22..40).collect::<Vec<_>>(), "nine files of two lines");
+    }
+
+    #[test]
+    fn of_who_tries_in_a_loop_a_hundred_refusals_are_written_down_each_hour_and_he_hides_nobody_elses() {
+        let (folder, begin) = (tempfile::tempdir().unwrap(), Instant::now());
+        let audit = Audit::of(folder.path());
+        let written = || std::fs::read_to_string(folder.path().join("audit.log")).unwrap_or_default().lines().count();
+        let tries = |from: &dyn Fn(u32) -> String, role, later: u64| {
+            let before = written();
+            for number in 0..150 {
+                let line = Line { from: from(number), role, why: Some("no".into()), ..line(403) };
+                audit.write_refusal(&line, begin + Duration::from_secs(later));
+            }
+            written() - before
+        };
+        assert_eq!(tries(&|port| format!("10.0.0.1:{port}"), None, 0), 100);
+        assert_eq!(tries(&|port| format!("[::ffff:10.0.0.1]:{port}"), None, 1), 0);
+        assert_eq!(tries(&|host| format!("[2001:db8::{host:x}]:5"), None, 2), 100);
+        assert_eq!(tries(&|host| format!("10.0.1.{host}"), None, 3), 150);
+        // Wherever he comes from.
+        assert_eq!(tries(&|host| format!("10.0.2.{host}:5"), Some(super::super::Role::Submit), 3599), 100);
+        assert_eq!(tries(&|port| format!("10.0.0.1:{port}"), None, 3600), 100);
+        let text = std::fs::read_to_string(folder.path().join("audit.log")).unwrap();
+        let last = r#""status":403,"why":"no; what is refused next is not written down for an hour"}"#;
+        assert!(text.lines().nth(99).unwrap().ends_with(last) && !text.lines().nth(98).unwrap().ends_with(last));
+    }
+
+    #[test]
+    fn all_strangers_together_fill_no_more_than_a_part_of_the_log() {
+        let (mut refusals, now) = (Refusals::default(), Instant::now());
+        let said = (0..20_000).filter(|number| refusals.count(&format!("stranger {number}"), now) != Said::No);
+        assert_eq!(said.count(), 10_000);
     }
 }
