@@ -28,7 +28,7 @@ use super::ci_tron_duts::dut_of;
 use super::ci_tron_session::{after_upgrade, call_back, converse};
 use super::discovery::running;
 use super::error::{ApiError, Dialect};
-use super::guard::{by, caller_of, in_words, shown_with};
+use super::guard::{by, caller_of, in_words, passed_on_by, shown_with};
 use super::owner::Owner;
 use super::serve::Peer;
 use super::submit::{self, Ask};
@@ -127,10 +127,11 @@ async fn take(api: Api, ask: Ask, mut request: Request) -> Result<Response, ApiE
     let wants_upgrade = wants_upgrade(request.headers());
     let upgrade = wants_upgrade.then(|| hyper::upgrade::on(&mut request));
     let request_host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).map(str::to_owned);
+    let proxy = passed_on_by(request.headers());
     let parts = read_parts(request).await?;
     let metadata = metadata_of(&parts)?;
     let viewer = viewer_of(wants_upgrade, metadata.callback.as_ref(), peer)?;
-    calls_back_its_client(&viewer, &caller, peer)?;
+    calls_back_its_client(&viewer, &caller, (peer, proxy))?;
     parts.bucket.as_deref().map(inspect_tarball).transpose()?;
     // Who came with a directory is told where to fetch it at the end.
     let reached_at = request_host.filter(|_| parts.bucket.is_some());
@@ -234,8 +235,17 @@ fn viewer_of(wants_upgrade: bool, callback: Option<&Callback>, peer: Peer) -> Re
 }
 
 /// Who comes from elsewhere is called back at his own address: else he could have the server connect to whatever it reaches.
-fn calls_back_its_client(viewer: &Viewer, caller: &Caller, peer: Peer) -> Result<(), ApiError> {
+fn calls_back_its_client(
+    viewer: &Viewer,
+    caller: &Caller,
+    (peer, proxy): (Peer, Option<&str>),
+) -> Result<(), ApiError> {
     let (Viewer::Callback { host, .. }, false) = (viewer, caller.role == Role::Administer) else { return Ok(()) };
+    if let Some(name) = proxy {
+        return Err(ApiError::Forbidden(format!(
+            "`callback`: a proxy passed this on (`{name}`), and would be called back; use a client that upgrades (0.2.0 or newer)"
+        )));
+    }
     let is_his_own = match peer {
         Peer::Tcp(address) => host.parse() == Ok(address.ip().to_canonical()),
         Peer::Unix => true,
@@ -372,6 +382,26 @@ mod tests {
         assert_eq!(metadata.callback.unwrap().port, 35000);
         assert_eq!(metadata.target.unwrap().id.as_deref(), Some("dut-1"));
         assert_eq!(metadata.environ.unwrap()["CI_TRON_A"], "b");
+    }
+
+    #[test]
+    fn nobody_has_the_server_connect_to_anything_but_himself() {
+        let called_back = |host: &str, role, proxy| {
+            let (viewer, peer) =
+                (Viewer::Callback { host: host.into(), port: 8420 }, Peer::Tcp(([127, 0, 0, 1], 5).into()));
+            let caller = Caller { name: "ci".into(), project: Some("mesa".into()), role };
+            calls_back_its_client(&viewer, &caller, (peer, proxy)).map_err(|error| match error {
+                ApiError::Forbidden(text) => text,
+                error => panic!("{error:?}"),
+            })
+        };
+        assert_eq!(called_back("127.0.0.1", Role::Submit, None), Ok(()));
+        assert_eq!(called_back("10.0.0.9", Role::Administer, Some("via")), Ok(()));
+        let other = called_back("10.0.0.9", Role::Operate, None).unwrap_err();
+        assert!(other.contains("not to `10.0.0.9`; leave it out"), "{other}");
+        // The proxy's own host has listeners that let everybody in.
+        let proxy = called_back("127.0.0.1", Role::Submit, Some("via")).unwrap_err();
+        assert!(proxy.starts_with("`callback`: a proxy passed this on (`via`)"), "{proxy}");
     }
 
     #[test]
