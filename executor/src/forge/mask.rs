@@ -3,10 +3,13 @@
 //! ```text
 //!  pieces ─► what is not decided yet is held back ─► [MASKED] in the place of
 //!              a value        `masked: true` variables, tokens of ours; the longest that fits
+//!              as written     in JSON, in XML, in a URL, on a console (a line ends with CR LF there)
 //!              its base64     at each of the three places in a group of bytes that it may have
 //!              after a lead   `glpat-` and its kin, `?private_token=` and its kin: the lead stays, what follows goes
 //! ```
 //! At most the longest secret is held back, and [`Masker::finish`] gives it.
+
+use std::collections::BTreeSet;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -79,7 +82,7 @@ impl Masker {
         let mut phrases: Vec<Phrase> = Vec::new();
         for value in values.into_iter().filter(|value| value.len() >= VALUE_BYTES_MIN) {
             phrases.extend(encoded(value.as_bytes()).into_iter().map(Phrase::secret));
-            phrases.push(Phrase::secret(value.into_bytes()));
+            phrases.extend(written(&value).into_iter().map(|form| Phrase::secret(form.into_bytes())));
         }
         let tokens = TOKENS.iter().map(|lead| (*lead).to_owned()).chain(more_tokens.iter().cloned());
         phrases.extend(tokens.filter(|lead| lead.len() >= VALUE_BYTES_MIN).map(|lead| Phrase::lead(lead, Ends::Token)));
@@ -217,6 +220,19 @@ impl Ends {
     }
 }
 
+/// A value as it is, and as our own files and others' have it.
+fn written(value: &str) -> BTreeSet<String> {
+    let in_json = serde_json::Value::from(value).to_string();
+    let in_json = in_json[1..in_json.len() - 1].to_owned();
+    let in_xml = value.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+    let in_attribute = in_xml.replace('"', "&quot;");
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~');
+    let letter = |byte: u8| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
+    let in_url: String = value.bytes().map(letter).collect();
+    let on_console = value.replace("\r\n", "\n").replace('\n', "\r\n");
+    [value.to_owned(), in_json, in_xml, in_attribute, in_url, on_console].into()
+}
+
 /// The digits of base64 that are the value's alone, for each number of bytes that may stand before it in its first group of three.
 fn encoded(value: &[u8]) -> Vec<Vec<u8>> {
     if value.len() < ENCODED_BYTES_MIN {
@@ -271,6 +287,20 @@ mod tests {
             let masked = mask(&[value], &text);
             assert!(masked.contains("[MASKED]"), "{before}: {masked}");
             assert!(masked.len() < text.len() + 8 && !masked.contains(&text[8..16]), "{before}: {masked}");
+        }
+    }
+
+    #[test]
+    fn a_value_is_masked_as_json_xml_urls_and_consoles_have_it() {
+        let value = "p<a>&\"s\\s\nword";
+        for written in [
+            r#"p<a>&\"s\\s\nword"#,
+            "p&lt;a&gt;&amp;\"s\\s\nword",
+            "p&lt;a&gt;&amp;&quot;s\\s\nword",
+            "p%3Ca%3E%26%22s%5Cs%0Aword",
+            "p<a>&\"s\\s\r\nword",
+        ] {
+            expect(&[value], &format!("it is {written}."), "it is [MASKED].");
         }
     }
 
