@@ -64,6 +64,7 @@ impl From<BucketError> for S3Error {
             // Not a status that clients take for a passing trouble: they would send it all again.
             BucketError::QuotaExceeded { .. }
             | BucketError::TooManyObjects { .. }
+            | BucketError::TooManyPieces { .. }
             | BucketError::TooManyUploads { .. } => S3ErrorCode::Custom("QuotaExceeded".into()),
             BucketError::HeadersTooLong => S3ErrorCode::MetadataTooLarge,
             BucketError::NoSuchUpload(_) => S3ErrorCode::NoSuchUpload,
@@ -75,6 +76,7 @@ impl From<BucketError> for S3Error {
         let status = match &error {
             BucketError::QuotaExceeded { .. }
             | BucketError::TooManyObjects { .. }
+            | BucketError::TooManyPieces { .. }
             | BucketError::TooManyUploads { .. } => Some(hyper::StatusCode::FORBIDDEN),
             // RFC 4918, 11.5
             BucketError::DiskFull => Some(hyper::StatusCode::INSUFFICIENT_STORAGE),

@@ -26,6 +26,8 @@ use tokio::io::AsyncWriteExt;
 
 /// Objects of one bucket: each is some 300 bytes of memory for as long as the bucket is open.
 pub const OBJECTS_MAX: usize = 100_000;
+/// Files of one bucket, an object's or a part's each: an upload may have ten thousand parts, of no byte each, and an object as many.
+const PIECES_MAX: usize = 2 * OBJECTS_MAX;
 /// Uploads in parts that are open at once; a client that forgets to end them must not fill the memory.
 const UPLOADS_MAX: usize = 100;
 /// Parts of one upload, as S3 has it.
@@ -54,6 +56,12 @@ pub enum BucketError {
     /// It has too many.
     #[error("the bucket `{bucket}` has {OBJECTS_MAX} objects, which is the most; pack them into archives")]
     TooManyObjects {
+        /// Which.
+        bucket: String,
+    },
+    /// Objects and parts, of however few bytes.
+    #[error("the bucket `{bucket}` has {PIECES_MAX} objects and parts, which is the most; upload in fewer parts")]
+    TooManyPieces {
         /// Which.
         bucket: String,
     },
@@ -100,6 +108,8 @@ struct Inner {
     name: String,
     folder: PathBuf,
     bytes_max: u64,
+    pieces_max: usize,
+    /// Bytes; each piece has a clone.
     used: Arc<AtomicU64>,
     numbers: AtomicU64,
     shelf: Mutex<Shelf>,
@@ -223,7 +233,8 @@ impl Bucket {
         }
         let numbers = AtomicU64::new(numbers.unwrap_or(0));
         let (name, folder) = (name.to_owned(), folder.to_owned());
-        Ok(Bucket(Arc::new(Inner { name, folder, bytes_max, used, numbers, shelf: Mutex::new(shelf) })))
+        let (pieces_max, shelf) = (PIECES_MAX, Mutex::new(shelf));
+        Ok(Bucket(Arc::new(Inner { name, folder, bytes_max, pieces_max, used, numbers, shelf })))
     }
 
     /// What it is called.
@@ -254,6 +265,9 @@ impl Bucket {
 
     /// Begins to write bytes.
     pub async fn write(&self) -> Result<Writing, BucketError> {
+        if Arc::strong_count(&self.0.used) > self.0.pieces_max {
+            return Err(BucketError::TooManyPieces { bucket: self.0.name.clone() });
+        }
         let number = self.0.numbers.fetch_add(1, Ordering::Relaxed);
         let path = self.0.folder.join(PIECES).join(number.to_string());
         let file = private().write(true).create_new(true).open(&path)?;
@@ -284,10 +298,11 @@ impl Bucket {
             return Err(BucketError::TooManyObjects { bucket: self.0.name.clone() });
         }
         shelf.append(&Line { key: key.to_owned(), object: Some(Row::of(&object)) })?;
-        object.pieces.iter().for_each(|piece| piece.doomed.store(false, Ordering::Relaxed));
         if let Some(replaced) = shelf.objects.insert(key.to_owned(), object.clone()) {
             doom(&replaced);
         }
+        // Last: an upload that is completed twice at once has the same pieces both times.
+        object.pieces.iter().for_each(|piece| piece.doomed.store(false, Ordering::Relaxed));
         shelf.tidy(&self.0.folder);
         Ok(object)
     }
@@ -663,6 +678,38 @@ mod tests {
         bucket.add_part("none", &id, 1, write(&bucket, b"abc").await.unwrap()).unwrap();
         bucket.abort_upload("none", &id).unwrap();
         assert_eq!((bucket.used_bytes(), bucket.count()), (11, 1));
+    }
+
+    #[tokio::test]
+    async fn an_upload_that_is_completed_twice_at_once_keeps_its_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        let bucket = Bucket::open("b", folder.path(), 100).unwrap();
+        let id = bucket.begin_upload("big", Headers::default()).unwrap();
+        bucket.add_part("big", &id, 1, write(&bucket, b"hello").await.unwrap()).unwrap();
+        let upload = bucket.upload("big", &id).unwrap();
+        bucket.complete_upload("big", &id, &[(1, None)]).unwrap();
+        // Both had looked before either was done.
+        bucket.lock().uploads.insert(id.clone(), upload);
+        bucket.complete_upload("big", &id, &[(1, None)]).unwrap();
+        drop(bucket);
+        assert_eq!(Bucket::open("b", folder.path(), 100).unwrap().keys(), ["big"]);
+    }
+
+    #[tokio::test]
+    async fn parts_of_no_bytes_are_counted_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut bucket = Bucket::open("b", folder.path(), 100).unwrap();
+        Arc::get_mut(&mut bucket.0).unwrap().pieces_max = 3;
+        put(&bucket, "a", b"").await;
+        let id = bucket.begin_upload("big", Headers::default()).unwrap();
+        for number in 1..3 {
+            bucket.add_part("big", &id, number, write(&bucket, b"").await.unwrap()).unwrap();
+        }
+        let error = write(&bucket, b"").await.unwrap_err();
+        let expected = "the bucket `b` has 200000 objects and parts, which is the most; upload in fewer parts";
+        assert_eq!(error.to_string(), expected);
+        bucket.abort_upload("big", &id).unwrap();
+        put(&bucket, "b", b"").await;
     }
 
     #[tokio::test]
