@@ -143,7 +143,8 @@ impl Upstreams {
         let key = (asker.who.clone(), format!("{host} {scope}"));
         let known = self.token(&key);
         let mut response = self.send(asker, question, known.as_deref()).await.map_err(|why| (why, REST_TIME))?;
-        if response.status() == StatusCode::UNAUTHORIZED {
+        // Its own word alone: the store that it leads to does not say where its names and passwords go.
+        if response.status() == StatusCode::UNAUTHORIZED && asker.upstream.is_at(response.url()) {
             let wanted = self.authorization(asker, &response, &scope).await.map_err(|why| (why, REST_TIME))?;
             if let Some(token) = wanted {
                 response = self.send(asker, question, Some(&token.header)).await.map_err(|why| (why, REST_TIME))?;
