@@ -44,7 +44,7 @@ struct RuleKeys {
     role: Option<Role>,
     /// What the id_token must say.
     #[schemars(with = "BTreeMap<String, ClaimForm>", extend("x-example" = "claims: {project_id: 42}"))]
-    claims: BTreeMap<String, String>,
+    claims: Option<BTreeMap<String, String>>,
     /// From which refs; `protected` when absent.
     refs: Option<RefsKey>,
 }
@@ -149,11 +149,13 @@ fn is_safe(issuer: &str) -> bool {
 
 fn rule(keys: &RuleKeys, at: &[String], findings: &mut Findings) -> Option<RuleConfig> {
     let claims = [at, &["claims".to_owned()]].concat();
-    for (name, id) in NAMES.iter().filter(|(name, _)| keys.claims.contains_key(*name)) {
+    // One that is absent is told already.
+    let said = keys.claims.as_ref()?;
+    for (name, id) in NAMES.iter().filter(|(name, _)| said.contains_key(*name)) {
         let what = format!("`{name}` can be renamed, and then be taken by somebody else");
         findings.tell(&[&claims[..], &[(*name).to_owned()]].concat(), what, &format!("use `{id}`"));
     }
-    if !keys.claims.is_empty() && !IDS.iter().any(|id| keys.claims.contains_key(*id)) {
+    if !IDS.iter().any(|id| said.contains_key(*id)) {
         let what = "no claim says whose job it is: everybody at this issuer could come".to_owned();
         findings.tell(&claims, what, &format!("add one of {}", IDS.join(", ")));
     }
@@ -161,7 +163,7 @@ fn rule(keys: &RuleKeys, at: &[String], findings: &mut Findings) -> Option<RuleC
     Some(RuleConfig {
         project: keys.project.clone(),
         role: keys.role?,
-        claims: keys.claims.clone(),
+        claims: said.clone(),
         refs: match keys.refs {
             None | Some(RefsKey::Protected) => Refs::Protected,
             Some(RefsKey::Any) => Refs::Any,
@@ -250,6 +252,8 @@ mod tests {
         let told = rules("{project: mesa, role: submit, claims: {project_path: mesa/mesa}}");
         assert!(told.contains("`project_path` can be renamed, and then be taken by somebody else"), "{told}");
         assert!(told.contains("use `project_id`") && told.contains("no claim says whose job it is"), "{told}");
+        let told = rules("{project: mesa, role: administer, claims: {}}");
+        assert!(told.contains("no claim says whose job it is: everybody at this issuer could come"), "{told}");
         let told = rules("{project: others, role: submit, claims: {project_id: 1}}");
         assert!(told.contains("`others` is everybody who has no entry"), "{told}");
         let told = rules("{project: mesa, role: root, claims: {project_id: 1}}");
