@@ -51,7 +51,7 @@ pub struct ProjectConfig {
     pub running: Option<u32>,
     /// Requests in the queue.
     pub queued: Option<u32>,
-    /// Against others: twice the share, twice as often next.
+    /// Against others: twice the share, twice the machine-time.
     pub share: Option<u32>,
     /// What it may use, by the names of blueprints; everything when absent.
     pub blueprints: Option<Vec<String>>,

@@ -686,7 +686,7 @@ impl KeeperThread {
     }
 
     fn ask_for_everybody(&mut self, round: &mut round::Round) {
-        let first = |members: &BTreeSet<QueueKey>| members.first().and_then(|key| self.tables.lease(&key.2));
+        let first = |members: &BTreeSet<QueueKey>| members.first().and_then(|(.., id)| self.tables.lease(id));
         let lines = self.tables.lines().filter_map(|(_, members)| first(members));
         let requests: Vec<LeaseRequest> = lines.map(|lease| lease.request.clone()).collect();
         requests.iter().for_each(|request| self.ask_for(request, round));

@@ -1,7 +1,7 @@
 //! Who gets what, and why not yet: a pure function over the rows. ◆
 //!
 //! ```text
-//!  the queue, by (priority, turn, age); a gang stands where its oldest member stands
+//!  the queue, in the order of walk.rs: priority, what projects have used, age; a gang stands where its oldest member stands
 //!     for each:  never? ─► say so      free? ─► grant, whole      else build ─► else reclaim ─► else wait, with a reason per candidate
 //!  who waits for one thing while another that it needs is free has that one reserved: a later request takes neither (no barging),
 //!  and is served from whatever the earlier ones do not need (backfill)
@@ -9,18 +9,26 @@
 //! Nothing here is remembered: the same rows give the same plan. Requests that ask for the same share one look at the candidates, so that
 //! a plan costs what the distinct requests cost, not what the queue is long.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque, btree_set};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 
 pub use self::build::{number_of, parts_of};
 pub use self::reasons::{Outlook, Outlooks, Reason};
+#[cfg(test)]
+pub use self::walk::queue;
+use self::walk::{Fared, Goes, Turns};
 use super::rows::*;
+use super::shares::counts;
 use super::steps::{Grant, Part, PartOn};
-use super::tables::{Ask, Line, QueueKey, Tables, queue_key};
+use super::tables::{Ask, Line, Tables, line};
 
 mod build;
 mod reasons;
+mod walk;
+
+/// Turns move by themselves, and with them what is kept free for whom: a minute is a small part of what anybody has used when they do.
+const TURNS_MOVE_MS: u64 = 60_000;
 
 /// What is to be done now.
 #[derive(Clone, Debug, Default)]
@@ -81,8 +89,9 @@ pub fn outlooks(tables: &Tables, now: Moment) -> Outlooks {
 
 /// Whether a request would be granted at once if it were made now, or get something made for it; `Err` says per candidate why not.
 pub fn free_now(tables: &Tables, lease: &Lease, now: Moment) -> Result<(), Arc<[Reason]>> {
+    let line = line(lease);
     let mut round = Round::new(tables, now, Walk::Tell);
-    round.walk_the_queue(Some(lease));
+    round.walk_the_queue(Some((&line, lease)).filter(|_| lease.request.gang.is_none()));
     let granted = round.plan.decisions.iter().any(|decision| match decision {
         Decision::Grant(grants) => grants.iter().any(|(id, _)| id == lease.id()),
         Decision::Build(resource) => resource.made_for.as_ref() == Some(lease.id()),
@@ -198,15 +207,6 @@ enum Tried {
     Waits(Vec<Reason>, Vec<String>),
 }
 
-/// Whether a line is looked at again in this walk.
-#[derive(PartialEq)]
-enum Goes {
-    On,
-    NoFurther,
-}
-
-type Members<'a> = btree_set::Iter<'a, QueueKey>;
-
 impl<'a> Round<'a> {
     fn new(tables: &'a Tables, now: Moment, purpose: Walk) -> Round<'a> {
         let grows = |blueprint: &&Blueprint| {
@@ -234,37 +234,34 @@ impl<'a> Round<'a> {
         }
     }
 
-    /// Always the first of all lines next, as the queue stands. `extra` stands where it would stand had it been asked for now.
-    fn walk_the_queue(&mut self, extra: Option<&'a Lease>) {
-        let mut heads: BTreeMap<&QueueKey, (&Line, Members<'a>)> = BTreeMap::new();
-        for (line, members) in self.tables.lines() {
-            let mut members = members.iter();
-            heads.extend(members.next().map(|first| (first, (line, members))));
+    fn walk_the_queue(&mut self, extra: Option<(&'a Line, &'a Lease)>) {
+        let mut turns = Turns::of(self.tables, self.now, extra);
+        if turns.projects() > 1 {
+            self.again_at(self.now.plus_ms(TURNS_MOVE_MS));
         }
-        let mut extra = extra.filter(|lease| lease.request.gang.is_none());
-        while let Some((key, (line, mut members))) = heads.pop_first() {
-            if let Some(lease) = extra.take_if(|lease| queue_key(lease) < *key) {
-                self.place_one(lease, &Ask::of(lease));
-            }
-            let Some(lease) = self.tables.lease(&key.2) else { continue };
-            let goes = match line {
-                Line::Ask(ask) => self.place_one(lease, ask),
+        while let Some(head) = turns.next() {
+            let before = self.given_of(head.lease);
+            let goes = match head.line {
+                Line::Ask(ask) => self.place_one(head.lease, ask, &mut turns),
                 Line::Gang(gang) => {
-                    let rest = members.clone().filter_map(|key| self.tables.lease(&key.2));
-                    self.place_gang(gang, std::iter::once(lease).chain(rest).collect());
+                    self.place_gang(gang, head.members(self.tables));
                     Goes::NoFurther
                 }
             };
-            if goes == Goes::On || (self.purpose == Walk::Tell && matches!(line, Line::Ask(_))) {
-                heads.extend(members.next().map(|next| (next, (line, members))));
-            }
-        }
-        if let Some(lease) = extra {
-            self.place_one(lease, &Ask::of(lease));
+            let tells_all = self.purpose == Walk::Tell && matches!(head.line, Line::Ask(_));
+            let fared = match self.given_of(head.lease) - before {
+                0 => Fared::Waits,
+                count => Fared::Got(count as u64),
+            };
+            turns.put_back(head, fared, if tells_all { Goes::On } else { goes });
         }
     }
 
-    fn place_one(&mut self, lease: &'a Lease, ask: &Ask) -> Goes {
+    fn given_of(&self, lease: &Lease) -> usize {
+        self.given.get(lease.request.authorizer.as_str()).copied().unwrap_or(0)
+    }
+
+    fn place_one(&mut self, lease: &'a Lease, ask: &Ask, turns: &mut Turns<'a>) -> Goes {
         let mut class = self.take_class(ask);
         let mut goes = Goes::On;
         if let Some(why) = class.never.clone() {
@@ -286,6 +283,9 @@ impl<'a> Round<'a> {
                 Tried::Waits(mut reasons, reserve) => {
                     self.reserve(lease, reserve);
                     let hope = self.build_or_reclaim(lease, &mut reasons);
+                    if self.purpose == Walk::Tell && counts(lease) && turns.is_passed(&ask.authorizer) {
+                        reasons.push(Reason::UsedMore { project: ask.authorizer.clone() });
+                    }
                     let reasons: Arc<[Reason]> = reasons.into();
                     if hope == build::Hope::None {
                         class.exhausted = Some(Arc::clone(&reasons));
@@ -335,7 +335,9 @@ impl<'a> Round<'a> {
             for key in &keys {
                 self.taken.remove(key);
             }
-            self.given.entry(&lease.request.authorizer).and_modify(|given| *given -= 1);
+            if counts(lease) {
+                self.given.entry(&lease.request.authorizer).and_modify(|given| *given -= 1);
+            }
             self.reserve(lease, keys);
         }
         for lease in &missing {
@@ -356,10 +358,8 @@ impl<'a> Round<'a> {
     fn has_all_it_may(&self, lease: &Lease, more: usize) -> Option<Reason> {
         let project = lease.request.authorizer.as_str();
         let running = self.tables.quota(project)?.running?;
-        let want = &lease.request.want;
-        let counts = want.purpose.is_work() && want.mode == Mode::Hold;
-        let has = self.tables.holding(project) + self.given.get(project).copied().unwrap_or(0);
-        (counts && has + more > running as usize).then(|| Reason::Quota { project: project.to_owned(), running })
+        let has = self.tables.holding(project) + self.given_of(lease);
+        (counts(lease) && has + more > running as usize).then(|| Reason::Quota { project: project.to_owned(), running })
     }
 
     fn wait(&mut self, lease: &Lease, class: &mut Class, reasons: Arc<[Reason]>) {
@@ -736,7 +736,9 @@ impl<'a> Round<'a> {
     }
 
     fn take(&mut self, lease: &'a Lease, grant: &Grant) {
-        *self.given.entry(&lease.request.authorizer).or_default() += 1;
+        if counts(lease) {
+            *self.given.entry(&lease.request.authorizer).or_default() += 1;
+        }
         self.taken.extend(keys_of(grant).map(|key| (key.clone(), lease)));
     }
 

@@ -23,6 +23,11 @@ impl Moment {
     pub fn plus_ms(self, ms: u64) -> Moment {
         Moment(self.0.saturating_add(ms))
     }
+
+    /// How many milliseconds later than `earlier` it is; none if it is not.
+    pub fn since_ms(self, earlier: Moment) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
 }
 
 macro_rules! id {
@@ -248,10 +253,23 @@ pub struct Quota {
     pub running: Option<u32>,
     /// Requests that wait.
     pub queued: Option<u32>,
-    /// How often it is next, against others; 1 when absent.
+    /// How much machine-time it gets, against others; 1 when absent.
     pub share: Option<u32>,
     /// What it may use, by either name of a blueprint; everything when absent.
     pub blueprints: Option<Vec<String>>,
+}
+
+/// How much machine-time a project has used lately (shares.rs).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Used {
+    /// Whose.
+    pub project: String,
+    /// Milliseconds, as they counted at `at`. With none left the row is forgotten.
+    pub ms: u64,
+    /// How long a lease of its lasts: a mean in which the last eight weigh most.
+    pub mean_ms: u64,
+    /// When.
+    pub at: Moment,
 }
 
 /// Several requests that belong together.
@@ -368,9 +386,6 @@ pub struct Lease {
     pub fence: u64,
     /// Its age: lower is older. A requeued lease keeps it.
     pub seq: u64,
-    /// Where it stands among the projects' requests of its priority (shares.rs). A requeued lease keeps it.
-    #[serde(default)]
-    pub turn: u64,
     /// Failed activations.
     pub attempts: u32,
     /// Failed tear-downs of the present destroy phase.
@@ -1039,6 +1054,9 @@ pub struct Transition {
     pub intents: Vec<Effect>,
     /// Whether the object's effects in the journal are over.
     pub journal: Journal,
+    /// What projects have used by now.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub used: Vec<Used>,
     /// Who should look at its rows again. A hint: after a restart everybody looks.
     #[serde(skip)]
     pub wakes: Vec<Wake>,
@@ -1071,6 +1089,7 @@ impl Transition {
             freed: Vec::new(),
             intents: Vec::new(),
             journal: Journal::Stays,
+            used: Vec::new(),
             wakes: Vec::new(),
         }
     }

@@ -7,8 +7,8 @@
 //! | L3 | Pending | release, `QueueEnded`, `NeverFeasible`, `OwnerGone` | Destroyed | command read |
 //! | L4 | Acquired | `Activated` (children Active ∧ resource Active or Draining ∧ no unread release) | Active | deadlines |
 //! | L5 | Acquired | resource lost, `ActivationFailed` that may pass (attempts left, no gang, no parent) | Releasing, requeue | avoid |
-//! | L6 | Acquired | release, other `ActivationFailed`, `ActivationEnded`, `OwnerGone` | Releasing | command read |
-//! | L7 | Active | release, `Expired`, `OwnerGone`, resource lost | Releasing | command read |
+//! | L6 | Acquired | release, other `ActivationFailed`, `ActivationEnded`, `OwnerGone` | Releasing | command read; its project has used its time |
+//! | L7 | Active | release, `Expired`, `OwnerGone`, resource lost | Releasing | command read; its project has used its time |
 //! | L8 | Active | renew, expires (≤ the most), hand over | Active | deadline |
 //! | L9 | Releasing | `HandlesClosed` | Releasing, Revoked | – |
 //! | L10 | Releasing, Revoked | `TornDown`; abandon | Releasing, TornDown | – |
@@ -265,7 +265,6 @@ pub fn admit(request: LeaseRequest, context: &Context) -> Transition {
         resource: None,
         fence: 0,
         seq: context.tables.last().serial + 1,
-        turn: context.tables.turn(&request),
         attempts: 0,
         tear_downs_failed: 0,
         failed_on: Vec::new(),

@@ -26,7 +26,7 @@ mod history;
 const SCHEMA: i64 = MIGRATIONS.len() as i64;
 
 /// Each entry leads from the version that is its index to the next one. Entries are never changed once released; new ones are added.
-const MIGRATIONS: &[&str] = &[include_str!("schema_1.sql"), include_str!("schema_2.sql")];
+const MIGRATIONS: &[&str] = &[include_str!("schema_1.sql"), include_str!("schema_2.sql"), include_str!("schema_3.sql")];
 
 /// Why the store cannot do what it should. Nothing was written.
 #[derive(Debug, thiserror::Error)]
@@ -214,6 +214,7 @@ impl Store {
             slots: self.slots("SELECT key, owner FROM slot")?,
             commands: self.rows("SELECT body FROM command WHERE consumed_at IS NULL ORDER BY id")?,
             effects: self.rows("SELECT body FROM effect WHERE closed_at IS NULL ORDER BY id")?,
+            used: self.rows("SELECT body FROM used")?,
             last: self.last()?,
         })
     }
@@ -362,6 +363,7 @@ impl Commit<'_> {
             self.one(&transition.object, "INSERT INTO slot (key, owner) VALUES (?1, ?2)", params![key, owner])?;
         }
         self.write_effects(transition)?;
+        self.write_used("used", transition)?;
         self.write_event(transition)
     }
 
@@ -422,6 +424,20 @@ impl Commit<'_> {
         let object = self.render(&effect.object)?;
         let query = "INSERT INTO effect (id, object, body) VALUES (?1, ?2, ?3)";
         self.one(&effect.object, query, params![effect.id as i64, object, self.render(effect)?])
+    }
+
+    /// Who has used nothing any more is forgotten.
+    fn write_used(&self, table: &str, transition: &Transition) -> Result<(), StoreError> {
+        for used in &transition.used {
+            match used.ms {
+                0 => self.run(&format!("DELETE FROM {table} WHERE project = ?1"), [&used.project])?,
+                _ => {
+                    let query = format!("INSERT OR REPLACE INTO {table} (project, body) VALUES (?1, ?2)");
+                    self.run(&query, params![used.project, self.render(used)?])?;
+                }
+            }
+        }
+        Ok(())
     }
 
     fn write_authorization(&self, authorization: &Authorization) -> Result<(), StoreError> {
@@ -653,6 +669,6 @@ mod tests {
         let path = folder.path().join("leases.sqlite");
         Store::open(&path).unwrap().connection.pragma_update(None, "user_version", 99).unwrap();
         let refused = Store::open(&path).unwrap_err();
-        assert!(matches!(refused, StoreError::Newer { found: 99, known: 2, .. }), "{refused}");
+        assert!(matches!(refused, StoreError::Newer { found: 99, known: 3, .. }), "{refused}");
     }
 }

@@ -10,10 +10,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::rows::{
-    Authorization, Blueprint, Command, CommandId, Effect, EffectId, Gang, Journal, Kind, Lease, LeaseId, LeaseRequest,
-    LeaseState, Object, Quota, Resource, ResourceId, ResourceState, Transition, Want,
+    Authorization, Blueprint, Command, CommandId, Effect, EffectId, Gang, Journal, Kind, Lease, LeaseId, LeaseState,
+    Moment, Object, Quota, Resource, ResourceId, ResourceState, Transition, Used, Want,
 };
-use super::shares::Shares;
+use super::shares::{Shares, Standing};
 
 /// Why a transition was not taken: it does not go on from the rows as they are.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -52,8 +52,8 @@ pub enum Conflict {
     NoTarget(Object),
 }
 
-/// The place of a waiting lease in the queue: the first is the least.
-pub type QueueKey = (Reverse<i32>, (u64, u64), LeaseId);
+/// The place of a waiting lease among those of its project: the first is the least.
+pub type QueueKey = (Reverse<i32>, u64, LeaseId);
 
 /// What waiting leases have in common: those of one line fare alike, and the first of a line goes first.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -93,7 +93,6 @@ pub struct Tables {
     effects: BTreeMap<Object, Effect>,
     children: BTreeMap<Object, BTreeSet<LeaseId>>,
     holders: BTreeMap<ResourceId, BTreeSet<LeaseId>>,
-    queue: BTreeSet<QueueKey>,
     lines: BTreeMap<Line, BTreeSet<QueueKey>>,
     /// Resources that are neither being released nor over.
     live: Live,
@@ -146,6 +145,8 @@ pub struct Loaded {
     pub commands: Vec<Command>,
     /// Effects without a result.
     pub effects: Vec<Effect>,
+    /// What projects have used.
+    pub used: Vec<Used>,
     /// The newest numbers.
     pub last: Last,
 }
@@ -159,6 +160,7 @@ impl Tables {
         tables.slots = loaded.slots.into_iter().collect();
         loaded.commands.into_iter().for_each(|command| tables.put_command(command));
         tables.effects = loaded.effects.into_iter().map(|effect| (effect.object.clone(), effect)).collect();
+        loaded.used.into_iter().for_each(|used| tables.shares.put(used));
         tables
     }
 
@@ -255,9 +257,19 @@ impl Tables {
         self.shares.waiting(project)
     }
 
-    /// Where a request stands that is made now.
-    pub fn turn(&self, request: &LeaseRequest) -> u64 {
-        self.shares.turn(request, self.quota(&request.authorizer), &self.queue)
+    /// Where a project stands against others now.
+    pub fn standing(&self, project: &str, now: Moment) -> Standing {
+        self.shares.standing(project, self.quota(project), now)
+    }
+
+    /// What projects have used, once this lease is given back now.
+    pub fn used_by(&self, lease: &Lease, now: Moment) -> Vec<Used> {
+        self.shares.used_by(lease, now)
+    }
+
+    /// What projects had used when they last gave something back.
+    pub fn used(&self) -> impl Iterator<Item = &Used> {
+        self.shares.used()
     }
 
     /// What is said of a subject and a blueprint.
@@ -277,12 +289,6 @@ impl Tables {
     /// The leases on a resource that are not over.
     pub fn holders(&self, resource: &ResourceId) -> impl Iterator<Item = &Lease> + use<'_> {
         self.holders.get(resource).into_iter().flatten().filter_map(|id| self.lease(id))
-    }
-
-    /// The waiting leases, the next one first.
-    #[cfg(test)]
-    pub fn queue(&self) -> impl Iterator<Item = &Lease> {
-        self.queue.iter().filter_map(|(_, _, id)| self.lease(id))
     }
 
     /// The lines of the queue, each with its members, the next one first.
@@ -350,6 +356,7 @@ impl Tables {
         transition.resources.iter().for_each(|resource| self.put_resource(resource.clone()));
         transition.leases.iter().for_each(|lease| self.put_lease(lease.clone()));
         transition.posted.iter().for_each(|command| self.put_command(command.clone()));
+        transition.used.iter().for_each(|used| self.shares.put(used.clone()));
         self.last.event += 1;
         Ok(())
     }
@@ -415,12 +422,10 @@ impl Tables {
         let lease = Arc::new(lease);
         let old = self.leases.insert(id.clone(), Arc::clone(&lease));
         if let Some(old) = old.as_ref().filter(|old| old.state == LeaseState::Pending) {
-            self.queue.remove(&queue_key(old));
             remove_from(&mut self.lines, &line(old), &queue_key(old));
         }
         self.shares.follow(old.as_deref(), &lease);
         if lease.state == LeaseState::Pending {
-            self.queue.insert(queue_key(&lease));
             self.lines.entry(line(&lease)).or_default().insert(queue_key(&lease));
         }
         let alive = lease.state != LeaseState::Destroyed;
@@ -511,11 +516,11 @@ fn is_alive(resource: &Resource) -> bool {
     !matches!(resource.state, ResourceState::Releasing | ResourceState::Destroyed)
 }
 
-pub(super) fn queue_key(lease: &Lease) -> QueueKey {
-    (Reverse(lease.request.priority), (lease.turn, lease.seq), lease.id().clone())
+fn queue_key(lease: &Lease) -> QueueKey {
+    (Reverse(lease.request.priority), lease.seq, lease.id().clone())
 }
 
-fn line(lease: &Lease) -> Line {
+pub(super) fn line(lease: &Lease) -> Line {
     lease.request.gang.clone().map_or_else(|| Line::Ask(Ask::of(lease)), Line::Gang)
 }
 

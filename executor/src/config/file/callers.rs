@@ -82,7 +82,7 @@ pub(super) struct ProjectKeys {
     /// Requests that wait; as many as come when absent.
     #[schemars(range(min = 1, max = 1_000_000))]
     queued: Option<u32>,
-    /// With twice the share it is twice as often next; 1 when absent.
+    /// With twice the share it gets twice the machine-time; 1 when absent.
     #[schemars(range(min = 1, max = 1000))]
     share: Option<u32>,
     /// The DUTs, gear, hosts and kinds of machines on demand that it may use, by name; all when absent.

@@ -440,6 +440,7 @@ impl KeeperThread {
         if let Ok(loaded) = self.store.load() {
             let mut tables = Tables::of(loaded);
             tables.blueprints = std::mem::take(&mut self.tables.blueprints);
+            tables.quotas = std::mem::take(&mut self.tables.quotas);
             self.tables = tables;
             // Cannot be read: then nobody is authorized until it can, and the next commit fails as this one did.
             if let Err(error) = self.read_authorizations() {

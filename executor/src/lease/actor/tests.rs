@@ -97,7 +97,10 @@ async fn the_next_one_gets_the_dut_when_the_first_has_been_torn_down() {
     let first = until(&keeper, "1", LeaseState::Active).await;
     assert_eq!(first.resource.as_deref(), Some("a"));
     keeper.request(request("2", &[])).await.unwrap();
-    let waiting = until(&keeper, "2", LeaseState::Pending).await;
+    // Who waits is told how the queue stands a moment after his request is kept.
+    let mut views = keeper.watch("2".into()).await.unwrap();
+    let told = tokio::time::timeout(Duration::from_secs(20), views.wait_for(|view| view.place.is_some())).await;
+    let waiting = told.expect("within 20 s").expect("the keeper lives").clone();
     let reasons: Vec<_> = waiting.reasons.iter().map(ToString::to_string).collect();
     assert_eq!((waiting.place, reasons), (Some(1), vec!["farm-a is busy with job 1".to_owned()]));
     assert_eq!(keeper.free_now(request("3", &[])).await, Err(vec!["farm-a is busy with job 1".to_owned()]));

@@ -237,7 +237,7 @@ impl<'a> Round<'a> {
             && seats.all(|key| !self.taken.contains_key(&key) && !self.reserved.contains_key(&key))
     }
 
-    fn again_at(&mut self, at: Moment) {
+    pub(super) fn again_at(&mut self, at: Moment) {
         self.plan.again_at = Some(self.plan.again_at.map_or(at, |other| other.min(at)));
     }
 }

@@ -103,6 +103,11 @@ pub enum Reason {
         /// How many leases that is.
         running: u32,
     },
+    /// Other projects that wait have used less machine-time by their shares.
+    UsedMore {
+        /// Whose request this is.
+        project: String,
+    },
     /// An idle resource is asked to make room.
     Reclaiming {
         /// Which.
@@ -161,6 +166,12 @@ impl fmt::Display for Reason {
                 write!(
                     formatter,
                     "the project `{project}` has {running} {leases} at a time, and no more (projects.{project}.running)"
+                )
+            }
+            Reason::UsedMore { project } => {
+                write!(
+                    formatter,
+                    "the project `{project}` has used more machine-time lately than others that wait: they go first"
                 )
             }
             Reason::Reclaiming { resource } => write!(formatter, "{resource} is idle and makes room"),

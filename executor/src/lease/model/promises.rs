@@ -1,4 +1,4 @@
-//! What must hold after every transition (I1–I14).
+//! What must hold after every transition (I1–I16).
 
 use super::*;
 use crate::lease::steps::Grant;
@@ -33,9 +33,35 @@ impl World {
                 format!("{} gets {resource:?}", lease.id())
             })?;
         }
+        self.check_used(transition)?;
         for id in &transition.consumed {
             let first = self.read.insert(*id);
             self.check("I7", first, || format!("command {id} is read twice"))?;
+        }
+        Ok(())
+    }
+
+    /// I16: what a project has used is the sum over all that it gave back, each piece of time by its age; nothing is lost or counted twice.
+    fn check_used(&mut self, transition: &Transition) -> Result {
+        let Object::Lease(id) = &transition.object else { return Ok(()) };
+        let (Label::L6 | Label::L7, Some(lease)) = (transition.label, self.tables.lease(id)) else { return Ok(()) };
+        let is_held = matches!(lease.state, LeaseState::Acquired | LeaseState::Active);
+        let want = &lease.request.want;
+        if is_held && lease.parent.is_none() && want.purpose.is_work() && want.mode == Mode::Hold {
+            let held = (lease.acquired_at.expect("it was held"), transition.at);
+            self.held.entry(lease.request.authorizer.clone()).or_default().push(held);
+        }
+        for used in &transition.used {
+            let held = self.held.get(&used.project).into_iter().flatten();
+            let expected: f64 = held.clone().map(|held| worth_ms(*held, transition.at)).sum();
+            // Rounded with each lease that was given back; less than a minute is forgotten.
+            let bound = if used.ms == 0 { 60_000.0 } else { 0.0 } + held.count() as f64;
+            self.check("I16", (used.ms as f64 - expected).abs() <= bound, || {
+                format!("{} has used {expected} ms, and {} ms are written down", used.project, used.ms)
+            })?;
+            if used.ms == 0 {
+                self.held.remove(&used.project);
+            }
         }
         Ok(())
     }
@@ -86,7 +112,8 @@ impl World {
             return Ok(());
         }
         if let Some(gang) = &lease.request.gang {
-            let waits = self.tables.queue().find(|other| other.request.gang.as_ref() == Some(gang));
+            let mut others = self.tables.leases().filter(|other| other.state == LeaseState::Pending);
+            let waits = others.find(|other| other.request.gang.as_ref() == Some(gang));
             self.check("I14", waits.is_none() || lease.parent.is_some(), || {
                 format!("{} has a place, {waits:?} waits", lease.id())
             })?;
@@ -143,7 +170,7 @@ impl World {
     pub(super) fn check_order(&self, grants: &[(LeaseId, Grant)]) -> Result {
         let Some((first, _)) = grants.first() else { return Ok(()) };
         let members: Vec<&LeaseId> = grants.iter().map(|(id, _)| id).collect();
-        let earlier = self.tables.queue().take_while(|lease| lease.id() != first);
+        let earlier = queue(&self.tables, self.now).into_iter().take_while(|lease| lease.id() != first);
         for lease in earlier.filter(|lease| lease.request.gang.is_none() && lease.request.also.is_empty()) {
             for (id, grant) in grants {
                 let could = !members.contains(&lease.id()) && self.could_have(lease, &grant.resource);
@@ -225,6 +252,14 @@ impl World {
         over.iter().for_each(|object| replayed.forget(object));
         self.forget(0);
         replayed.blueprints.clone_from(&self.tables.blueprints);
+        replayed.quotas.clone_from(&self.tables.quotas);
         self.check("I13", replayed == self.tables, || "the events lead to other rows".to_owned())
     }
+}
+
+/// What a hold counts at a moment: the area below the curve that halves at each half-life.
+fn worth_ms((from, until): (Moment, Moment), now: Moment) -> f64 {
+    let half_life = HALF_LIFE_MS as f64;
+    let left = |at: Moment| (-(now.0 as f64 - at.0 as f64) / half_life).exp2();
+    (left(until) - left(from)) * half_life / std::f64::consts::LN_2
 }

@@ -3,7 +3,7 @@
 //! | the clock says | it was | moves on |
 //! |---|---|---|
 //! | up to [`AWAY_MS_MAX`] later | away | the ends of queue, activation and hold; the hold's latest end stays |
-//! | earlier, or later by more | set | everything, so that what was left of each time is left |
+//! | earlier, or later by more | set | everything, so that what was left of each time is left, and what was used counts as much |
 
 use super::*;
 
@@ -25,9 +25,10 @@ pub fn credit(then: Moment, context: &Context) -> Vec<Transition> {
     let leases = alive.filter_map(|lease| {
         let mut deadlines = moves(lease.deadlines, ms);
         deadlines.expires = earlier(deadlines.expires, deadlines.expires_at_most);
+        let acquired_at = if was_set { shifted(lease.acquired_at, ms) } else { lease.acquired_at };
         let mut transition = Transition::new(now, lease.object(), Label::Credited, cause.clone());
-        transition.leases.push(Lease { version: lease.version + 1, deadlines, ..lease.clone() });
-        (deadlines != lease.deadlines).then_some(transition)
+        transition.leases.push(Lease { version: lease.version + 1, deadlines, acquired_at, ..lease.clone() });
+        ((deadlines, acquired_at) != (lease.deadlines, lease.acquired_at)).then_some(transition)
     });
     let alive = context.tables.resources().filter(|resource| resource.state != ResourceState::Destroyed);
     let resources = alive.filter_map(|resource| {
@@ -44,7 +45,17 @@ pub fn credit(then: Moment, context: &Context) -> Vec<Transition> {
         });
         ((deadlines, idle_since) != (resource.deadlines, resource.idle_since)).then_some(transition)
     });
-    leases.chain(resources).collect()
+    let moved = of_projects(context, ms, cause.clone());
+    leases.chain(resources).chain(moved.filter(|_| was_set)).collect()
+}
+
+/// What projects have used belongs to no row; a farm without any resource has nothing to share.
+fn of_projects(context: &Context, ms: i64, cause: Cause) -> Option<Transition> {
+    let object = context.tables.resources().next()?.object();
+    let mut transition = Transition::new(context.now, object, Label::Credited, cause);
+    let moved = |used: &Used| Used { at: Moment(used.at.0.saturating_add_signed(ms)), ..used.clone() };
+    transition.used = context.tables.used().map(moved).collect();
+    (!transition.used.is_empty()).then_some(transition)
 }
 
 fn working_time(deadlines: Deadlines, ms: i64) -> Deadlines {
@@ -122,6 +133,20 @@ mod tests {
         let (back, year) = (-5 * HOUR_MS as i64, 365 * 24 * HOUR_MS as i64);
         assert_eq!(left_after(back), [back; 3]);
         assert_eq!(left_after(year), [year; 3]);
+    }
+
+    #[test]
+    fn a_clock_that_was_set_changes_nothing_of_what_projects_have_used() {
+        for ms in [-5 * HOUR_MS as i64, 365 * 24 * HOUR_MS as i64] {
+            let mut farm = farm();
+            farm.now = farm.now.plus_ms(HOUR_MS / 2);
+            farm.release("1");
+            farm.now = farm.now.plus_ms(HOUR_MS / 2);
+            let (then, before) = (farm.now, farm.tables.standing("somebody", farm.now));
+            farm.now = Moment(farm.now.0.saturating_add_signed(ms));
+            credit(then, &farm.context()).into_iter().for_each(|transition| farm.commit(transition));
+            assert_eq!(farm.tables.standing("somebody", farm.now), before);
+        }
     }
 
     #[test]

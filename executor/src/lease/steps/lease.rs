@@ -256,6 +256,10 @@ impl LeaseStep<'_> {
         if matches!(label, Label::L5 | Label::L6) {
             self.tell_gang(&mut transition);
         }
+        // What the farm could not bring up, and tries again elsewhere, is on nobody's account.
+        if label != Label::L5 {
+            transition.used = self.context.tables.used_by(self.lease, self.context.now);
+        }
         self.tell_parent(&mut transition, &cause);
         transition
     }
@@ -487,7 +491,6 @@ fn child_lease(parent: &Lease, on: &Resource, slots: Vec<String>, mode: Mode, se
         resource: Some(on.id.clone()),
         fence: on.fence,
         seq,
-        turn: parent.turn,
         attempts: 0,
         tear_downs_failed: 0,
         failed_on: Vec::new(),

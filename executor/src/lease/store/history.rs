@@ -65,6 +65,7 @@ impl Store {
         loaded.slots = self.slots("SELECT key, owner FROM base_slot")?;
         loaded.commands = self.rows::<Command>("SELECT body FROM base_command ORDER BY id")?;
         loaded.effects = self.rows::<Effect>("SELECT body FROM base_effect")?;
+        loaded.used = self.rows("SELECT body FROM base_used")?;
         Ok(Tables::of(loaded))
     }
 
@@ -155,6 +156,7 @@ impl Commit<'_> {
             let query = "INSERT OR REPLACE INTO base_command (id, target, body) VALUES (?1, ?2, ?3)";
             self.run(query, params![command.id as i64, self.render(&command.target)?, self.render(command)?])?;
         }
+        self.write_used("base_used", transition)?;
         for resource in &transition.resources {
             last.serial = last.serial.max(resource.serial);
             self.put_base(&resource.object(), &BaseRow::Resource(Box::new(resource.clone())))?;
