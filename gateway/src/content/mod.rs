@@ -87,7 +87,7 @@ enum Source {
 
 /// Bytes that somebody else of the gateway brings, and whose number is known.
 pub(crate) trait Arriving: fmt::Debug + Send + Sync {
-    /// `length` bytes from `offset`: fewer where fewer are there, none only at the end.
+    /// `length` bytes from `offset`: fewer only at the end. Waits for them.
     fn read_at(&self, offset: u64, length: usize) -> BoxFuture<'_, Result<Bytes, ContentError>>;
     /// How many there will be.
     fn size(&self) -> u64;

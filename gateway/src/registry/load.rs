@@ -114,14 +114,15 @@ impl Load {
         }
     }
 
-    /// Some bytes from `offset` on, once there are some; none at the end.
+    /// `length` bytes from `offset`, which the blob has, once they are there.
     async fn read_at(&self, offset: u64, length: usize) -> Result<Bytes, Setback> {
         // All but the last byte, until they are known to be right.
         let readable = |status: &Status| match status.phase {
             Phase::Complete => status.bytes,
             Phase::Asking | Phase::Arriving | Phase::Failed(_) => status.bytes.saturating_sub(1),
         };
-        let status = self.wait(|status| readable(status) > offset || matches!(status.phase, Phase::Complete)).await?;
+        let end = offset.saturating_add(length as u64);
+        let status = self.wait(|status| readable(status) >= end || matches!(status.phase, Phase::Complete)).await?;
         let length = usize::try_from(readable(&status).saturating_sub(offset)).map_or(length, |left| left.min(length));
         let Some(file) = status.file else { return Ok(Bytes::new()) };
         let read = blocking(move || {
@@ -390,6 +391,7 @@ impl Straight {
         self.arrived - self.waiting.len() as u64
     }
 
+    /// `length` bytes from `offset`, which the blob has: a reader's piece of it is held here until it is whole.
     async fn read_at(&mut self, offset: u64, length: usize, size: u64, digest: Digest) -> Result<Bytes, Setback> {
         loop {
             let before = usize::try_from(offset - self.position())
@@ -397,8 +399,8 @@ impl Straight {
             let _ = self.waiting.split_to(before);
             // The last byte waits for the end.
             let there = if self.arrived == size { self.waiting.len() } else { self.waiting.len().saturating_sub(1) };
-            if there > 0 && self.position() == offset {
-                return Ok(self.waiting.split_to(there.min(length)).freeze());
+            if there >= length && self.position() == offset {
+                return Ok(self.waiting.split_to(length).freeze());
             }
             let away = |reason: String| Setback::Upstream(Failure::Away { reason });
             let chunk = timeout(IDLE_TIME, self.response.chunk()).await;

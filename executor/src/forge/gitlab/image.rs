@@ -130,15 +130,7 @@ impl Image<'_> {
         if bytes > JSON_BYTES_MAX {
             return Err(format!("{}: a description of {bytes} bytes", self.repository));
         }
-        let mut text = Vec::new();
-        // One that still arrives gives what it has.
-        while (text.len() as u64) < bytes {
-            let piece = read(&reader, text.len() as u64, PIECE_BYTES).await?;
-            if piece.is_empty() {
-                return Err(format!("{}: a description ends early", self.repository));
-            }
-            text.extend_from_slice(&piece);
-        }
+        let text = read(&reader, 0, JSON_BYTES_MAX as usize).await?;
         serde_json::from_slice(&text).map_err(|error| format!("{}: {error}", self.repository))
     }
 
@@ -151,7 +143,7 @@ impl Image<'_> {
         let mut file = tokio::fs::File::create(path).await.map_err(cannot)?;
         let mut at = 0;
         while at < bytes {
-            let piece = read(&reader, at, PIECE_BYTES.min(usize::try_from(bytes - at).unwrap_or(PIECE_BYTES))).await?;
+            let piece = read(&reader, at, PIECE_BYTES).await?;
             if piece.is_empty() {
                 return Err(format!("{}: a layer ends early", self.repository));
             }
