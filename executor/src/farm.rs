@@ -99,7 +99,9 @@ pub use pdus::{Origin, OutletChange, OutletError, PduView};
 pub use prepare::{Planner, Preview};
 pub use record::DutRecord;
 use record::Records;
-pub use registry::{host_of as registry_of, logins as registry_logins};
+pub use registry::{
+    DOCKER_AUTH_CONFIG, host_of as registry_of, logins as registry_logins, secrets_in as registry_secrets_in,
+};
 pub use reload::{Changes, ReloadError, Source, needs_of};
 pub use shelf::{DiskView, RemoveError};
 use training::Trials;

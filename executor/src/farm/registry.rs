@@ -33,28 +33,59 @@ pub fn logins(environ: &BTreeMap<String, String>) -> Logins {
         logins.insert(host_of(&host), Login { username, password });
     }
     // What somebody wrote himself goes before what GitLab gives to every job.
-    let written = said("DOCKER_AUTH_CONFIG").and_then(|text| serde_json::from_str::<DockerConfig>(&text).ok());
-    for (place, auth) in written.map(|config| config.auths).unwrap_or_default() {
+    for (place, auth) in said(DOCKER_AUTH_CONFIG).map(|text| DockerConfig::of(&text)).unwrap_or_default().auths {
         logins.extend(auth.login().map(|login| (host_of(&place), login)));
     }
     logins
 }
 
+/// What nobody may read in a log of a `~/.docker/config.json`: its passwords, and names with passwords as they are written and sent.
+/// Nothing of a text that is none.
+pub fn secrets_in(docker_config: &str) -> Vec<String> {
+    let auths = DockerConfig::of(docker_config).auths.into_values();
+    auths.flat_map(DockerAuth::secrets).filter(|secret| !secret.is_empty()).collect()
+}
+
+/// Where GitLab's users keep one.
+pub const DOCKER_AUTH_CONFIG: &str = "DOCKER_AUTH_CONFIG";
+
 /// What of `~/.docker/config.json` is about names and passwords.
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct DockerConfig {
     #[serde(default)]
     auths: BTreeMap<String, DockerAuth>,
 }
 
-#[derive(Deserialize)]
+impl DockerConfig {
+    fn of(text: &str) -> DockerConfig {
+        serde_json::from_str(text).unwrap_or_default()
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct DockerAuth {
     auth: Option<String>,
     username: Option<String>,
     password: Option<String>,
+    #[serde(rename = "identitytoken")]
+    identity_token: Option<String>,
+    #[serde(rename = "registrytoken")]
+    registry_token: Option<String>,
 }
 
 impl DockerAuth {
+    fn secrets(self) -> Vec<String> {
+        let mut secrets: Vec<String> =
+            [&self.auth, &self.identity_token, &self.registry_token].into_iter().flatten().cloned().collect();
+        if let Some(Login { username, password }) = self.login() {
+            secrets.push(STANDARD.encode(format!("{username}:{password}")));
+            // Who made it with `echo name:word | base64` has a line's end in it.
+            secrets.push(password.trim().to_owned());
+        }
+        secrets
+    }
+
     fn login(self) -> Option<Login> {
         if let (Some(username), Some(password)) = (self.username, self.password) {
             return Some(Login { username, password });
@@ -78,7 +109,7 @@ pub fn host_of(place: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use gateway::registry::{Scheme, Upstream};
+    use gateway::registry::Upstream;
 
     #[test]
     fn a_job_brings_the_names_and_passwords_that_gitlab_gives_it_and_those_of_docker() {
@@ -102,8 +133,17 @@ mod tests {
     }
 
     #[test]
+    fn the_secrets_of_a_docker_config_are_its_passwords_and_what_they_are_written_as() {
+        let config = r#"{"auths": {"a.org": {"auth": "bWU6d29yZAo="}, "b.org": {"username": "you", "password": "pass"},
+            "c.org": {"identitytoken": "long-lived"}, "d.org": {"auth": ""}}}"#;
+        let expected = ["bWU6d29yZAo=", "bWU6d29yZAo=", "word", "eW91OnBhc3M=", "pass", "long-lived"];
+        assert_eq!(secrets_in(config), expected);
+        assert_eq!(secrets_in("no config"), Vec::<String>::new());
+    }
+
+    #[test]
     fn each_registry_has_its_place_here() {
-        let upstream = |host: &str| Upstream { host: host.into(), scheme: Scheme::Https, login: None };
+        let upstream = |host: &str| Upstream { host: host.into(), ..Upstream::default() };
         let settings = Settings { upstreams: vec![upstream("quay.io"), upstream("lab:5000")], ..Settings::default() };
         let expected = [("lab:5000", "10.77.0.1:5000/lab_5000"), ("quay.io", "10.77.0.1:5000/quay.io")];
         let places = places(Some(&settings), Ipv4Addr::new(10, 77, 0, 1), 5000);

@@ -111,9 +111,15 @@ fn file_of(job: &Job, name: &str) -> String {
 #[test]
 fn a_job_is_pending_while_its_machine_boots_then_its_log_its_files_and_its_verdict_come_masked() {
     let pair = shared();
-    let job = short("whole", "secret=$SECRET");
+    // What it knows of registries, as it is written and as it is used.
+    let auth = "bXk6cGxhaW4tcGFzcy13b3Jk";
+    let job = short("whole", &format!("secret=$SECRET {auth} plain-pass-word"));
+    let logins = json!({"auths": {"registry.example.org": {"auth": auth}}}).to_string();
     let more = json!({
-        "variables": [{"key": "SECRET", "value": "hunter2-is-secret", "masked": true}],
+        "variables": [
+            {"key": "SECRET", "value": "hunter2-is-secret", "masked": true},
+            {"key": "DOCKER_AUTH_CONFIG", "value": logins},
+        ],
         "artifacts": [
             {"paths": ["wharf/"], "when": "always", "expire_in": "1 week"},
             {"paths": ["wharf/junit.xml"], "when": "always", "artifact_type": "junit", "artifact_format": "gzip"},
@@ -133,7 +139,7 @@ fn a_job_is_pending_while_its_machine_boots_then_its_log_its_files_and_its_verdi
             "section_start:",
             ":wharf_boot_1\r",
             "Command line: ",
-            "secret=[MASKED]",
+            "secret=[MASKED] [MASKED] [MASKED]",
             "wharf: job done\r\n",
             "section_end:",
             ":wharf_boot_1\r",
@@ -143,7 +149,7 @@ fn a_job_is_pending_while_its_machine_boots_then_its_log_its_files_and_its_verdi
     let console = file_of(&ended, "wharf/console.log");
     expect_in(&console, &["secret=[MASKED]", "wharf: job done"]);
     for text in [&log, &console, &file_of(&ended, "wharf/events.jsonl")] {
-        assert!(!text.contains("hunter2"), "{text}");
+        assert!(!text.contains("hunter2") && !text.contains("plain-pass") && !text.contains(auth), "{text}");
     }
     assert_eq!(serde_json::from_str::<Value>(&file_of(&ended, "wharf/verdict.json")).unwrap()["status"], "PASS");
     let junit = ended.upload("junit");

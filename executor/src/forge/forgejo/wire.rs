@@ -19,6 +19,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 
+use crate::farm::registry_secrets_in;
+
 use super::super::spool::Row;
 
 /// Who a runner is to its server.
@@ -103,7 +105,9 @@ impl Task {
         let tokens = tokens.iter().map(|name| self.said(name).to_owned());
         // A secret of several lines is in the log line by line.
         let lines = self.secrets.values().flat_map(|secret| secret.lines().map(str::to_owned).collect::<Vec<_>>());
-        self.secrets.values().cloned().chain(lines).chain(tokens).filter(|secret| !secret.is_empty()).collect()
+        let written = self.secrets.values().flat_map(|secret| registry_secrets_in(secret));
+        let all = self.secrets.values().cloned().chain(lines).chain(written).chain(tokens);
+        all.filter(|secret| !secret.is_empty()).collect()
     }
 }
 

@@ -13,6 +13,7 @@
 
 use super::ci_tron::{self, Environment};
 use super::wire::{Job, Variable};
+use crate::farm::{DOCKER_AUTH_CONFIG, registry_secrets_in};
 
 /// What is known of a job without asking anybody.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,7 +60,9 @@ pub(super) fn secrets(job: &Job, environ: &Environment) -> Vec<String> {
     let both = |variable: &Variable| [Some(variable.value.clone()), environ.get(&variable.key).cloned()];
     let passwords = job.credentials.iter().map(|login| login.password.clone());
     let tokens = job.dependencies.iter().map(|earlier| earlier.token.clone());
-    masked.flat_map(both).flatten().chain(passwords).chain(tokens).chain([job.token.clone()]).collect()
+    // Masked or not: GitLab itself masks no text with quotes and line ends.
+    let written = environ.get(DOCKER_AUTH_CONFIG).map(|text| registry_secrets_in(text)).unwrap_or_default();
+    masked.flat_map(both).flatten().chain(passwords).chain(written).chain(tokens).chain([job.token.clone()]).collect()
 }
 
 /// The files that came along which a job's text asks for by `attached: NAME`.
@@ -133,6 +136,16 @@ mod tests {
         assert_eq!(of(&[("WHARF_JOB", " "), ("WHARF_JOB_URL", "https://x")]), Form::Url("https://x".into()));
         assert_eq!(of(&[("CI_TRON_PATTERN__SESSION_END__REGEX", "x")]), Form::CiTron);
         assert_eq!(of(&[]), Form::Script);
+    }
+
+    #[test]
+    fn passwords_of_registries_are_secret_whether_somebody_had_them_masked_or_not() {
+        let auths =
+            r#"{"auths": {"a.org": {"auth": "bWU6d29yZA=="}, "b.org": {"username": "you", "password": "other"}}}"#;
+        let told = secrets(&Job::default(), &environ(&[("DOCKER_AUTH_CONFIG", auths)]));
+        for secret in ["bWU6d29yZA==", "word", "eW91Om90aGVy", "other"] {
+            assert!(told.iter().any(|other| other == secret), "{secret}: {told:?}");
+        }
     }
 
     #[test]
