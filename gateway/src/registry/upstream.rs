@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{ACCEPT, HeaderMap, LOCATION, RANGE, RETRY_AFTER, WWW_AUTHENTICATE};
-use reqwest::{Client, Method, Response, StatusCode, Url};
+use reqwest::{Certificate, Client, Method, Response, StatusCode, Url};
 use serde::Deserialize;
 use tokio::time::timeout;
 
@@ -73,15 +73,34 @@ pub(super) struct Question<'a> {
     pub(super) accept: &'a str,
 }
 
+/// Certificates of authorities, in PEM.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Authority(Arc<[u8]>);
+
+impl Authority {
+    /// Of a file's text.
+    pub fn of(pem: &[u8]) -> Result<Authority, String> {
+        let all = Certificate::from_pem_bundle(pem).map_err(|error| error.to_string())?;
+        if all.is_empty() { Err("it has no certificate".to_owned()) } else { Ok(Authority(pem.into())) }
+    }
+}
+
 /// What asks.
 pub(super) struct Upstreams {
+    /// By the authority that is trusted beside those of the host.
+    clients: Mutex<HashMap<Option<Authority>, Clients>>,
+    route: Route,
+    guard: Guard,
+    tokens: Mutex<HashMap<(Who, String), Token>>,
+    rests: Mutex<HashMap<String, (Instant, String)>>,
+}
+
+#[derive(Clone)]
+struct Clients {
     /// For the upstreams that the farm file names.
     named: Client,
     /// For wherever they lead.
     elsewhere: Client,
-    guard: Guard,
-    tokens: Mutex<HashMap<(Who, String), Token>>,
-    rests: Mutex<HashMap<String, (Instant, String)>>,
 }
 
 #[derive(Clone)]
@@ -94,15 +113,9 @@ impl Upstreams {
     /// With the host's certificates and, where its environment names one, through its proxy.
     pub(super) fn new(outside: Arc<dyn Outside>, route: Route) -> reqwest::Result<Upstreams> {
         let guard = Guard { outside, private_networks: Arc::default() };
-        let resolver = Arc::new(guard.clone());
-        let plain = |builder: reqwest::ClientBuilder| builder.redirect(reqwest::redirect::Policy::none());
-        Ok(Upstreams {
-            named: client(route, plain)?,
-            elsewhere: client(route, move |builder| plain(builder).dns_resolver(Arc::clone(&resolver)))?,
-            guard,
-            tokens: Mutex::default(),
-            rests: Mutex::default(),
-        })
+        let usual = Clients::trusting(None, route, &guard)?;
+        let clients = Mutex::new(HashMap::from([(None, usual)]));
+        Ok(Upstreams { clients, route, guard, tokens: Mutex::default(), rests: Mutex::default() })
     }
 
     /// The private networks that upstreams may lead to.
@@ -114,6 +127,7 @@ impl Upstreams {
     pub(super) fn forget(&self) {
         self.tokens.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.rests.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner).retain(|authority, _| authority.is_none());
     }
 
     /// The answer to `question`.
@@ -253,9 +267,10 @@ impl Upstreams {
     }
 
     /// What may be used for `url`.
-    fn client_for(&self, upstream: &Upstream, url: &Url) -> Result<&Client, String> {
+    fn client_for(&self, upstream: &Upstream, url: &Url) -> Result<Client, String> {
+        let Clients { named, elsewhere } = self.clients_of(upstream)?;
         if upstream.is_at(url) {
-            return Ok(&self.named);
+            return Ok(named);
         }
         let place = url.host_str().unwrap_or_default();
         match url.scheme() {
@@ -267,7 +282,32 @@ impl Upstreams {
         if let Ok(address) = bare.parse() {
             self.guard.judge(vec![SocketAddr::new(address, 0)])?;
         }
-        Ok(&self.elsewhere)
+        Ok(elsewhere)
+    }
+
+    fn clients_of(&self, upstream: &Upstream) -> Result<Clients, String> {
+        let mut all = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(clients) = all.get(&upstream.authority) {
+            return Ok(clients.clone());
+        }
+        let made = Clients::trusting(upstream.authority.as_ref(), self.route, &self.guard).map_err(causes)?;
+        all.insert(upstream.authority.clone(), made.clone());
+        Ok(made)
+    }
+}
+
+impl Clients {
+    fn trusting(authority: Option<&Authority>, route: Route, guard: &Guard) -> reqwest::Result<Clients> {
+        let all =
+            authority.map(|authority| Certificate::from_pem_bundle(&authority.0)).transpose()?.unwrap_or_default();
+        let plain = |builder: reqwest::ClientBuilder| {
+            builder.redirect(reqwest::redirect::Policy::none()).tls_certs_merge(all.clone())
+        };
+        let resolver = Arc::new(guard.clone());
+        Ok(Clients {
+            named: client(route, plain)?,
+            elsewhere: client(route, move |builder| plain(builder).dns_resolver(Arc::clone(&resolver)))?,
+        })
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use gateway::egress::Network;
-use gateway::registry::{Login, Scheme, Settings, Upstream};
+use gateway::registry::{Authority, Login, Scheme, Settings, Upstream};
 
 use super::console_log::SizeForm;
 use super::*;
@@ -38,6 +38,9 @@ struct UpstreamKeys {
     /// A file with the password of that, relative to this file; spaces and line ends around it do not count.
     #[schemars(extend("x-example" = "password_file: registry.password"))]
     password_file: Option<String>,
+    /// A file with the certificate of the authority that signed its own, relative to this file; trusted beside those that the host trusts.
+    #[schemars(extend("x-example" = "certificate_authority: lab-ca.pem"))]
+    certificate_authority: Option<String>,
 }
 
 /// How a registry is reached.
@@ -72,7 +75,8 @@ impl RegistryKeys {
                 None | Some(SchemeKey::Https) => Scheme::Https,
                 Some(SchemeKey::Http) => Scheme::Http,
             };
-            upstreams.push(Upstream { host, scheme, login: keys.login(&at, directory, findings) });
+            let authority = keys.authority(&at, directory, findings);
+            upstreams.push(Upstream { host, scheme, login: keys.login(&at, directory, findings), authority });
         }
         if upstreams.is_empty() {
             return None;
@@ -111,6 +115,28 @@ impl UpstreamKeys {
             );
         });
         read.ok().map(|password| Login { username, password: password.trim().to_owned() })
+    }
+
+    fn authority(
+        &self,
+        at: &dyn Fn(&str) -> [String; 4],
+        directory: &Path,
+        findings: &mut Findings,
+    ) -> Option<Authority> {
+        let (at, path) = (at("certificate_authority"), directory.join(self.certificate_authority.as_ref()?));
+        if matches!(self.scheme, Some(SchemeKey::Http)) {
+            findings.tell(
+                &at,
+                "a registry in clear shows no certificate".to_owned(),
+                "leave this out, or `scheme: http`",
+            );
+        }
+        let read = std::fs::read(&path).map_err(|error| error.to_string()).and_then(|pem| Authority::of(&pem));
+        let cannot = |why| {
+            let what = format!("cannot read certificates from {}: {why}", path.display());
+            findings.tell(&at, what, "write them there as PEM: `-----BEGIN CERTIFICATE-----` and so on");
+        };
+        read.map_err(cannot).ok()
     }
 }
 
@@ -153,8 +179,8 @@ mod tests {
                     {host: 'lab:5000', scheme: http, username: me, password_file: password}]}";
         let login = Login { username: "me".into(), password: "word".into() };
         let upstreams = vec![
-            Upstream { host: "quay.io".into(), scheme: Scheme::Https, login: None },
-            Upstream { host: "lab:5000".into(), scheme: Scheme::Http, login: Some(login) },
+            Upstream { host: "quay.io".into(), ..Upstream::default() },
+            Upstream { host: "lab:5000".into(), scheme: Scheme::Http, login: Some(login), authority: None },
         ];
         let tags_last = Duration::from_secs(300);
         let expected = Settings { upstreams, bytes_max: 10 << 30, tags_last, private_networks: Vec::new() };
@@ -164,7 +190,8 @@ mod tests {
     #[test]
     fn what_is_no_registry_is_told_at_its_place() {
         let told = "{upstreams: [{host: 'https://quay.io'}, {host: registry}, {host: a.org, username: me}, \
-                    {host: a.org, username: me, password_file: gone}]}";
+                    {host: a.org, username: me, password_file: gone}, \
+                    {host: b.org, scheme: http, certificate_authority: gone}, {host: c.org, certificate_authority: Cargo.toml}]}";
         let told = read(Path::new("."), told).unwrap_err();
         for part in [
             "`https://quay.io` is not a registry's host",
@@ -172,6 +199,9 @@ mod tests {
             "a name without a password",
             "`a.org` is there twice",
             "cannot read ./gone",
+            "a registry in clear shows no certificate",
+            "cannot read certificates from ./gone: No such file",
+            "cannot read certificates from ./Cargo.toml: it has no certificate",
         ] {
             assert!(told.contains(part), "{part}: {told}");
         }
