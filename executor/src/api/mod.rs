@@ -7,6 +7,7 @@
 //!                                                          ├─► leases.rs   leases, power, events ──┤
 //!                                                          ├─► hosts.rs    commands and files ─────┤
 //!                                                          ├─► disks.rs    disks that are kept ────┤
+//!                                                          ├─► registry.rs images that are kept ───┤
 //!                                                          ├─► buckets.rs  buckets, S3 ────────────┤
 //!                                                          ├─► discovery.rs machines that register ┤
 //!                                                          ├─► pdus.rs     power units, outlets ───┤
@@ -43,6 +44,7 @@ mod owner;
 mod pdus;
 mod power_served;
 mod power_text;
+mod registry;
 mod serve;
 mod submit;
 mod tls;
@@ -144,6 +146,9 @@ fn routes() -> Routes {
         // Disks.
         .at("/api/v1/disks", get(OPERATE, disks::disks))
         .at("/api/v1/disks/{id}", delete(OPERATE, disks::remove))
+        // Images of containers.
+        .at("/api/v1/registry", get(OPERATE, registry::registry))
+        .at("/api/v1/registry/{*name}", delete(ADMINISTER, registry::forget))
         // Administer.
         .at("/api/v1/reload", post(ADMINISTER, administer::reload))
         .at("/api/v1/caller", get(SUBMIT, callers::caller))

@@ -19,6 +19,7 @@ pub mod found_pdus;
 pub mod hosts;
 pub mod leases;
 pub mod pdus;
+pub mod registry;
 
 /// A job.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]

@@ -32,6 +32,7 @@ mod leases;
 mod pdu;
 mod pdus;
 mod power;
+mod registry;
 mod reload;
 mod run;
 mod schema;
@@ -92,6 +93,8 @@ enum Command {
     Disks(disks::Arguments),
     /// Remove a disk that is kept
     Disk(disk::Arguments),
+    /// List the container images that are kept, or forget some
+    Registry(registry::Arguments),
     /// List who holds what, and who waits for what
     Leases(leases::Arguments),
     /// Take a machine for yourself, and give it back
@@ -156,6 +159,7 @@ pub fn main() -> ExitCode {
         Command::Buckets(arguments) => on_runtime(buckets::run(arguments, server)),
         Command::Disks(arguments) => on_runtime(disks::run(arguments, server)),
         Command::Disk(arguments) => on_runtime(disk::run(arguments, server)),
+        Command::Registry(arguments) => on_runtime(registry::run(arguments, server)),
         Command::Leases(arguments) => on_runtime(leases::run(arguments, server)),
         Command::Lease(arguments) => on_runtime(lease::run(arguments, server)),
         Command::Console(arguments) => on_runtime(console::run(arguments, server)),

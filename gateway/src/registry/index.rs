@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::Holding;
 use super::ask::Digest;
 
 /// How long an upstream's word for a reader holds: the pull of a large image. Tokens of registries live 5 minutes and more.
@@ -128,18 +129,39 @@ impl Holdings {
         self.kept.len()
     }
 
-    /// Names, tags and the bytes of the parts of every repository.
-    pub(super) fn list(&self) -> Vec<(String, Vec<String>, u64)> {
-        let bytes = |digest: &String| {
-            digest.parse().ok().and_then(|digest| self.kept.get(&digest)).map_or(0, |kept| kept.bytes)
-        };
-        let row = |record: &Record| {
-            let tags = record.tags.keys().cloned().collect();
-            (record.name.clone(), tags, record.parts.keys().map(bytes).sum())
-        };
-        let mut list: Vec<_> = self.repositories.values().map(row).collect();
-        list.sort();
+    /// Every repository, by name.
+    pub(super) fn list(&self) -> Vec<Holding> {
+        let mut list: Vec<_> = self.repositories.values().map(|record| self.holding(record)).collect();
+        list.sort_by(|one, other| one.repository.cmp(&other.repository));
         list
+    }
+
+    fn holding(&self, record: &Record) -> Holding {
+        let parts = record.parts.keys().filter_map(|digest| self.kept.get(&digest.parse().ok()?));
+        let jobs = record.jobs.values().max().map(|at| ("job".to_owned(), *at));
+        Holding {
+            repository: record.name.clone(),
+            tags: record.tags.keys().cloned().collect(),
+            bytes: parts.clone().map(|kept| kept.bytes).sum(),
+            used: parts.map(|kept| kept.used).max().unwrap_or_default(),
+            readers: record.readers.clone().into_iter().chain(jobs).collect(),
+        }
+    }
+
+    /// Forgets a repository, or all whose names go on behind `name` with a `/`. Of their parts those go that are part of no other, but for
+    /// what is read now.
+    pub(super) fn forget(&mut self, name: &str) -> Room {
+        let is_of =
+            |other: &String| other.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        let changed: BTreeSet<String> = self.repositories.keys().filter(|other| is_of(other)).cloned().collect();
+        let records: Vec<Record> = changed.iter().filter_map(|name| self.repositories.remove(name)).collect();
+        let parts: BTreeSet<&String> = records.iter().flat_map(|record| record.parts.keys()).collect();
+        let others = &self.repositories;
+        let alone = parts.into_iter().filter(|part| !others.values().any(|record| record.parts.contains_key(*part)));
+        let mut gone: Vec<Digest> = alone.filter_map(|part| part.parse().ok()).collect();
+        gone.retain(|digest| self.kept.get(digest).is_some_and(|kept| Arc::strong_count(&kept.held) == 1));
+        self.bytes -= gone.iter().filter_map(|digest| self.kept.remove(digest)).map(|kept| kept.bytes).sum::<u64>();
+        Room { gone, changed }
     }
 
     /// What is known of a repository.
@@ -346,6 +368,26 @@ mod tests {
     }
 
     #[test]
+    fn a_repository_is_forgotten_with_its_parts_but_for_those_of_others_and_those_that_are_read() {
+        let mut holdings = Holdings::default();
+        for (repository, parts) in [("quay.io/a", [1, 2, 3]), ("quay.io/a/b", [3, 4, 5]), ("quay.io/ab", [5, 6, 6])] {
+            for number in parts {
+                holdings.keep(digest(number), 100, 1000);
+                holdings.granted(repository, digest(number), None, &Who::Anybody, 1000);
+            }
+        }
+        let held = holdings.hold(digest(2), 1000);
+        let changed = BTreeSet::from(["quay.io/a".to_owned(), "quay.io/a/b".to_owned()]);
+        assert_eq!(holdings.forget("quay.io/a"), Room { gone: vec![digest(1), digest(3), digest(4)], changed });
+        drop(held);
+        let left: Vec<_> = holdings.list().into_iter().map(|holding| (holding.repository, holding.bytes)).collect();
+        assert_eq!((left, holdings.bytes()), (vec![("quay.io/ab".to_owned(), 200)], 300));
+        assert_eq!(holdings.forget("quay"), Room::default());
+        // What was read then is nobody's, and goes when there is no room.
+        assert_eq!(holdings.make_room(100, 300).map(|room| room.gone.len()), Some(1));
+    }
+
+    #[test]
     fn a_record_of_the_disk_is_read_again_without_what_is_gone() {
         let mut holdings = Holdings::default();
         for number in [1, 2] {
@@ -359,6 +401,13 @@ mod tests {
         assert_eq!(again.media_type("quay.io/a", digest(2)).as_deref(), Some("application/x"));
         assert_eq!(again.knows("quay.io/a", digest(2), &Who::Anybody, 1001), Known::Yes);
         assert_eq!(again.knows("quay.io/a", digest(2), &Who::Job(digest(9)), 1001), Known::No);
-        assert_eq!(again.list(), [("quay.io/a".to_owned(), vec!["v2".to_owned()], 7)]);
+        let holding = Holding {
+            repository: "quay.io/a".to_owned(),
+            tags: vec!["v2".to_owned()],
+            bytes: 7,
+            used: 900,
+            readers: BTreeMap::from([("anybody".to_owned(), 1000)]),
+        };
+        assert_eq!(again.list(), [holding]);
     }
 }

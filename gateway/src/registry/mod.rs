@@ -35,6 +35,7 @@ pub use self::ask::{Asked, DOCKER, Denied, Digest, Reference, Repository, asked,
 use self::index::{Held, Known, Who};
 use self::load::{Load, Reading, Setback, Source};
 use self::store::{Store, now};
+pub use self::upstream::Authority;
 use self::upstream::{Asker, Failure, Question, Upstreams, body};
 use crate::content::cache::Route;
 use crate::content::{Arriving, Content, ContentError, Reader};
@@ -93,7 +94,7 @@ impl fmt::Debug for Login {
 pub type Logins = BTreeMap<String, Login>;
 
 /// A registry whose images are had here.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Upstream {
     /// As images' names have it, with the port where they have one.
     pub host: String,
@@ -101,6 +102,8 @@ pub struct Upstream {
     pub scheme: Scheme,
     /// In whose name, for jobs that have no name of their own.
     pub login: Option<Login>,
+    /// Beside those that the host trusts, for it and wherever it leads.
+    pub authority: Option<Authority>,
 }
 
 /// What may change while it runs.
@@ -190,6 +193,30 @@ pub struct Holding {
     pub tags: Vec<String>,
     /// Of all its parts; several repositories may share some.
     pub bytes: u64,
+    /// When any of them was used last, in seconds since 1970.
+    pub used: u64,
+    /// In whose name its registry gave something of it, and when last: `anybody`, `farm` (the farm file's name), `job` (a job's own).
+    pub readers: BTreeMap<String, u64>,
+}
+
+/// All that the cache has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inventory {
+    /// By name.
+    pub holdings: Vec<Holding>,
+    /// In all.
+    pub bytes: u64,
+    /// At most.
+    pub bytes_max: u64,
+}
+
+/// What was forgotten.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Forgotten {
+    /// The repositories.
+    pub repositories: Vec<String>,
+    /// How many bytes are free for it.
+    pub bytes: u64,
 }
 
 impl Door {
@@ -214,11 +241,16 @@ impl Door {
         *own = Arc::new(settings);
     }
 
-    /// What it has, and how many bytes in all.
-    pub fn holdings(&self) -> (Vec<Holding>, u64) {
-        let holdings = self.0.store.holdings();
-        let rows = holdings.list().into_iter();
-        (rows.map(|(repository, tags, bytes)| Holding { repository, tags, bytes }).collect(), holdings.bytes())
+    /// What it has.
+    pub fn inventory(&self) -> Inventory {
+        let (holdings, bytes_max) = (self.0.store.holdings(), self.0.store.bytes_max());
+        Inventory { holdings: holdings.list(), bytes: holdings.bytes(), bytes_max }
+    }
+
+    /// Forgets a repository, or all whose names go on behind `name` with a `/`: they are loaded again when somebody wants them.
+    pub async fn forget(&self, name: &str) -> Forgotten {
+        let (repositories, bytes) = self.0.store.forget(name).await;
+        Forgotten { repositories, bytes }
     }
 
     fn settings(&self) -> Arc<Settings> {

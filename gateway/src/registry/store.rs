@@ -117,21 +117,38 @@ impl Store {
 
     /// Room for `bytes`; what has to go for it is gone afterwards.
     pub(super) async fn make_room(self: &Arc<Self>, bytes: u64) -> Result<Reserved, String> {
-        let bytes_max = self.bytes_max.load(Ordering::Relaxed);
+        let bytes_max = self.bytes_max();
         let room = self.holdings().make_room(bytes, bytes_max);
         let room = room.ok_or_else(|| {
             format!("{bytes} bytes do not fit into the registry cache's {bytes_max} beside what is read from it now")
         })?;
         let reserved = Reserved { store: Arc::clone(self), bytes };
-        self.remove(room).await;
+        if !room.gone.is_empty() {
+            tracing::info!(count = room.gone.len(), "the registry cache is full: what was not used for longest goes");
+            self.remove(room).await;
+        }
         Ok(reserved)
     }
 
+    /// Forgets a repository, or all whose names go on with a `/`: which, and how many bytes that freed.
+    pub(super) async fn forget(&self, name: &str) -> (Vec<String>, u64) {
+        let (room, bytes) = {
+            let mut holdings = self.holdings();
+            let before = holdings.bytes();
+            let room = holdings.forget(name);
+            (room, before - holdings.bytes())
+        };
+        let names = room.changed.iter().cloned().collect();
+        self.remove(room).await;
+        (names, bytes)
+    }
+
+    /// How much may be kept.
+    pub(super) fn bytes_max(&self) -> u64 {
+        self.bytes_max.load(Ordering::Relaxed)
+    }
+
     async fn remove(&self, room: Room) {
-        if room.gone.is_empty() {
-            return;
-        }
-        tracing::info!(count = room.gone.len(), "the registry cache is full: what was not used for longest goes");
         let paths: Vec<_> = room.gone.iter().map(|digest| self.blob(*digest)).collect();
         blocking(move || {
             for path in paths {

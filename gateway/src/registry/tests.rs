@@ -12,6 +12,8 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::*;
@@ -46,12 +48,17 @@ struct Played {
     /// How many chunks of bodies may leave.
     chunks: Semaphore,
     address: SocketAddr,
+    scheme: &'static str,
 }
 
 const CHUNK_BYTES: usize = 1000;
 
 impl Played {
     async fn start() -> (Arc<Played>, AbortOnDropHandle<()>) {
+        Played::start_with(None).await
+    }
+
+    async fn start_with(tls: Option<TlsAcceptor>) -> (Arc<Played>, AbortOnDropHandle<()>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let played = Arc::new(Played {
             objects: Mutex::default(),
@@ -61,6 +68,7 @@ impl Played {
             instead: Mutex::default(),
             chunks: Semaphore::new(Semaphore::MAX_PERMITS),
             address: listener.local_addr().unwrap(),
+            scheme: if tls.is_some() { "https" } else { "http" },
         });
         let serving = Arc::clone(&played);
         let task = tokio::spawn(async move {
@@ -70,8 +78,18 @@ impl Played {
                     let played = Arc::clone(&played);
                     async move { Ok::<_, Infallible>(played.answer(&request)) }
                 });
-                let serve = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
-                tokio::spawn(serve);
+                let http = hyper::server::conn::http1::Builder::new();
+                let tls = tls.clone();
+                tokio::spawn(async move {
+                    // Whoever does not trust us hangs up.
+                    let _ = match tls {
+                        None => http.serve_connection(TokioIo::new(stream), service).await,
+                        Some(tls) => match tls.accept(stream).await {
+                            Ok(stream) => http.serve_connection(TokioIo::new(stream), service).await,
+                            Err(_) => return,
+                        },
+                    };
+                });
             }
         });
         (played, AbortOnDropHandle::new(task))
@@ -110,7 +128,7 @@ impl Played {
             return self.plain(200, "x", "", format!(r#"{{"token":"{token}"}}"#).into());
         }
         if path.starts_with("/v2/secret") && authorization.as_deref() != Some("Bearer good") {
-            let realm = format!("Bearer realm=\"http://{}/token\",service=\"played\"", self.address);
+            let realm = format!("Bearer realm=\"{}://{}/token\",service=\"played\"", self.scheme, self.address);
             return self.plain(401, "www-authenticate", &realm, Bytes::new());
         }
         let tagged = self.tags.lock().unwrap().get(&path).copied();
@@ -166,7 +184,7 @@ async fn scene_with(change: impl FnOnce(&mut Settings)) -> Scene {
     let (played, task) = Played::start().await;
     let host = played.address.to_string();
     let directory = tempfile::tempdir().unwrap();
-    let upstream = Upstream { host: host.clone(), scheme: Scheme::Http, login: None };
+    let upstream = Upstream { host: host.clone(), scheme: Scheme::Http, ..Upstream::default() };
     let mut settings = Settings { upstreams: vec![upstream], tags_last: Duration::ZERO, ..Settings::default() };
     change(&mut settings);
     let door = open(&directory, settings);
@@ -220,8 +238,8 @@ async fn a_blob_is_loaded_once_for_all_who_want_it_and_read_while_it_arrives() {
     let Given::Object { reader, bytes: size, .. } = scene.get(&path, &Logins::new()).await.unwrap() else { panic!() };
     assert_eq!(size, 5000);
     let mut begun = Vec::new();
-    while begun.len() < 1999 {
-        begun.extend(reader.read_at(begun.len() as u64, 700).await.unwrap());
+    for length in [700, 700, 599] {
+        begun.extend(reader.read_at(begun.len() as u64, length).await.unwrap());
     }
     assert_eq!(begun, bytes[..1999], "the last byte that is there is held back");
     let second = scene.get(&path, &Logins::new()).await.unwrap();
@@ -231,7 +249,29 @@ async fn a_blob_is_loaded_once_for_all_who_want_it_and_read_while_it_arrives() {
     assert_eq!(scene.read(&path).await.unwrap().0, bytes);
     let gets = |asked: Vec<String>| asked.into_iter().filter(|line| line.starts_with("GET")).count();
     assert_eq!(gets(scene.played.asked()), 1);
-    assert_eq!(scene.door.holdings().1, 5000);
+    assert_eq!(scene.door.inventory().bytes, 5000);
+}
+
+#[tokio::test]
+async fn a_read_of_what_still_arrives_waits_until_it_is_whole() {
+    for disk in ["has room", "is full"] {
+        let scene = scene().await;
+        if disk == "is full" {
+            scene.door.0.store.fill_the_disk();
+        }
+        let bytes: Vec<u8> = (0..5000_u32).map(|number| number as u8).collect();
+        let digest = scene.played.put("a/b", "blobs", &bytes);
+        let given = scene.get(&format!("a/b/blobs/{digest}"), &Logins::new()).await.unwrap();
+        let Given::Object { reader, .. } = given else { panic!("{given:?}") };
+        for (offset, length) in [(0, 10), (10, 2500), (2510, 3000), (5000, 1)] {
+            let expected = &bytes[offset..5000.min(offset + length)];
+            assert_eq!(
+                reader.read_at(offset as u64, length).await.unwrap(),
+                expected,
+                "{offset}, when the disk {disk}"
+            );
+        }
+    }
 }
 
 #[tokio::test]
@@ -250,7 +290,7 @@ async fn what_is_not_what_its_name_says_is_cut_off_and_never_kept() {
         assert!(told == "502 DIGEST_INVALID" || told.contains("where sha256:"), "{told}");
         assert_eq!(scene.read(&format!("a/b/manifests/{manifest}")).await, Err("502 MANIFEST_UNKNOWN".to_owned()));
     }
-    assert_eq!(scene.door.holdings().1, 0);
+    assert_eq!(scene.door.inventory().bytes, 0);
     assert_eq!(std::fs::read_dir(scene.directory.path().join("blobs")).unwrap().count(), 0);
     let gets: Vec<_> = scene.played.asked().into_iter().filter(|line| line.starts_with("GET")).collect();
     assert_eq!(gets.len(), 4, "{gets:?}");
@@ -337,7 +377,63 @@ async fn a_tag_is_asked_for_again_when_it_is_old_and_loaded_again_when_it_is_ano
     scene.played.tags.lock().unwrap().clear();
     scene.door.set(Settings { tags_last: Duration::ZERO, ..Settings::clone(&scene.door.settings()) });
     assert_eq!(scene.read(path).await, Err("404 MANIFEST_UNKNOWN".to_owned()));
-    assert_eq!(scene.door.holdings().0[0].tags, Vec::<String>::new());
+    assert_eq!(scene.door.inventory().holdings[0].tags, Vec::<String>::new());
+}
+
+/// A server's side of TLS, and the authority that signed its certificate.
+fn tls() -> (TlsAcceptor, Authority) {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let authority = params.self_signed(&key).unwrap().pem();
+    let issuer = rcgen::Issuer::new(params, key);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let of_server = rcgen::CertificateParams::new(["127.0.0.1".to_owned()]).unwrap().signed_by(&key, &issuer).unwrap();
+    let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+    let config = rustls::ServerConfig::builder().with_no_client_auth();
+    let config = config.with_single_cert(vec![of_server.der().clone()], key).unwrap();
+    (TlsAcceptor::from(Arc::new(config)), Authority::of(authority.as_bytes()).unwrap())
+}
+
+#[tokio::test]
+async fn a_registry_whose_certificate_nobody_else_knows_is_had_with_its_authority_tokens_included() {
+    let (acceptor, authority) = tls();
+    let (played, _task) = Played::start_with(Some(acceptor)).await;
+    let host = played.address.to_string();
+    let directory = tempfile::tempdir().unwrap();
+    let upstream = |authority| vec![Upstream { host: host.clone(), authority, ..Upstream::default() }];
+    let settings = Settings { upstreams: upstream(None), tags_last: Duration::ZERO, ..Settings::default() };
+    let door = open(&directory, settings.clone());
+    let scene = Scene { played, host: host.clone(), door, directory, _task };
+    let manifest = scene.played.put("secret/a", "manifests", b"{\"secret\":1}");
+    scene.played.tag("secret/a", "v1", manifest);
+    let (path, mine) = ("secret/a/manifests/v1", scene.login("word"));
+    let denied = scene.get(path, &mine).await.unwrap_err();
+    assert_eq!(denied.status, 503);
+    assert!(denied.message.contains("invalid peer certificate"), "{}", denied.message);
+    scene.door.set(Settings { upstreams: upstream(Some(tls().1)), ..settings.clone() });
+    assert_eq!(scene.get(path, &mine).await.unwrap_err().status, 503, "another authority");
+    scene.door.set(Settings { upstreams: upstream(Some(authority)), ..settings });
+    assert_eq!(scene.read_as(path, &mine).await.unwrap().0, b"{\"secret\":1}");
+    assert_eq!(scene.read_as(path, &scene.login("guess")).await, Err("403 DENIED".to_owned()));
+}
+
+#[tokio::test]
+async fn what_is_forgotten_is_loaded_again_for_whom_its_registry_lets_in() {
+    let scene = scene().await;
+    let blob = scene.played.put("a/b", "blobs", b"a layer");
+    let path = format!("a/b/blobs/{blob}");
+    scene.read(&path).await.unwrap();
+    let repository = format!("{}/a/b", scene.host);
+    let forgotten = Forgotten { repositories: vec![repository], bytes: 7 };
+    assert_eq!(scene.door.forget(&format!("{}/a", scene.host)).await, forgotten);
+    for folder in ["blobs", "repositories"] {
+        assert_eq!(std::fs::read_dir(scene.directory.path().join(folder)).unwrap().count(), 0, "{folder}");
+    }
+    scene.played.asked();
+    assert_eq!(scene.read(&path).await.unwrap().0, b"a layer");
+    assert_eq!(scene.played.asked(), [format!("GET /v2/{path}")]);
 }
 
 #[tokio::test]
@@ -367,12 +463,12 @@ async fn what_does_not_fit_is_passed_through_and_what_was_not_used_for_longest_g
     let large = scene.played.put("a/b", "blobs", &[1; 4000]);
     let path = format!("a/b/blobs/{large}");
     assert_eq!(scene.read(&path).await.unwrap().0, [1; 4000]);
-    assert_eq!(scene.door.holdings().1, 0);
+    assert_eq!(scene.door.inventory().bytes, 0);
     for number in 2..5 {
         let digest = scene.played.put("a/b", "blobs", &[number; 1000]);
         scene.read(&format!("a/b/blobs/{digest}")).await.unwrap();
     }
-    assert_eq!(scene.door.holdings().1, 2000);
+    assert_eq!(scene.door.inventory().bytes, 2000);
     // What is wrong is cut off here, too.
     scene.played.objects.lock().unwrap().insert(format!("/v2/{path}"), vec![9; 4000].into());
     assert!(scene.read(&path).await.unwrap_err().contains("sent something else"));
@@ -389,8 +485,8 @@ async fn a_disk_that_is_full_in_the_middle_of_a_blob_ends_nobodys_pull() {
         panic!()
     };
     let mut all = Vec::new();
-    while all.len() < 2999 {
-        all.extend(reader.read_at(all.len() as u64, 700).await.unwrap());
+    for length in [700, 700, 700, 700, 199] {
+        all.extend(reader.read_at(all.len() as u64, length).await.unwrap());
     }
     scene.door.0.store.fill_the_disk();
     scene.played.chunks.add_permits(100);
@@ -398,7 +494,7 @@ async fn a_disk_that_is_full_in_the_middle_of_a_blob_ends_nobodys_pull() {
         all.extend(reader.read_at(all.len() as u64, 700).await.unwrap());
     }
     assert_eq!(all, bytes);
-    assert_eq!(scene.door.holdings().1, 0);
+    assert_eq!(scene.door.inventory().bytes, 0);
 }
 
 #[tokio::test]

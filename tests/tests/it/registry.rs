@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 
 use gateway::registry::Digest;
+use serde_json::Value;
 use tests::bench::{Bench, Ended, Job, need_programs};
 use tests::lab::{Lab, Running};
 
@@ -203,6 +204,11 @@ fn an_image_is_loaded_once_for_all_jobs_and_had_without_its_registry_and_after_a
     let tells = |ended: &Ended, words: &str| ended.events.iter().any(|event| event.to_string().contains(words));
     assert!(tells(&ended, &format!("registry {UPSTREAM}/tests/image@{layer}: 1048576 bytes, complete")), "{ended}");
     assert_eq!(world.loads() - before, 2, "its configuration and its layer");
+    let kept = bench.get("/api/v1/registry").json();
+    let image_row = &kept["images"][0];
+    assert_eq!((&kept["images"][1], &image_row["name"]), (&Value::Null, &format!("{UPSTREAM}/tests/image").into()));
+    assert_eq!((&image_row["tags"], image_row["readers"]["anybody"].is_string()), (&serde_json::json!(["1"]), true));
+    assert!(image_row["bytes"].as_u64() > Some(1 << 20) && kept["bytes"] == image_row["bytes"], "{kept}");
 
     // Wrong bytes of the right length, and then the right ones.
     let place = kept(&world.path("data"), spoiled);
@@ -216,6 +222,14 @@ fn an_image_is_loaded_once_for_all_jobs_and_had_without_its_registry_and_after_a
         let of_nobody = world.pull("docker://10.88.0.1:5000/quay.io/tests/image:1", layer).unwrap_err();
         assert!(of_nobody.contains("this farm has no images of quay.io"), "{of_nobody}");
     });
+
+    let forget = |name: &str| bench.ask("DELETE", &format!("/api/v1/registry/{name}"), "", b"");
+    assert_eq!(forget(&format!("{UPSTREAM}/tests/image:1")).status, 404, "it is repositories that are forgotten");
+    let forgotten = forget(&format!("{UPSTREAM}/tests/other"));
+    let expected = serde_json::json!([format!("{UPSTREAM}/tests/other")]);
+    assert_eq!((forgotten.status, &forgotten.json()["forgotten"]), (200, &expected));
+    let left = bench.get("/api/v1/registry").json();
+    assert_eq!((&left["images"][0]["name"], &left["images"][1]), (&kept["images"][0]["name"], &Value::Null));
 
     drop(upstream);
     let bench = bench.killed_and_started_again(WHARF);
