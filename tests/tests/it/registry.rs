@@ -4,10 +4,11 @@
 //! ```text
 //!  one network namespace: docker-registry, 127.0.0.1:5001 ◄── the server, 10.88.0.1:5000 ── bridge ── cable ── another: skopeo, "the DUT"
 //! ```
+//! With `WHARF_PODMAN=1` also podman, from a registry with TLS and tokens in a third namespace; it takes a minute, and installs podman.
 
 use std::fs;
 use std::io::Write;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 
@@ -52,17 +53,50 @@ impl World {
     }
 
     fn registry(&self) -> Running {
+        self.registry_with(&self.place.lab, UPSTREAM, "", "")
+    }
+
+    /// Debian's, with more keys of `http` and below.
+    fn registry_with(&self, lab: &Lab, address: &str, http: &str, more: &str) -> Running {
         let data = self.path("data").display().to_string();
         let config = format!(
-            "version: 0.1\nstorage: {{filesystem: {{rootdirectory: '{data}'}}}}\nhttp: {{addr: '{UPSTREAM}'}}\n"
+            "version: 0.1\nstorage: {{filesystem: {{rootdirectory: '{data}'}}}}\nhttp: {{addr: '{address}'{http}}}\n{more}"
         );
         fs::write(self.path("registry.yml"), config).unwrap();
-        let mut command = self.place.lab.command("/usr/bin/docker-registry").unwrap();
+        let mut command = lab.command("/usr/bin/docker-registry").unwrap();
         command.arg("serve").arg(self.path("registry.yml"));
         let mut running = Running::spawn("docker-registry", command, &self.path("log")).unwrap();
-        let address: SocketAddr = UPSTREAM.parse().unwrap();
-        self.place.lab.wait_for_tcp(address, &mut running).unwrap();
+        lab.wait_for_tcp(address.parse().unwrap(), &mut running).unwrap();
         running
+    }
+
+    /// A registry that wants tokens, and what gives them, both with certificates of an authority that nobody knows, in `ca.pem`.
+    fn guarded(&self, lab: &Lab) -> [Running; 2] {
+        let run = |line: &str| {
+            let mut openssl = std::process::Command::new("openssl");
+            good(openssl.current_dir(self.folder.path()).args(line.split(' ')).output().unwrap());
+        };
+        run("req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -subj /CN=lab -days 2");
+        run(
+            "req -newkey rsa:2048 -nodes -keyout server.key -out server.csr -subj /CN=registry -addext subjectAltName=IP:10.99.0.2",
+        );
+        run(
+            "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -copy_extensions copy -days 2 -out server.pem",
+        );
+        fs::create_dir(self.path("certificates")).unwrap();
+        fs::copy(self.path("ca.pem"), self.path("certificates/ca.crt")).unwrap();
+        fs::write(self.path("realm.py"), REALM).unwrap();
+        let mut realm = lab.command("python3").unwrap();
+        realm.arg(self.path("realm.py")).arg(self.folder.path()).args(["10.99.0.2", "5443"]);
+        let mut realm = Running::spawn("realm", realm, &self.path("realm.log")).unwrap();
+        lab.wait_for_tcp("10.99.0.2:5443".parse().unwrap(), &mut realm).unwrap();
+        let path = |name: &str| self.path(name).display().to_string();
+        let tls = format!(", tls: {{certificate: '{}', key: '{}'}}", path("server.pem"), path("server.key"));
+        let token = format!(
+            "auth: {{token: {{realm: 'https://10.99.0.2:5443/token', service: played, issuer: realm, rootcertbundle: '{}'}}}}\n",
+            path("ca.pem")
+        );
+        [realm, self.registry_with(lab, GUARDED, &tls, &token)]
     }
 
     /// How often the registry was asked for the bytes of blobs.
@@ -80,6 +114,10 @@ impl World {
 
     /// Puts an image there, whose only layer is `layer`.
     fn push(&self, name: &str, layer: &[u8]) -> Image {
+        self.push_with(&self.place.lab, &["--dest-tls-verify=false"], &format!("{UPSTREAM}/{name}"), layer)
+    }
+
+    fn push_with(&self, lab: &Lab, flags: &[&str], name: &str, layer: &[u8]) -> Image {
         let folder = self.path(&format!("oci-{}", Digest::of(layer).hexadecimal()));
         let blobs = folder.join("blobs/sha256");
         fs::create_dir_all(&blobs).unwrap();
@@ -104,8 +142,8 @@ impl World {
             serde_json::json!({"schemaVersion": 2, "manifests": [told("manifest.v1+json", named, manifest.len())]});
         fs::write(folder.join("index.json"), index.to_string()).unwrap();
         fs::write(folder.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
-        let (from, to) = (format!("oci:{}", folder.display()), format!("docker://{UPSTREAM}/{name}"));
-        good(self.skopeo(&self.place.lab, &["copy", "--preserve-digests", "--dest-tls-verify=false", &from, &to]));
+        let (from, to) = (format!("oci:{}", folder.display()), format!("docker://{name}"));
+        good(self.skopeo(lab, &[&["copy", "--preserve-digests"], flags, &[&from, &to]].concat()));
         Image { layer: layer.to_vec(), manifest: named }
     }
 
@@ -148,6 +186,49 @@ impl World {
         ended
     }
 }
+
+/// A registry with TLS and tokens.
+const GUARDED: &str = "10.99.0.2:5001";
+
+/// Gives tokens to whoever is `me` with the password `word` (distribution's token specification), signed as the registry trusts it.
+const REALM: &str = r#"
+import base64, http.server, json, ssl, subprocess, sys, time, urllib.parse
+folder, address, port = sys.argv[1], sys.argv[2], int(sys.argv[3])
+
+def b64(data):
+    return base64.urlsafe_b64encode(data).rstrip(b'=').decode()
+
+class Realm(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        query = urllib.parse.parse_qs(urllib.parse.urlparse(self.path).query)
+        login = self.headers.get('Authorization', '')
+        known = login == 'Basic ' + base64.b64encode(b'me:word').decode()
+        if login and not known:
+            self.send_response(401)
+            self.end_headers()
+            return
+        access = []
+        for scope in query.get('scope', []):
+            kind, name, actions = scope.split(':')
+            access.append({'type': kind, 'name': name, 'actions': actions.split(',') if known else []})
+        certificate = open(f'{folder}/server.pem').read().split('-----')[2].replace('\n', '')
+        now = int(time.time())
+        head = b64(json.dumps({'typ': 'JWT', 'alg': 'RS256', 'x5c': [certificate]}).encode())
+        claims = {'iss': 'realm', 'sub': 'me', 'aud': query['service'][0], 'exp': now + 300, 'nbf': now - 10, 'iat': now, 'jti': str(now), 'access': access}
+        text = f'{head}.{b64(json.dumps(claims).encode())}'
+        signed = subprocess.run(['openssl', 'dgst', '-sha256', '-sign', f'{folder}/server.key'], input=text.encode(), capture_output=True, check=True)
+        body = json.dumps({'token': f'{text}.{b64(signed.stdout)}', 'expires_in': 300}).encode()
+        self.send_response(200)
+        self.send_header('Content-Length', str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+server = http.server.ThreadingHTTPServer((address, port), Realm)
+tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+tls.load_cert_chain(f'{folder}/server.pem', f'{folder}/server.key')
+server.socket = tls.wrap_socket(server.socket, server_side=True)
+server.serve_forever()
+"#;
 
 /// A job whose machine need not boot anything: it talks, and reads what its image is called.
 const JOB: &str = r#"version: 1
@@ -204,11 +285,11 @@ fn an_image_is_loaded_once_for_all_jobs_and_had_without_its_registry_and_after_a
     let tells = |ended: &Ended, words: &str| ended.events.iter().any(|event| event.to_string().contains(words));
     assert!(tells(&ended, &format!("registry {UPSTREAM}/tests/image@{layer}: 1048576 bytes, complete")), "{ended}");
     assert_eq!(world.loads() - before, 2, "its configuration and its layer");
-    let kept = bench.get("/api/v1/registry").json();
-    let image_row = &kept["images"][0];
-    assert_eq!((&kept["images"][1], &image_row["name"]), (&Value::Null, &format!("{UPSTREAM}/tests/image").into()));
+    let listed = bench.get("/api/v1/registry").json();
+    let image_row = &listed["images"][0];
+    assert_eq!((&listed["images"][1], &image_row["name"]), (&Value::Null, &format!("{UPSTREAM}/tests/image").into()));
     assert_eq!((&image_row["tags"], image_row["readers"]["anybody"].is_string()), (&serde_json::json!(["1"]), true));
-    assert!(image_row["bytes"].as_u64() > Some(1 << 20) && kept["bytes"] == image_row["bytes"], "{kept}");
+    assert!(image_row["bytes"].as_u64() > Some(1 << 20) && listed["bytes"] == image_row["bytes"], "{listed}");
 
     // Wrong bytes of the right length, and then the right ones.
     let place = kept(&world.path("data"), spoiled);
@@ -229,7 +310,7 @@ fn an_image_is_loaded_once_for_all_jobs_and_had_without_its_registry_and_after_a
     let expected = serde_json::json!([format!("{UPSTREAM}/tests/other")]);
     assert_eq!((forgotten.status, &forgotten.json()["forgotten"]), (200, &expected));
     let left = bench.get("/api/v1/registry").json();
-    assert_eq!((&left["images"][0]["name"], &left["images"][1]), (&kept["images"][0]["name"], &Value::Null));
+    assert_eq!((&left["images"][0]["name"], &left["images"][1]), (&listed["images"][0]["name"], &Value::Null));
 
     drop(upstream);
     let bench = bench.killed_and_started_again(WHARF);
@@ -239,4 +320,65 @@ fn an_image_is_loaded_once_for_all_jobs_and_had_without_its_registry_and_after_a
         world.pull(&format!("docker://{BEHIND}/tests/image:2"), layer).unwrap_err();
     });
     assert!(tells(&ended, &format!("registry {UPSTREAM}/tests/image:1 (as of ")), "{ended}");
+}
+
+#[test]
+fn podman_pulls_by_tag_and_by_digest_what_a_registry_gives_for_a_token_over_tls() {
+    if std::env::var_os("WHARF_PODMAN").is_none() {
+        eprintln!("SKIPPED: WHARF_PODMAN=1 runs it");
+        return;
+    }
+    let (Some(world), Ok(elsewhere)) = (World::new(), Lab::new()) else { return };
+    let programs = [
+        ("/usr/bin/docker-registry", "docker-registry"),
+        ("/usr/bin/skopeo", "skopeo"),
+        ("/usr/bin/podman", "podman"),
+        ("/usr/bin/openssl", "openssl"),
+    ];
+    need_programs(&programs);
+    world.place.lab.cable(&[Ipv4Addr::new(10, 99, 0, 1)], &elsewhere, &[Ipv4Addr::new(10, 99, 0, 2)]).unwrap();
+    let _servers = world.guarded(&elsewhere);
+    fs::write(world.path("hello"), "ahoy\n").unwrap();
+    let mut tar = std::process::Command::new("tar");
+    good(tar.arg("-C").arg(world.folder.path()).arg("-cf").arg(world.path("layer.tar")).arg("hello").output().unwrap());
+    let certificates = world.path("certificates").display().to_string();
+    let flags = ["--dest-cert-dir", &certificates, "--dest-creds", "me:word"];
+    let layer = fs::read(world.path("layer.tar")).unwrap();
+    let image = world.push_with(&elsewhere, &flags, &format!("{GUARDED}/tests/image:1"), &layer);
+    fs::write(world.path("password"), "word").unwrap();
+    let path = |name: &str| world.path(name).display().to_string();
+    let farm = |authority: &str| {
+        let login = format!("username: me, password_file: '{}'", path("password"));
+        let upstreams = format!("[{{host: '{GUARDED}', {login}{authority}}}]");
+        let proxy = "proxy: {private_networks: [10.99.0.0/24]}";
+        format!("{}registry: {{tags_last: 0 s, upstreams: {upstreams}}}\n{proxy}\n", world.place.farm(""))
+    };
+    let bench = world.place.start_farm(&farm(""));
+    let name = "10.88.0.1:5000/10.99.0.2_5001/tests/image";
+    let podman = |words: &[&str]| {
+        let mut podman = world.dut.command("/usr/bin/podman").unwrap();
+        podman.args(["--root", &path("podman"), "--runroot", &path("podman-run"), "--storage-driver", "vfs"]);
+        podman.env("HOME", world.folder.path()).args(words).output().unwrap()
+    };
+    fs::write(world.path("policy.json"), r#"{"default": [{"type": "insecureAcceptAnything"}]}"#).unwrap();
+    let pull = |name: &str| podman(&["pull", "--tls-verify=false", "--signature-policy", &path("policy.json"), name]);
+    let ended = world.during(&bench, |_| {
+        let refused = String::from_utf8_lossy(&pull(&format!("{name}:1")).stderr).into_owned();
+        assert!(refused.contains("503 Service Unavailable"), "{refused}");
+    });
+    let tells = |words: &str| ended.events.iter().any(|event| event.to_string().contains(words));
+    assert!(tells("invalid peer certificate: UnknownIssuer"), "{ended}");
+    bench.write_farm(&farm(&format!(", certificate_authority: '{}'", path("ca.pem"))));
+    assert_eq!(bench.ask("POST", "/api/v1/reload", "", b"").status, 200);
+    world.during(&bench, |_| {
+        good(pull(&format!("{name}:1")));
+        good(podman(&["rmi", "--all", "--force"]));
+        good(pull(&format!("{name}@{}", image.manifest)));
+        let digests = podman(&["images", "--digests", "--format", "{{.Digest}}"]);
+        assert_eq!(String::from_utf8_lossy(&digests.stdout).trim(), image.manifest.to_string());
+        let mounted = podman(&["image", "mount", &format!("{name}@{}", image.manifest)]);
+        let root = String::from_utf8_lossy(&mounted.stdout).trim().to_owned();
+        assert_eq!(fs::read_to_string(Path::new(&root).join("hello")).unwrap(), "ahoy\n", "{mounted:?}");
+    });
+    assert_eq!(world.loads(), 2, "its configuration and its layer, for both pulls");
 }
