@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout};
 
 use super::policy::{self, Policy};
 use super::store::Store;
@@ -289,13 +289,14 @@ async fn work(worked: Arc<Worked>, mut calls: mpsc::Receiver<Call>) {
     }
 }
 
-/// Looks at all outlets again and again. What the unit says it has is asked until it has said it.
+/// Looks at all outlets again and again, for the first time at once. What the unit says it has is asked until it has said it.
 async fn poll(unit: Weak<Unit>, interval: Duration) {
-    let mut tick = tokio::time::interval(interval);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    // Units that begin together, when the server starts, do not go on together: a hundred programs begun at one moment would keep
+    // everything else waiting, the consoles' readers first.
+    let mut tick = interval_at(Instant::now() + interval.mul_f64(rand::random()), interval);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut listed = None;
     loop {
-        tick.tick().await;
         let Some(unit) = unit.upgrade() else { return };
         if listed.is_none() {
             listed = list(&unit).await;
@@ -303,6 +304,8 @@ async fn poll(unit: Weak<Unit>, interval: Duration) {
         for switch in unit.switches() {
             switch.poll().await;
         }
+        drop(unit);
+        tick.tick().await;
     }
 }
 
