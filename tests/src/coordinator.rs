@@ -276,6 +276,11 @@ fn answer(shared: &Shared<State>, request: &Request) -> Answer {
             }
         },
         (_, ["v2", ..]) => Answer::of(405),
+        ("POST", [.., "info", "lfs", "objects", "batch"]) => large_files(shared, request),
+        ("GET", ["lfs", _]) => match shared.lock().files.get(&request.path) {
+            Some(bytes) if request.header("x-of-batch") == "yes" => Answer { body: bytes.clone(), ..Answer::of(200) },
+            _ => Answer::of(403),
+        },
         (_, [_, project, ..]) if project.ends_with(".git") => repository(shared, request),
         ("GET", ["jobs", _, "artifacts"]) | ("GET", ["projects", ..]) => match shared.lock().files.get(&request.path) {
             Some(bytes) if !request.header("job-token").is_empty() => Answer { body: bytes.clone(), ..Answer::of(200) },
@@ -303,17 +308,42 @@ fn answer(shared: &Shared<State>, request: &Request) -> Answer {
     }
 }
 
-/// `git http-backend`, as a web server calls it (its manual page).
-fn repository(shared: &Shared<State>, request: &Request) -> Answer {
-    use base64::Engine;
-    let is_of_a_job = |login: &str| {
-        let token = login.strip_prefix("gitlab-ci-token:").unwrap_or_default();
-        shared.lock().jobs.values().any(|job| job.payload["token"] == token)
+/// Git LFS's batch API (git-lfs, docs/api/batch.md): what was put at `/lfs/` and its digest.
+fn large_files(shared: &Shared<State>, request: &Request) -> Answer {
+    if !is_of_a_job(shared, request) {
+        return Answer::of(401);
+    }
+    let (state, asked) = (shared.lock(), request.json());
+    let of_object = |object: &Value| {
+        let path = format!("/lfs/{}", object["oid"].as_str().unwrap_or_default());
+        let mut answer = object.clone();
+        match state.files.contains_key(&path) {
+            true => {
+                let href = format!("http://{}{path}", request.header("host"));
+                answer["actions"] = json!({"download": {"href": href, "header": {"X-Of-Batch": "yes"}}});
+            }
+            false => answer["error"] = json!({"code": 404, "message": "Object does not exist"}),
+        }
+        answer
     };
+    let objects: Vec<Value> = asked["objects"].as_array().into_iter().flatten().map(of_object).collect();
+    Answer::json(200, &json!({"transfer": "basic", "objects": objects}))
+}
+
+/// Whether a job's token is shown as git shows it.
+fn is_of_a_job(shared: &Shared<State>, request: &Request) -> bool {
+    use base64::Engine;
     let login = request.header("authorization").strip_prefix("Basic ").unwrap_or_default();
     let login = base64::prelude::BASE64_STANDARD.decode(login).unwrap_or_default();
+    let login = String::from_utf8_lossy(&login).into_owned();
+    let token = login.strip_prefix("gitlab-ci-token:").unwrap_or_default();
+    shared.lock().jobs.values().any(|job| job.payload["token"] == token)
+}
+
+/// `git http-backend`, as a web server calls it (its manual page).
+fn repository(shared: &Shared<State>, request: &Request) -> Answer {
     let folder = shared.lock().repositories.clone();
-    let Some(folder) = folder.filter(|_| is_of_a_job(&String::from_utf8_lossy(&login))) else {
+    let Some(folder) = folder.filter(|_| is_of_a_job(shared, request)) else {
         return Answer::of(401).with("WWW-Authenticate", "Basic realm=\"GitLab\"");
     };
     let mut command = std::process::Command::new("git");
@@ -387,8 +417,14 @@ fn give_job(shared: &Shared<State>, request: &Request) -> Answer {
     loop {
         let Some(tags) = state.runner_with(&token).map(|runner| runner.tags.clone()) else { return Answer::of(403) };
         // A server gives no job to a runner that could not do what it asks for.
-        let needed =
-            ["upload_multiple_artifacts", "refspecs", "return_exit_code", "artifacts_exclude", "cancel_gracefully"];
+        let needed = [
+            "upload_multiple_artifacts",
+            "refspecs",
+            "return_exit_code",
+            "artifacts_exclude",
+            "cancel_gracefully",
+            "fallback_cache_keys",
+        ];
         if needed.iter().all(|feature| features[feature] == true)
             && let Some(payload) = state.give(&tags, &body["session"])
         {

@@ -28,8 +28,27 @@ pub struct GitlabConfig {
     pub log_bytes_max: u64,
     /// The job that runs plain scripts: its name and its text.
     pub script_job: Option<(String, String)>,
+    /// What is kept of `cache:`.
+    pub cache: CacheLimits,
     /// Where it finds the consoles of its jobs, for its web terminal.
     pub terminal: Option<TerminalConfig>,
+}
+
+/// What is kept of `cache:` between jobs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct CacheLimits {
+    /// Of all projects together.
+    pub bytes_max: u64,
+    /// After the last use.
+    pub expiration: Duration,
+}
+
+impl Default for CacheLimits {
+    /// 10 GiB: what a project's packages and compilers' results take is a tenth of that, and a small farm's disk has it. Two weeks: a branch that
+    /// nobody works on for longer can be built anew.
+    fn default() -> Self {
+        CacheLimits { bytes_max: 10 << 30, expiration: Duration::from_secs(14 * 86_400) }
+    }
 }
 
 /// Where web terminals are.

@@ -6,6 +6,7 @@
 //!                                                       denied ──► the job's log or the answer, and AuditTrail ──► audit.log
 //! ```
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -14,6 +15,7 @@ use gateway::content::ContentError;
 use gateway::content::cache::{Cache, Cached};
 use gateway::content::reach::{Failed, Fetcher, Reach, Schemes};
 use gateway::egress::Fetching;
+use reqwest::Url;
 
 use super::Farm;
 use super::egress::AuditTrail;
@@ -104,6 +106,25 @@ impl Descriptions {
         self.urls
     }
 
+    /// Where a program that fetches by itself may connect to for this URL; `None`: to any address that it has.
+    pub async fn addresses(&self, url: &Url) -> Result<Option<Vec<IpAddr>>, Failed> {
+        let judged = self.fetcher.addresses(url, Reach::Judged).await;
+        self.note(url.as_str(), judged).map(|all| all.map(|all| all.into_iter().map(|one| one.ip()).collect()))
+    }
+
+    /// Where a URL leads in the end, which is asked; not what is there.
+    pub async fn end_of(&self, url: &Url) -> Result<Url, Failed> {
+        let got = self.fetcher.get(url, &Default::default(), Schemes::Any, Reach::Judged).await;
+        self.note(url.as_str(), got).map(|response| response.url().clone())
+    }
+
+    fn note<T>(&self, url: &str, got: Result<T, Failed>) -> Result<T, Failed> {
+        if let (Err(Failed::Denied(reason)), Some(trail)) = (&got, &self.trail) {
+            trail.write(&fetch_of(url), "the farm", reason);
+        }
+        got
+    }
+
     /// The bytes of a description.
     pub async fn get(&self, url: &str, reach: Reach, bytes_max: usize) -> Result<Bytes, Failed> {
         let parsed = url.parse().map_err(|error| Failed::Wrong(format!("it is not a URL: {error}")))?;
@@ -112,10 +133,7 @@ impl Descriptions {
             JobUrls::HttpToo => Schemes::Any,
         };
         let got = self.fetcher.get(&parsed, &Default::default(), schemes, reach).await;
-        if let (Err(Failed::Denied(reason)), Some(trail)) = (&got, &self.trail) {
-            trail.write(&fetch_of(url), "the farm", reason);
-        }
-        let response = got?.error_for_status()?;
+        let response = self.note(url, got)?.error_for_status()?;
         let (mut bytes, mut chunks) = (Vec::new(), response.bytes_stream());
         while let Some(chunk) = chunks.next().await {
             bytes.extend_from_slice(&chunk?);

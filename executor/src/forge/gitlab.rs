@@ -8,21 +8,27 @@
 //!  beside all that, for GitLab's own runner: driver.rs ◆, which `wharf gitlab-executor` goes by
 //! ```
 
+mod cache;
 mod carry;
 mod checkout;
 mod ci_tron;
 mod client;
 mod describe;
 pub mod driver;
+mod executorctl;
 mod forms;
+mod git;
 mod globs;
 mod image;
+mod lfs;
+mod passed_over;
 mod produce;
 mod ready;
 mod register;
 mod results;
 mod script;
 mod source;
+mod submodules;
 mod terminal;
 mod variables;
 mod wire;

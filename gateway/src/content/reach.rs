@@ -126,6 +126,24 @@ impl Fetcher {
         })
     }
 
+    /// The addresses that somebody else may connect to for this URL, in our place; `None`: any that it has. A name that a proxy of the
+    /// environment resolves may be unknown here.
+    pub async fn addresses(&self, url: &Url, reach: Reach) -> Result<Option<Vec<SocketAddr>>, Failed> {
+        if reach == Reach::Everywhere || self.judge.fetching().trusts(url) {
+            return Ok(None);
+        }
+        self.client_for(url).await?;
+        let (Some(name), None) = (url.host_str(), address_in(url)) else { return Ok(None) };
+        match self.judge.addresses(name).await {
+            Ok(addresses) => Ok(Some(addresses)),
+            Err(error) => match error.downcast_ref() {
+                Some(Denied(denial)) => Err(Failed::Denied(refusal(url, denial))),
+                None if !self.judge.proxies.is_empty() => Ok(None),
+                None => Err(Failed::Wrong(format!("{name}: {error}"))),
+            },
+        }
+    }
+
     async fn client_for(&self, url: &Url) -> Result<&Client, Failed> {
         let fetching = self.judge.fetching();
         if fetching.trusts(url) {

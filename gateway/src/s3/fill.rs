@@ -1,7 +1,7 @@
 //! A bucket's beginning: the files of an archive, each an object.
 //!
 //! ```text
-//!  content ─► archive, plain or compressed (content/edit) ─► each regular file ─► Writing (quota) ─► put
+//!  content ─► archive, plain or compressed (content/edit) ─► each regular file ─► Writing (quota) ─► put, with [`ATTRIBUTES`]
 //!                                                             └ links, devices, directories: left out, and counted
 //! ```
 
@@ -18,6 +18,8 @@ use crate::content::edit::{self, Editor};
 const CHUNK_BYTES: usize = 256 * 1024;
 /// The longest name of an object, as S3 has it.
 const KEY_BYTES_MAX: usize = 1024;
+/// The header `X-Amz-Meta-Mc-Attrs`.
+const ATTRIBUTES: &str = "mc-attrs";
 
 /// What was put.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,8 +39,8 @@ pub async fn fill(bucket: &Bucket, editor: &Editor, content: &Content) -> Result
             filled.left_out += 1;
             Ok(filled)
         }
-        edit::Found::File(path, bytes) => {
-            put(&bucket, &handle, path, bytes)?;
+        edit::Found::File { path, mode, modified, bytes } => {
+            put(&bucket, &handle, path, attributes(mode, modified), bytes)?;
             filled.files += 1;
             Ok(filled)
         }
@@ -46,7 +48,20 @@ pub async fn fill(bucket: &Bucket, editor: &Editor, content: &Content) -> Result
     editor.each_file(content, visit).await.map_err(|error| error.to_string()).map(Option::unwrap_or_default)
 }
 
-fn put(bucket: &Bucket, handle: &Handle, path: &str, bytes: &mut dyn Read) -> io::Result<()> {
+/// What MinIO's client writes with an object, and reads back into a file where it is told to preserve (`mc cp -a`): so are the files of CI-tron's
+/// buckets, and what its DUTs mirror can be run there.
+fn attributes(mode: u32, modified: u32) -> Headers {
+    let attributes = format!("gid:0/gname:root/mode:{mode}/mtime:{modified}/uid:0/uname:root");
+    Headers { metadata: [(ATTRIBUTES.to_owned(), attributes)].into(), ..Headers::default() }
+}
+
+/// The permissions of a file that was put so, by us or by a client that preserves them.
+pub fn permissions(headers: &Headers) -> Option<u32> {
+    let mode = headers.metadata.get(ATTRIBUTES)?.split('/').find_map(|pair| pair.strip_prefix("mode:"))?;
+    mode.parse().ok().map(|mode: u32| mode & 0o777)
+}
+
+fn put(bucket: &Bucket, handle: &Handle, path: &str, headers: Headers, bytes: &mut dyn Read) -> io::Result<()> {
     let failed = |error: BucketError| io::Error::other(error.to_string());
     if path.is_empty() || path.len() > KEY_BYTES_MAX {
         return Err(io::Error::other(format!(
@@ -62,6 +77,6 @@ fn put(bucket: &Bucket, handle: &Handle, path: &str, bytes: &mut dyn Read) -> io
         handle.block_on(writing.push(&Bytes::from(chunk))).map_err(failed)?;
     }
     let piece = handle.block_on(writing.finish()).map_err(failed)?;
-    bucket.put(path, Headers::default(), piece).map_err(failed)?;
+    bucket.put(path, headers, piece).map_err(failed)?;
     Ok(())
 }

@@ -19,9 +19,9 @@ use crate::farms::{HELLO, QEMU, WHARF, expect_in, linux_job, short};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A farm, and the instance that it asks.
-struct Pair {
-    bench: Bench,
-    gitlab: Coordinator,
+pub(crate) struct Pair {
+    pub(crate) bench: Bench,
+    pub(crate) gitlab: Coordinator,
     _folders: Vec<tempfile::TempDir>,
 }
 
@@ -68,7 +68,7 @@ impl Pair {
 }
 
 /// The farm that most tests share.
-fn shared() -> Arc<Pair> {
+pub(crate) fn shared() -> Arc<Pair> {
     static SHARED: Shared<Pair> = Shared::new();
     SHARED.running(pair_for_most)
 }
@@ -94,7 +94,7 @@ fn endless(tag: &str) -> String {
 }
 
 /// A file of an uploaded archive.
-fn file_of(job: &Job, name: &str) -> String {
+pub(crate) fn file_of(job: &Job, name: &str) -> String {
     let folder = tempfile::tempdir().unwrap();
     let archive = folder.path().join("artifacts.zip");
     std::fs::write(&archive, &job.upload("archive").bytes).unwrap();
@@ -284,7 +284,7 @@ fn a_description_comes_from_the_repository_or_an_artifact_and_brings_the_files_i
 }
 
 /// A zip archive without compression (APPNOTE 4.3).
-fn zip(files: &[(&str, &str)]) -> Vec<u8> {
+pub(crate) fn zip(files: &[(&str, &str)]) -> Vec<u8> {
     let folder = tempfile::tempdir().unwrap();
     let archive = folder.path().join("a.zip");
     let script = "import sys, zipfile\nwith zipfile.ZipFile(sys.argv[1], 'w') as it:\n for n, t in zip(sys.argv[2::2], sys.argv[3::2]): it.writestr(n, t)";

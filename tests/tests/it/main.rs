@@ -26,6 +26,7 @@
 //! | `github` | the composite action runs jobs with GitHub's id_token, and those of other repositories are refused |
 //! | `gitlab` | GitLab's jobs run here, and their states, logs and files go back, whatever goes wrong on the way |
 //! | `gitlab_executor` | gitlab-runner runs the scripts of its jobs on leased machines by a driver of ours, and their files come back |
+//! | `gitlab_files` | what jobs of GitLab begin with and leave: shared folders, caches, submodules, large files; and what the server does not fetch for them |
 //! | `gitlab_mock` | the same by a coordinator that others wrote |
 //! | `gitlab_templates` | the pages' templates for `.gitlab-ci.yml` are what GitLab takes, by a checker of others |
 //! | `hosts` | commands and files on hosts by SSH, by their tags, with their keys, and nothing is left of them |
@@ -93,6 +94,7 @@ mod fuzz;
 mod github;
 mod gitlab;
 mod gitlab_executor;
+mod gitlab_files;
 mod gitlab_mock;
 mod gitlab_templates;
 mod hosts;

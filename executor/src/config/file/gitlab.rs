@@ -1,7 +1,7 @@
 //! The farm file's `gitlab`.
 
 use super::*;
-use crate::config::gitlab::{GitlabConfig, Per, Refs, RegisteredFor, RunnerConfig, TerminalConfig};
+use crate::config::gitlab::{CacheLimits, GitlabConfig, Per, Refs, RegisteredFor, RunnerConfig, TerminalConfig};
 
 /// A GitLab instance whose jobs are taken.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -30,8 +30,32 @@ pub(super) struct GitlabKeys {
     log_size: Option<u64>,
     /// The job description that runs plain `script:` jobs, relative to this file; the farm's own when absent.
     script_job: Option<String>,
+    /// What is kept of the `cache:` of plain scripts between jobs.
+    cache: CacheKeys,
     /// Lets GitLab's web terminal at the consoles of its jobs; none when absent.
     terminal: Option<TerminalKeys>,
+}
+
+/// What is kept of `cache:`.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+struct CacheKeys {
+    /// Of all projects of the instance together; `10G` when absent. A project has a quarter of it.
+    #[schemars(with = "Option<console_log::SizeForm>", extend("x-example" = "quota: 40G"))]
+    quota: Option<u64>,
+    /// How long an archive is kept after its last use; 14 days when absent.
+    #[schemars(with = "Option<LengthForm>", extend("x-example" = "expiration: 30 days"))]
+    expiration: Option<f64>,
+}
+
+impl CacheKeys {
+    fn limits(&self) -> CacheLimits {
+        let usual = CacheLimits::default();
+        CacheLimits {
+            bytes_max: self.quota.unwrap_or(usual.bytes_max),
+            expiration: self.expiration.map_or(usual.expiration, Duration::from_secs_f64),
+        }
+    }
 }
 
 /// Where GitLab finds consoles.
@@ -155,6 +179,7 @@ fn instance(index: usize, keys: &GitlabKeys, directory: &Path, findings: &mut Fi
         maximum_timeout,
         log_bytes_max,
         script_job: script_job("gitlab", index, keys.script_job.as_ref(), directory, findings),
+        cache: keys.cache.limits(),
         terminal: keys.terminal.as_ref().and_then(|keys| terminal(index, keys, findings)),
         url,
     }

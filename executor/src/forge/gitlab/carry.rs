@@ -9,21 +9,23 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::super::carry::{End, Errand, InTime, Sheet, own_folder};
+use super::cache::Caches;
 use super::client::{Client, Upload};
 use super::courier::{Answer, Log, Outcome, State};
 use super::describe::{self, Described, Kind, Place, Refused};
 use super::forms;
 use super::mask::Masker;
-use super::produce::{self, ChosenFrom, Console, Left};
+use super::produce::{self, ChosenFrom, Console, Left, Meant};
 use super::ready::{self, Ready};
 use super::register::Wanted;
-use super::results;
+use super::results::{self, Results};
 use super::script::{self, Said};
 use super::source;
 use super::spool::Spool;
 use super::terminal::Session;
 use super::trace::{Sections, Teller};
-use super::wire::Job;
+use super::wire::{Cache, Job};
+use crate::config::gitlab::CacheLimits;
 use crate::farm::{Farm, JobRecord, Submission};
 use crate::job_log::Severity;
 use crate::verdict::{Cause, Status};
@@ -37,6 +39,8 @@ pub(super) struct Taken {
     url: String,
     certificate_authority: Option<PathBuf>,
     log_bytes_max: u64,
+    #[serde(default)]
+    cache: CacheLimits,
     runner_token: String,
     job: Job,
     kind: Kind,
@@ -48,16 +52,21 @@ pub(super) struct Taken {
 impl Taken {
     /// What this runner was given, with its token.
     pub(super) fn new(mut job: Job, runner: &Wanted, runner_token: String, session: Option<Session>) -> Taken {
-        super::variables::expand_artifacts(&mut job);
+        super::variables::expand_files(&mut job);
         Taken {
             url: runner.instance.url.clone(),
             certificate_authority: runner.instance.certificate_authority.clone(),
             log_bytes_max: runner.instance.log_bytes_max,
+            cache: runner.instance.cache,
             runner_token,
             job,
             kind: Kind::Patterns,
             session,
         }
+    }
+
+    fn caches(&self, farm: &Farm) -> Caches {
+        Caches::of(&farm.forges().state, &self.url, self.cache)
     }
 
     fn secrets(&self) -> Vec<String> {
@@ -137,9 +146,10 @@ impl Errand for Taken {
         let who = format!("GitLab job {} of {}", job.id, job.job_info.project_full_path);
         let elsewhere = farm.descriptions_for(who, &source::subject(runner, Some(job.job_info.project_id)));
         let images = farm.images();
-        let place = Place { dut, elsewhere: &elsewhere, images, architecture, folder: &folder };
+        let caches = sheet.errand.caches(farm);
+        let place = Place { dut, elsewhere: &elsewhere, images, architecture, caches: &caches, folder: &folder };
         let describing = describe::describe(client, job, runner, place);
-        let Described { source_name, text, environ, attachments, said, notes, kind } =
+        let Described { source_name, text, environ, attachments, said, notes, groups, member, kind } =
             match ready::telling(client, job, describing).await {
                 Ready::Done(Ok(described)) => described,
                 Ready::Done(Err(Refused { why, blame })) => {
@@ -155,12 +165,17 @@ impl Errand for Taken {
         sheet.said.extend(said.into_iter().map(|line| (Severity::Info, line)));
         sheet.said.extend(notes.into_iter().map(|note| (Severity::Warning, note)));
         sheet.errand.kind = kind;
+        if let Err(why) = farm.may_join(&groups, member.as_ref()) {
+            sheet.said.push((Severity::Error, why));
+            return Err(sheet.errand.misconfigured());
+        }
         let job = &sheet.errand.job;
         Ok(Submission {
             source_name,
             text,
             target: Some(runner.target.clone()),
             environ,
+            groups,
             attachments,
             priority: runner.priority,
             submitter: format!("GitLab job {} of {}", job.id, job.job_info.project_full_path),
@@ -214,33 +229,66 @@ impl Errand for Taken {
     }
 }
 
-/// On a thread for it: a console may have a gibibyte.
+/// What is uploaded; what its caches have is kept on the way.
 async fn files(sheet: &Sheet<Taken>, end: &End<'_>, outcome: &Outcome, spool: &mut Spool) -> io::Result<Vec<Upload>> {
     let console = if spool.is_cut() { Console::Cut } else { Console::Shown };
-    if sheet.errand.job.artifacts.is_empty() && console == Console::Shown {
+    let errand = &sheet.errand;
+    let job = &errand.job;
+    let to_cache: Vec<Cache> =
+        job.cache.iter().filter(|entry| entry.pushes() && outcome.uploads(&entry.when)).cloned().collect();
+    if job.artifacts.is_empty() && to_cache.is_empty() && console == Console::Shown {
         return Ok(Vec::new());
     }
-    let (job, text, folder) = (sheet.errand.job.clone(), sheet.text.clone(), end.folder.to_owned());
+    let environ = super::variables::of_job(job);
+    let project_dir = environ.get("CI_PROJECT_DIR").cloned().unwrap_or_default();
+    let artifacts = Meant::by_artifacts(job, &project_dir);
+    let (mut results, mut archive, mut tracked) = (Results::default(), None, BTreeSet::new());
+    match &errand.kind {
+        Kind::Patterns => {}
+        Kind::Script { tracked: of_git, .. } => {
+            tracked.clone_from(of_git);
+            archive = results::fetch(end.farm, end.record, end.folder).await?;
+        }
+        Kind::Folder { below, tracked: of_git } => {
+            tracked.clone_from(of_git);
+            let cached = Meant::by_caches(&to_cache, &project_dir);
+            let is_wanted = |name: &str| artifacts.has(name) || cached.has(name);
+            let folder = end.folder.join("results");
+            results.files = results::of_folder(end.farm, end.record, &folder, below, is_wanted).await?;
+        }
+    }
+    let (job, text, folder) = (job.clone(), sheet.text.clone(), end.folder.to_owned());
     let (record, verdict, outcome) = (Arc::clone(end.record), end.verdict.clone(), outcome.clone());
-    let secrets = sheet.errand.secrets();
-    let project_dir = super::variables::of_job(&job).remove("CI_PROJECT_DIR").unwrap_or_default();
-    let (results, tracked) = match &sheet.errand.kind {
-        Kind::Patterns => (None, BTreeSet::new()),
-        Kind::Script { tracked, .. } => (results::fetch(end.farm, &record, &folder).await?, tracked.clone()),
-    };
+    let (secrets, caches) = (errand.secrets(), errand.caches(end.farm));
+    // On a thread for it: a console may have a gibibyte.
     let write = move || {
         let masker = || Masker::new(secrets.clone(), &job.features.token_mask_prefixes);
         let left = Left { log: &record.log, text: &text, name: &job.job_info.name, verdict: &verdict };
         let mut files = produce::write(&folder, &left, &masker)?;
-        if let Some(results) = results {
-            files.extend(results::unpack(&results, &folder.join("results"))?);
+        if let Some(archive) = archive {
+            results = results::unpack(&archive, &folder.join("results"), |name| artifacts.has(name))?;
         }
+        let has_too_much = results.has_too_much_to_cache;
+        files.extend(results.files);
         let chosen_from = ChosenFrom { files: &files, tracked: &tracked, project_dir: &project_dir };
-        produce::uploads(&folder, &job, &outcome, &chosen_from, console)
+        let mut said = Vec::new();
+        for entry in to_cache {
+            let chosen = chosen_from.choose(&entry.paths, &[], entry.untracked.into());
+            said.push(match has_too_much {
+                true => Err(format!("cache: `{}` is not kept: there are too many files, or too large ones", entry.key)),
+                false => caches.keep(&job, &entry, &chosen),
+            });
+        }
+        let (uploads, missing) = produce::uploads(&folder, &job, &outcome, &chosen_from, console)?;
+        said.extend(missing.into_iter().map(Err));
+        io::Result::Ok((uploads, said))
     };
-    let (uploads, missing) = tokio::task::spawn_blocking(write).await.map_err(io::Error::other)??;
-    for sentence in missing {
-        spool.say(Severity::Warning, &sentence);
+    let (uploads, said) = tokio::task::spawn_blocking(write).await.map_err(io::Error::other)??;
+    for sentence in said {
+        match sentence {
+            Ok(sentence) => spool.say(Severity::Info, &sentence),
+            Err(sentence) => spool.say(Severity::Warning, &sentence),
+        }
     }
     Ok(uploads)
 }

@@ -4,33 +4,28 @@
 //! ```text
 //!  GIT_STRATEGY fetch, clone ─► git fetch --depth, checkout ─► folder ─┐
 //!               none, empty ───────────────────────────────────────────┤
-//!  needs: ─► their archives ───────────────────────────────────────────┼─► files.tar      nothing of an archive is unpacked here:
+//!  cache:, needs: ─► their archives ───────────────────────────────────┼─► files.tar      nothing of an archive is unpacked here:
 //!  script.rs ─► files ─────────────────────────────────────────────────┘                  a link of the repository leads nowhere
 //! ```
-//! git runs here, as the farm's user: it has the job's token in its environment, not in its arguments, for the instance alone; none of the
-//! host's configuration; and no transport but HTTP, whatever a submodule's URL says.
+//! git runs here, as the farm's user (git.rs); where submodules may come from is judged (submodules.rs).
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::time::Duration;
 
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use tar::{Builder, EntryType, Header, HeaderMode};
-use tokio::process::Command;
 
 use super::ci_tron::Environment;
+use super::client::Client;
+use super::git::Git;
+use super::lfs;
+use super::submodules;
 use super::wire::Job;
+use crate::farm::Descriptions;
 
-/// One call of git: a large repository over a slow line.
-const GIT_TIME: Duration = Duration::from_secs(1800);
-/// What git says of a failure; the last of it tells most.
-const SAID_BYTES_MAX: usize = 4096;
 /// All files of earlier jobs: what fits a small machine's memory is far below, what fills our disk is above.
 const UNPACKED_BYTES_MAX: u64 = 8 << 30;
 /// Where a link leads, as Linux has it (PATH_MAX).
@@ -42,13 +37,30 @@ const DEPTH: u64 = 20;
 pub(super) struct Wanted<'a> {
     pub job: &'a Job,
     pub environ: &'a Environment,
-    pub project_dir: &'a str,
+    pub layout: Layout,
+    /// Who speaks to the instance.
+    pub client: &'a Client,
+    /// Who may say where submodules come from.
+    pub elsewhere: &'a Descriptions,
     /// Authorities of the instance's certificates.
     pub certificate_authority: Option<&'a Path>,
-    /// Earlier jobs' archives, each with its job's name.
-    pub archives: Vec<(String, Bytes)>,
-    /// Files with absolute paths.
-    pub files: Vec<(String, Vec<u8>)>,
+    /// Caches and earlier jobs' artifacts, each with what it is called.
+    pub archives: Vec<(String, Zipped)>,
+}
+
+/// How the archive looks.
+#[derive(Clone, Debug)]
+pub(super) enum Layout {
+    /// A machine's root: the job's folder, and files with absolute paths.
+    Machine { project_dir: String, files: Vec<(String, Vec<u8>)> },
+    /// A folder below the job's, or all of that where it is empty; not itself in the archive.
+    Folder { below: String },
+}
+
+/// A ZIP archive.
+pub(super) enum Zipped {
+    Bytes(Bytes),
+    File(File),
 }
 
 /// What was packed.
@@ -57,22 +69,25 @@ pub(super) struct Packed {
     pub archive: PathBuf,
     /// The files that git has.
     pub tracked: BTreeSet<String>,
+    /// Whether there is anything in it.
+    pub has_files: bool,
+    /// A sentence of its files of Git LFS.
+    pub lfs: Option<String>,
 }
 
 /// Packs into `folder`. The error is a sentence.
 pub(super) async fn pack(folder: &Path, wanted: Wanted<'_>) -> Result<Packed, String> {
     let strategy = wanted.environ.get("GIT_STRATEGY").map_or("", String::as_str);
     let tree = folder.join("checkout");
-    let tracked = match strategy {
+    let (tracked, lfs) = match strategy {
         "" | "fetch" | "clone" => check_out(&tree, &wanted).await?,
-        "none" | "empty" => BTreeSet::new(),
+        "none" | "empty" => (BTreeSet::new(), None),
         other => return Err(format!("GIT_STRATEGY is `{other}`; there are fetch, clone, none and empty")),
     };
     let archive = folder.join("files.tar");
-    let (path, project_dir) = (archive.clone(), wanted.project_dir.to_owned());
-    let (archives, files) = (wanted.archives, wanted.files);
+    let (path, layout, archives) = (archive.clone(), wanted.layout, wanted.archives);
     let write = move || {
-        let written = write(&path, &tree, &project_dir, &archives, &files);
+        let written = write(&path, &tree, &layout, archives);
         if tree.is_dir() {
             fs::remove_dir_all(&tree).map_err(|error| error.to_string())?;
         }
@@ -80,12 +95,14 @@ pub(super) async fn pack(folder: &Path, wanted: Wanted<'_>) -> Result<Packed, St
     };
     let written =
         tokio::task::spawn_blocking(write).await.map_err(|error| error.to_string()).and_then(|written| written);
-    written.map_err(|error| format!("the job's files cannot be packed: {error}"))?;
-    Ok(Packed { archive, tracked })
+    let has_files = written.map_err(|error| format!("the job's files cannot be packed: {error}"))?;
+    Ok(Packed { archive, tracked, has_files, lfs })
 }
 
-async fn check_out(tree: &Path, wanted: &Wanted<'_>) -> Result<BTreeSet<String>, String> {
-    let git = Git::of(tree, wanted)?;
+/// The files that git has; and a sentence of those of Git LFS, where there are any.
+async fn check_out(tree: &Path, wanted: &Wanted<'_>) -> Result<(BTreeSet<String>, Option<String>), String> {
+    let job = wanted.job;
+    let git = Git::of(tree, &job.git_info.repo_url, &job.token, wanted.certificate_authority)?;
     let (info, said) = (&wanted.job.git_info, |name: &str| wanted.environ.get(name).map(String::as_str));
     if info.sha.is_empty() || !info.sha.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return Err(format!("`{}` is no commit", info.sha));
@@ -115,139 +132,77 @@ async fn check_out(tree: &Path, wanted: &Wanted<'_>) -> Result<BTreeSet<String>,
     if said("GIT_CHECKOUT") != Some("false") {
         git.run(&["checkout", "--quiet", "--force", "--detach", &info.sha]).await?;
     }
-    let recursive = match said("GIT_SUBMODULE_STRATEGY").unwrap_or("none") {
-        "" | "none" => None,
-        "normal" => Some(None),
-        "recursive" => Some(Some("--recursive")),
+    let levels = match said("GIT_SUBMODULE_STRATEGY").unwrap_or("none") {
+        "" | "none" => 0,
+        "normal" => 1,
+        "recursive" => submodules::LEVELS_MAX,
         other => return Err(format!("GIT_SUBMODULE_STRATEGY is `{other}`; there are none, normal and recursive")),
     };
-    if let Some(recursive) = recursive {
-        let options = ["submodule", "update", "--init", "--quiet"];
-        git.run(&options.into_iter().chain(recursive).chain(depth).collect::<Vec<_>>()).await?;
-    }
+    submodules::fetch(&git, wanted.elsewhere, depth, levels).await?;
+    let is_checked_out = said("GIT_CHECKOUT") != Some("false")
+        && said("GIT_LFS_SKIP_SMUDGE").is_none_or(|it| matches!(it, "" | "0" | "false"));
+    let lfs = if is_checked_out { lfs::fetch(&git, wanted.client).await? } else { None };
     let listed = git.run(&["ls-files", "-z"]).await?;
-    Ok(listed.split('\0').filter(|name| !name.is_empty()).map(str::to_owned).collect())
+    Ok((listed.split('\0').filter(|name| !name.is_empty()).map(str::to_owned).collect(), lfs))
 }
 
-/// How git is called for one job.
-struct Git {
-    tree: PathBuf,
-    url: String,
-    environment: Vec<(String, String)>,
-}
-
-impl Git {
-    fn of(tree: &Path, wanted: &Wanted<'_>) -> Result<Git, String> {
-        let (url, login) = without_login(&wanted.job.git_info.repo_url)?;
-        let login = login.unwrap_or_else(|| format!("gitlab-ci-token:{}", wanted.job.token));
-        // For this repository's instance alone: git compares host and path by parts (git-config, http.<url>).
-        let origin = url.match_indices('/').nth(2).map_or(url.as_str(), |(at, _)| &url[..at]);
-        let mut settings = vec![
-            (format!("http.{origin}/.extraHeader"), format!("Authorization: Basic {}", BASE64_STANDARD.encode(login))),
-            // A submodule's URL is not ours: neither local paths nor commands.
-            ("protocol.allow".to_owned(), "never".to_owned()),
-            ("protocol.http.allow".to_owned(), "always".to_owned()),
-            ("protocol.https.allow".to_owned(), "always".to_owned()),
-            ("init.defaultBranch".to_owned(), "main".to_owned()),
-            ("advice.detachedHead".to_owned(), "false".to_owned()),
-            ("core.hooksPath".to_owned(), "/dev/null".to_owned()),
-        ];
-        if let Some(path) = wanted.certificate_authority {
-            settings.push((format!("http.{origin}/.sslCAInfo"), path.display().to_string()));
-        }
-        let count = settings.len().to_string();
-        let fixed = [
-            ("GIT_CONFIG_NOSYSTEM", "1"),
-            ("GIT_CONFIG_GLOBAL", "/dev/null"),
-            ("GIT_TERMINAL_PROMPT", "0"),
-            ("HOME", "/dev/null"),
-            ("LC_ALL", "C"),
-            ("GIT_CONFIG_COUNT", count.as_str()),
-        ];
-        let mut environment: Vec<_> = fixed.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
-        for (index, (key, value)) in settings.into_iter().enumerate() {
-            environment.push((format!("GIT_CONFIG_KEY_{index}"), key));
-            environment.push((format!("GIT_CONFIG_VALUE_{index}"), value));
-        }
-        for name in
-            ["PATH", "HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "NO_PROXY", "no_proxy", "ALL_PROXY"]
-        {
-            environment.extend(std::env::var(name).ok().map(|value| (name.to_owned(), value)));
-        }
-        Ok(Git { tree: tree.to_owned(), url, environment })
-    }
-
-    async fn fetch(&self, depth: Option<&str>, refspecs: &[&str]) -> Result<String, String> {
-        let options = ["fetch", "--quiet", "--no-tags", "--no-recurse-submodules"];
-        let target = ["--", "origin"];
-        self.run(&options.into_iter().chain(depth).chain(target).chain(refspecs.iter().copied()).collect::<Vec<_>>())
-            .await
-    }
-
-    /// What it printed; else a sentence with the last that it said.
-    async fn run(&self, arguments: &[&str]) -> Result<String, String> {
-        let mut command = Command::new("git");
-        command.args(arguments).current_dir(&self.tree).env_clear().stdin(Stdio::null()).kill_on_drop(true);
-        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
-        let what = arguments.first().copied().unwrap_or_default();
-        let output = match tokio::time::timeout(GIT_TIME, command.output()).await {
-            Err(_) => return Err(format!("git {what} took longer than {} min", GIT_TIME.as_secs() / 60)),
-            Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => {
-                return Err("the repository is fetched by git, and the farm's server has none: install the package git there, or set \
-                            GIT_STRATEGY to none"
-                    .to_owned());
-            }
-            Ok(Err(error)) => return Err(format!("git {what} cannot be run: {error}")),
-            Ok(Ok(output)) => output,
-        };
-        if output.status.success() {
-            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-        }
-        let said = &output.stderr[output.stderr.len().saturating_sub(SAID_BYTES_MAX)..];
-        Err(format!("git {what} failed: {}", String::from_utf8_lossy(said).trim()))
-    }
-}
-
-/// A URL, and what stood before its host.
-fn without_login(url: &str) -> Result<(String, Option<String>), String> {
-    let (scheme, rest) = url
-        .split_once("://")
-        .filter(|(scheme, _)| matches!(*scheme, "http" | "https"))
-        .ok_or_else(|| format!("the repository's URL `{url}` is neither http nor https"))?;
-    let host_end = rest.find('/').unwrap_or(rest.len());
-    match rest[..host_end].rsplit_once('@') {
-        Some((login, host)) => Ok((format!("{scheme}://{host}{}", &rest[host_end..]), Some(login.to_owned()))),
-        None => Ok((url.to_owned(), None)),
-    }
-}
-
-fn write(
-    path: &Path,
-    tree: &Path,
-    project_dir: &str,
-    archives: &[(String, Bytes)],
-    files: &[(String, Vec<u8>)],
-) -> Result<(), String> {
+/// Whether anything was written.
+fn write(path: &Path, tree: &Path, layout: &Layout, archives: Vec<(String, Zipped)>) -> Result<bool, String> {
     let cannot = |error: io::Error| error.to_string();
     let mut builder = Builder::new(BufWriter::new(private(path).map_err(cannot)?));
     // No owner but root: git in a container refuses the folder of another.
     builder.mode(HeaderMode::Deterministic);
     builder.follow_symlinks(false);
-    let project = project_dir.trim_start_matches('/');
-    if tree.is_dir() {
-        builder.append_dir_all(project, tree).map_err(cannot)?;
-    }
+    let (prefix, below, files) = match layout {
+        Layout::Machine { project_dir, files } => (project_dir.trim_start_matches('/'), "", files.as_slice()),
+        Layout::Folder { below } => ("", below.as_str(), [].as_slice()),
+    };
+    let mut has_files = add_tree(&mut builder, prefix, tree, below)?;
     let mut left = UNPACKED_BYTES_MAX;
     for (name, archive) in archives {
-        add_zip(&mut builder, project, archive, &mut left)
-            .map_err(|error| format!("the artifacts of `{name}`: {error}"))?;
+        let added = match archive {
+            Zipped::Bytes(bytes) => add_zip(&mut builder, (prefix, below), io::Cursor::new(bytes), &mut left),
+            Zipped::File(file) => add_zip(&mut builder, (prefix, below), file, &mut left),
+        };
+        has_files |= added.map_err(|error| format!("{name}: {error}"))?;
     }
     for (path, bytes) in files {
         let mut header = of_root(0o600);
         header.set_size(bytes.len() as u64);
         builder.append_data(&mut header, path.trim_start_matches('/'), bytes.as_slice()).map_err(cannot)?;
     }
-    builder.into_inner().and_then(|mut file| file.flush()).map_err(cannot)
+    builder.into_inner().and_then(|mut file| file.flush()).map_err(cannot)?;
+    Ok(has_files)
+}
+
+/// The checkout's folder `below`, as `prefix`; whether there is anything in it.
+fn add_tree(builder: &mut Builder<impl Write>, prefix: &str, tree: &Path, below: &str) -> Result<bool, String> {
+    let cannot = |error: io::Error| error.to_string();
+    if !tree.is_dir() {
+        return Ok(false);
+    }
+    // A link of the repository in its place may lead anywhere on this host.
+    let inner = match tree.join(below).canonicalize() {
+        Ok(inner) if inner.starts_with(tree.canonicalize().map_err(cannot)?) => inner,
+        Ok(_) => return Err(format!("`{below}` leads out of the repository")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(format!("`{below}`: {error}")),
+    };
+    if !prefix.is_empty() {
+        builder.append_dir_all(prefix, &inner).map_err(cannot)?;
+        return Ok(true);
+    }
+    let mut has_files = false;
+    for entry in fs::read_dir(&inner).map_err(|error| format!("`{below}`: {error}"))? {
+        let entry = entry.map_err(cannot)?;
+        has_files = true;
+        match entry.file_type().map_err(cannot)?.is_dir() {
+            true => builder.append_dir_all(entry.file_name(), entry.path()),
+            false => builder.append_path_with_name(entry.path(), entry.file_name()),
+        }
+        .map_err(cannot)?;
+    }
+    Ok(has_files)
 }
 
 fn of_root(mode: u32) -> Header {
@@ -263,16 +218,24 @@ fn private(path: &Path) -> io::Result<File> {
     File::options().create(true).truncate(true).write(true).mode(0o600).open(path)
 }
 
-/// The files of an archive, below `folder`.
-fn add_zip(builder: &mut Builder<impl Write>, folder: &str, archive: &[u8], left: &mut u64) -> Result<(), String> {
-    let mut archive = zip::ZipArchive::new(io::Cursor::new(archive)).map_err(|error| error.to_string())?;
+/// The files of an archive in the folder `below`, as `prefix`; whether there were any.
+fn add_zip(
+    builder: &mut Builder<impl Write>,
+    (prefix, below): (&str, &str),
+    archive: impl Read + io::Seek,
+    left: &mut u64,
+) -> Result<bool, String> {
+    let mut archive = zip::ZipArchive::new(archive).map_err(|error| error.to_string())?;
+    let mut has_files = false;
     for index in 0..archive.len() {
         let file = archive.by_index(index).map_err(|error| error.to_string())?;
         let name = file.enclosed_name().ok_or_else(|| {
             let name = String::from_utf8_lossy(file.name_raw()).into_owned();
             format!("`{name}` leads out of the folder")
         })?;
-        let path = Path::new(folder).join(name);
+        let inner = name.strip_prefix(below).ok().filter(|inner| !inner.as_os_str().is_empty());
+        let Some(path) = inner.map(|inner| Path::new(prefix).join(inner)) else { continue };
+        has_files = true;
         let mode = file.unix_mode().unwrap_or(0o644);
         let mut header = of_root(mode & 0o777);
         if file.is_dir() {
@@ -302,7 +265,7 @@ fn add_zip(builder: &mut Builder<impl Write>, folder: &str, archive: &[u8], left
             return Err(format!("{} has fewer bytes than the archive says", path.display()));
         }
     }
-    Ok(())
+    Ok(has_files)
 }
 
 struct Counted<R> {
@@ -322,16 +285,6 @@ impl<R: Read> Read for Counted<R> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_token_is_taken_out_of_the_url() {
-        let read = |url: &str| without_login(url);
-        let expected = ("https://gitlab.example.org/a/b.git".to_owned(), Some("gitlab-ci-token:x".to_owned()));
-        assert_eq!(read("https://gitlab-ci-token:x@gitlab.example.org/a/b.git"), Ok(expected));
-        assert_eq!(read("http://host/a@b.git"), Ok(("http://host/a@b.git".to_owned(), None)));
-        assert!(read("file:///etc").unwrap_err().contains("neither http nor https"));
-        assert!(read("--upload-pack=x").is_err());
-    }
-
     fn zip(files: &[(&str, &str)]) -> Bytes {
         let mut archive = zip::ZipWriter::new(io::Cursor::new(Vec::new()));
         for (name, text) in files {
@@ -350,8 +303,12 @@ mod tests {
         fs::write(tree.join("a.txt"), "a").unwrap();
         std::os::unix::fs::symlink("/etc", tree.join("out")).unwrap();
         let path = folder.path().join("files.tar");
-        let archives = [("build".to_owned(), zip(&[("out/x", "built")]))];
-        write(&path, &tree, "/builds/g/p", &archives, &[("/.wharf/script".into(), b"true".to_vec())]).unwrap();
+        let archives = vec![("build".to_owned(), Zipped::Bytes(zip(&[("out/x", "built")])))];
+        let layout = Layout::Machine {
+            project_dir: "/builds/g/p".into(),
+            files: vec![("/.wharf/script".into(), b"true".to_vec())],
+        };
+        assert_eq!(write(&path, &tree, &layout, archives), Ok(true));
         let mut archive = tar::Archive::new(File::open(&path).unwrap());
         let entries = archive.entries().unwrap().map(|entry| {
             let mut entry = entry.unwrap();
@@ -372,8 +329,30 @@ mod tests {
     #[test]
     fn artifacts_that_lead_out_of_the_folder_are_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let archives = [("build".to_owned(), zip(&[("../../x", "evil")]))];
-        let error = write(&folder.path().join("f"), &folder.path().join("none"), "/b/p", &archives, &[]).unwrap_err();
+        let archives = vec![("the artifacts of `build`".to_owned(), Zipped::Bytes(zip(&[("../../x", "evil")])))];
+        let layout = Layout::Folder { below: String::new() };
+        let error = write(&folder.path().join("f"), &folder.path().join("none"), &layout, archives).unwrap_err();
         assert_eq!(error, "the artifacts of `build`: `../../x` leads out of the folder");
+    }
+
+    #[test]
+    fn a_folder_of_the_job_is_packed_by_itself_and_is_never_one_of_the_host() {
+        let folder = tempfile::tempdir().unwrap();
+        let tree = folder.path().join("checkout");
+        fs::create_dir_all(tree.join("out/deep")).unwrap();
+        fs::write(tree.join("out/deep/a"), "a").unwrap();
+        fs::write(tree.join("beside"), "b").unwrap();
+        std::os::unix::fs::symlink("/etc", tree.join("etc")).unwrap();
+        let path = folder.path().join("files.tar");
+        let pack = |below: &str, files: &[(&str, &str)]| {
+            let archives = vec![("build".to_owned(), Zipped::Bytes(zip(files)))];
+            let has_files = write(&path, &tree, &Layout::Folder { below: below.to_owned() }, archives)?;
+            let mut archive = tar::Archive::new(File::open(&path).unwrap());
+            let names = archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().display().to_string());
+            Ok((has_files, names.collect::<Vec<_>>().join(" ")))
+        };
+        assert_eq!(pack("out", &[("out/x", ""), ("other/y", "")]), Ok((true, "deep/ deep/a x".to_owned())));
+        assert_eq!(pack("none", &[("outer/x", "")]), Ok((false, String::new())));
+        assert_eq!(pack("etc", &[]), Err("`etc` leads out of the repository".to_owned()));
     }
 }

@@ -179,6 +179,11 @@ impl Client {
         http::fetch(&self.http, &self.base, url, from, bytes_max).await
     }
 
+    /// For what its own answers lead to.
+    pub(super) fn http(&self) -> &reqwest::Client {
+        &self.http
+    }
+
     /// A path of its API as a URL.
     pub(super) fn api_url(&self, path: &str) -> String {
         format!("{}/api/v4{path}", self.base)

@@ -3,7 +3,7 @@
 //! ```text
 //!  Job ─► variables expanded ─► form ─┬─ text in a variable
 //!                                     ├─ a file of the repository, of an artifact, of a URL: fetched
-//!                                     ├─ CI_TRON_*: glartifact:// links looked up, then ci_tron.rs
+//!                                     ├─ CI_TRON_*: glartifact:// links looked up, then ci_tron.rs; its shared folder packed (executorctl.rs)
 //!                                     └─ script: the farm's own job, or the farm file's; its files packed (checkout.rs)
 //! ```
 
@@ -14,17 +14,21 @@ use bytes::Bytes;
 use gateway::registry::Door;
 use serde_json::{Value, json};
 
-use super::checkout;
+use super::cache::{Caches, Found};
+use super::checkout::{self, Layout, Zipped};
 use super::ci_tron::{self, Environment};
 use super::client::{Client, in_query};
 use super::courier::Outcome;
+use super::executorctl;
 use super::forms::{self, Form, PipelineArtifact};
 use super::image::{self, Loaded};
+use super::passed_over;
 use super::produce::unpacked;
 use super::register::Wanted;
 use super::script;
 use super::wire::{Dependency, Features, Job};
-use crate::farm::{Attached, Descriptions, TargetOverride};
+use crate::config::BucketMember;
+use crate::farm::{Attached, DIRECTORY, Descriptions, TargetOverride};
 
 /// A job description, as the API takes them.
 const TEXT_BYTES_MAX: usize = 256 * 1024;
@@ -51,6 +55,9 @@ pub(super) struct Described {
     pub said: Vec<String>,
     /// Those that deserve a second look.
     pub notes: Vec<String>,
+    /// Whose buckets it may use besides its own, and who says that he is a member of them.
+    pub groups: Vec<String>,
+    pub member: Option<BucketMember>,
     /// What its verdict is.
     pub kind: Kind,
 }
@@ -66,6 +73,12 @@ pub(super) enum Kind {
         /// What its last line has in it.
         nonce: String,
         /// The files that git has, where a job asks for the others.
+        tracked: BTreeSet<String>,
+    },
+    /// What the patterns say; and a folder of its files is in its bucket.
+    Folder {
+        /// Where that is in the job's folder.
+        below: String,
         tracked: BTreeSet<String>,
     },
 }
@@ -116,6 +129,8 @@ pub(super) struct Place<'a> {
     pub images: Option<&'a Door>,
     /// Of the DUTs that the runner means, where their tags say it.
     pub architecture: Option<String>,
+    /// What earlier jobs of the project have kept.
+    pub caches: &'a Caches,
     /// The job's own folder.
     pub folder: &'a Path,
 }
@@ -154,8 +169,9 @@ pub(super) async fn describe(
         }
         Form::CiTron => {
             described.notes = pipeline.look_up(&mut environ).await?;
-            described.text = ci_tron::description(&environ, &target_of(&runner.target, place.dut))?;
+            described.text = ci_tron::description(&environ, &target_of(&runner.target, place.dut.clone()))?;
             described.source_name = "CI_TRON_*".into();
+            pipeline.folder(&mut described, &environ, runner, &place).await?;
         }
         Form::Script => pipeline.script(&mut described, &mut environ, runner, &place).await?,
     }
@@ -198,24 +214,13 @@ impl Pipeline<'_> {
         if let Some(path) = environ.get("GIT_CLONE_PATH").filter(|path| !super::variables::is_below_builds(path)) {
             return Err(format!("GIT_CLONE_PATH is `{path}`; it has to be below {}", script::BUILDS).into());
         }
+        described.notes.extend(passed_over::of_script(job, environ)?);
         let loaded = self.image(environ, place).await?;
         let project_dir = environ.get("CI_PROJECT_DIR").cloned().unwrap_or_default();
-        let mut archives = Vec::new();
-        for earlier in self.dependencies() {
-            let archive = self.archive(earlier).await;
-            archives.push((earlier.name.clone(), archive.map_err(|why| Refused { why, blame: Blame::Source })?));
-        }
-        let wanted = checkout::Wanted {
-            job,
-            environ,
-            project_dir: &project_dir,
-            certificate_authority: runner.instance.certificate_authority.as_deref(),
-            archives,
-            files: script::files(job, environ, &project_dir),
-        };
-        let packed = checkout::pack(place.folder, wanted).await.map_err(|why| Refused { why, blame: Blame::Source })?;
+        let files = script::files(job, environ, &project_dir);
+        let layout = Layout::Machine { project_dir: project_dir.clone(), files };
+        let packed = self.pack(described, environ, runner, place, layout).await?;
         described.attachments.insert(FILES.to_owned(), Attached::File(packed.archive));
-        let wants_others = job.artifacts.iter().any(|entry| entry.untracked);
         let nonce = format!("{:016x}", rand::random::<u64>());
         let container = loaded.as_ref().map(|loaded| &loaded.container);
         environ.insert("WHARF_SCRIPT".to_owned(), script::outer(&project_dir, &nonce, container));
@@ -225,11 +230,70 @@ impl Pipeline<'_> {
             described.said.push(loaded.note);
         }
         environ.insert("WHARF_NONCE".to_owned(), nonce.clone());
-        let tracked = if wants_others { packed.tracked } else { BTreeSet::new() };
-        described.kind = Kind::Script { nonce, tracked };
+        described.kind = Kind::Script { nonce, tracked: packed.tracked };
         let own = || ("script:".to_owned(), SCRIPT_JOB.to_owned());
         (described.source_name, described.text) = runner.instance.script_job.clone().unwrap_or_else(own);
         Ok(())
+    }
+
+    /// The folder that CI-tron's template would share with the DUT, and whose buckets that may use.
+    async fn folder(
+        &self,
+        described: &mut Described,
+        environ: &Environment,
+        runner: &Wanted,
+        place: &Place<'_>,
+    ) -> Result<(), Refused> {
+        let options = executorctl::options(environ)?;
+        if !options.passed_over.is_empty() {
+            let words = options.passed_over.join(" ");
+            described
+                .notes
+                .push(format!("CI_TRON_EXECUTORCTL_EXTRA_ARGS: passed over, as it means nothing here: {words}"));
+        }
+        (described.groups, described.member) = (options.groups, options.member);
+        let Some(share) = options.share else { return Ok(()) };
+        let project_dir = environ.get("CI_PROJECT_DIR").map_or("", String::as_str);
+        let below = executorctl::below(&share, project_dir)
+            .ok_or_else(|| format!("--share-directory {share} is not in the job's folder, {project_dir}"))?;
+        let layout = Layout::Folder { below: below.clone() };
+        let packed = self.pack(described, environ, runner, place, layout).await?;
+        if packed.has_files {
+            described.attachments.insert(DIRECTORY.to_owned(), Attached::File(packed.archive));
+        }
+        described.kind = Kind::Folder { below, tracked: packed.tracked };
+        Ok(())
+    }
+
+    /// The repository, what caches have, and earlier jobs' artifacts.
+    async fn pack(
+        &self,
+        described: &mut Described,
+        environ: &Environment,
+        runner: &Wanted,
+        place: &Place<'_>,
+        layout: Layout,
+    ) -> Result<checkout::Packed, Refused> {
+        let of_source = |why| Refused { why, blame: Blame::Source };
+        let (found, said) = place.caches.restore(self.job, environ);
+        described.said.extend(said);
+        let of_cache = |found: Found| (format!("the cache `{}`", found.key), Zipped::File(found.archive));
+        let mut archives: Vec<_> = found.into_iter().map(of_cache).collect();
+        for earlier in self.dependencies() {
+            let archive = self.archive(earlier).await.map_err(of_source)?;
+            archives.push((format!("the artifacts of `{}`", earlier.name), Zipped::Bytes(archive)));
+        }
+        let certificate_authority = runner.instance.certificate_authority.as_deref();
+        let elsewhere = place.elsewhere;
+        let (job, client) = (self.job, self.client);
+        let wanted = checkout::Wanted { job, environ, layout, client, elsewhere, certificate_authority, archives };
+        let mut packed = checkout::pack(place.folder, wanted).await.map_err(of_source)?;
+        described.said.extend(packed.lfs.take());
+        let (artifacts, cache) = (&self.job.artifacts, &self.job.cache);
+        if !artifacts.iter().any(|entry| entry.untracked) && !cache.iter().any(|entry| entry.untracked) {
+            packed.tracked.clear();
+        }
+        Ok(packed)
     }
 
     /// A file of the repository, at the pipeline's commit.

@@ -77,9 +77,23 @@ pub(super) async fn load(door: &Door, wanted: Wanted<'_>, folder: &Path) -> Resu
         None => configuration.config.entrypoint.unwrap_or_default(),
     };
     let environment = configuration.config.environment.unwrap_or_default();
+    let said = wanted.job.image.executor_opts["docker"]["user"].as_str().unwrap_or_default();
+    let user = match said {
+        "" => user_of(configuration.config.user.as_deref().unwrap_or_default())?,
+        said => user_of(said)?,
+    };
     let count = manifest.layers.len();
     let note = format!("The image is {name} for {platform}: {count} layers of {bytes} bytes in all");
-    Ok(Loaded { archive, container: Container { environment, entrypoint }, note })
+    Ok(Loaded { archive, container: Container { environment, entrypoint, user }, note })
+}
+
+/// Who runs the script; `None`: root.
+fn user_of(text: &str) -> Result<Option<String>, String> {
+    let is_word = |letter: char| letter.is_ascii_alphanumeric() || "_.-:".contains(letter);
+    if !text.chars().all(is_word) || text.starts_with(['-', ':']) {
+        return Err(format!("`{text}` is no user: write `USER` or `USER:GROUP`"));
+    }
+    Ok(Some(text).filter(|text| !matches!(*text, "" | "0" | "0:0" | "root" | "root:root")).map(str::to_owned))
 }
 
 /// On a thread for it, which ends when nobody waits any more.
@@ -289,6 +303,8 @@ struct Runs {
     environment: Option<Vec<String>>,
     #[serde(rename = "Entrypoint")]
     entrypoint: Option<Vec<String>>,
+    #[serde(rename = "User")]
+    user: Option<String>,
 }
 
 #[cfg(test)]
@@ -327,6 +343,15 @@ mod tests {
         let platform = Platform { architecture: "arm64".into(), variant: None };
         assert!(platform.fits(&json!({"os": "linux", "architecture": "arm64", "variant": "v8"})));
         assert!(!platform.fits(&json!({"os": "unknown", "architecture": "unknown"})));
+    }
+
+    #[test]
+    fn a_script_runs_as_the_user_whom_the_image_or_the_job_names() {
+        for text in ["", "0", "root:root"] {
+            assert_eq!(user_of(text), Ok(None));
+        }
+        assert_eq!(user_of("builder:1000"), Ok(Some("builder:1000".to_owned())));
+        assert_eq!(user_of("$(reboot)"), Err("`$(reboot)` is no user: write `USER` or `USER:GROUP`".to_owned()));
     }
 
     #[test]

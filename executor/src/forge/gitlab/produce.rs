@@ -24,7 +24,7 @@ use super::client::Upload;
 use super::courier::Outcome;
 use super::globs::Globs;
 use super::mask::Masker;
-use super::wire::{Artifacts, Job};
+use super::wire::{Artifacts, Cache, Job};
 use crate::job_log::JobLog;
 use crate::verdict::{Status, Verdict};
 
@@ -48,17 +48,39 @@ pub(super) enum Console {
     Cut,
 }
 
-/// A file and its name in the job's folder.
+/// A file, or a symbolic link, and its name in the job's folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Named {
     pub name: String,
-    pub path: PathBuf,
+    pub content: Held,
     pub mode: u32,
+}
+
+/// What stands under a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Held {
+    /// The bytes of a file of ours.
+    File(PathBuf),
+    /// A link, and where it leads; nobody follows it here.
+    Link(String),
 }
 
 impl Named {
     fn ours(name: &str, path: PathBuf) -> Named {
-        Named { name: name.to_owned(), path, mode: 0o644 }
+        Named { name: name.to_owned(), content: Held::File(path), mode: 0o644 }
+    }
+
+    /// How many bytes it has.
+    pub(super) fn bytes(&self) -> u64 {
+        self.file().and_then(|path| path.metadata().ok()).map_or(0, |metadata| metadata.len())
+    }
+
+    /// Its bytes, where it is a file.
+    fn file(&self) -> Option<&Path> {
+        match &self.content {
+            Held::File(path) => Some(path),
+            Held::Link(_) => None,
+        }
     }
 }
 
@@ -107,13 +129,7 @@ pub(super) fn uploads(
     let files = chosen_from.files;
     let mut wanted: Vec<(Artifacts, Vec<Named>)> = Vec::new();
     for entry in job.artifacts.iter().filter(|entry| outcome.uploads(&entry.when)) {
-        let (paths, exclude) =
-            (Globs::new(&entry.paths, chosen_from.project_dir), Globs::new(&entry.exclude, chosen_from.project_dir));
-        let is_new = |name: &str| {
-            entry.untracked && !chosen_from.tracked.contains(name) && !name.starts_with(".git/") && !is_ours(name)
-        };
-        let is_in = |file: &&Named| (paths.mean(&file.name) || is_new(&file.name)) && !exclude.mean(&file.name);
-        let chosen: Vec<_> = files.iter().filter(is_in).cloned().collect();
+        let chosen = chosen_from.choose(&entry.paths, &entry.exclude, entry.untracked.into());
         if chosen.is_empty() {
             let others =
                 if files.iter().all(|file| is_ours(&file.name)) { "; there are those under wharf/" } else { "" };
@@ -137,6 +153,60 @@ pub(super) struct ChosenFrom<'a> {
     pub tracked: &'a BTreeSet<String>,
     /// Where absolute paths begin.
     pub project_dir: &'a str,
+}
+
+/// Which files some entry of `artifacts:` or `cache:` may mean.
+pub(super) struct Meant {
+    is_any: bool,
+    paths: Globs,
+}
+
+impl Meant {
+    pub(super) fn by_artifacts(job: &Job, project_dir: &str) -> Meant {
+        Meant::by(job.artifacts.iter().map(|entry| (&entry.paths, entry.untracked)), project_dir)
+    }
+
+    pub(super) fn by_caches(entries: &[Cache], project_dir: &str) -> Meant {
+        Meant::by(entries.iter().map(|entry| (&entry.paths, entry.untracked)), project_dir)
+    }
+
+    fn by<'a>(entries: impl Iterator<Item = (&'a Vec<String>, bool)> + Clone, project_dir: &str) -> Meant {
+        let is_any = entries.clone().any(|(_, untracked)| untracked);
+        let paths: Vec<String> = entries.flat_map(|(paths, _)| paths.iter().cloned()).collect();
+        Meant { is_any, paths: Globs::new(&paths, project_dir) }
+    }
+
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.is_any || self.paths.mean(name)
+    }
+}
+
+/// Whether files that git does not have are meant besides those of `paths`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Untracked {
+    Chosen,
+    Left,
+}
+
+impl From<bool> for Untracked {
+    fn from(is_chosen: bool) -> Untracked {
+        if is_chosen { Untracked::Chosen } else { Untracked::Left }
+    }
+}
+
+impl ChosenFrom<'_> {
+    /// Those that an entry of `artifacts:` or `cache:` means.
+    pub(super) fn choose(&self, paths: &[String], exclude: &[String], untracked: Untracked) -> Vec<Named> {
+        let (paths, exclude) = (Globs::new(paths, self.project_dir), Globs::new(exclude, self.project_dir));
+        let is_new = |name: &str| {
+            untracked == Untracked::Chosen
+                && !self.tracked.contains(name)
+                && !name.starts_with(".git/")
+                && !is_ours(name)
+        };
+        let is_in = |file: &&Named| (paths.mean(&file.name) || is_new(&file.name)) && !exclude.mean(&file.name);
+        self.files.iter().filter(is_in).cloned().collect()
+    }
 }
 
 fn is_ours(name: &str) -> bool {
@@ -169,31 +239,23 @@ fn pack(path: &Path, entry: &Artifacts, files: &[Named]) -> io::Result<Upload> {
         if entry.name.is_empty() { if kind == "archive" { "artifacts" } else { kind } } else { entry.name.as_str() };
     let end = match format {
         "zip" => {
-            let mut archive = zip::ZipWriter::new(File::create(path)?);
-            for file in files {
-                // GitLab reads archives of more than 4 GiB, whose sizes need it.
-                let large = file.path.metadata()?.len() >= u64::from(u32::MAX);
-                let options = SimpleFileOptions::default().unix_permissions(file.mode).large_file(large);
-                archive.start_file(&file.name, options).map_err(io::Error::other)?;
-                io::copy(&mut File::open(&file.path)?, &mut archive)?;
-            }
-            archive.finish().map_err(io::Error::other)?;
+            zipped(path, files)?;
             ".zip"
         }
         "gzip" => {
             // A member each (RFC 1952, 2.2): GitLab reads reports one by one.
             let mut whole = File::create(path)?;
-            for file in files {
+            for file in files.iter().filter_map(Named::file) {
                 let mut packed = GzEncoder::new(whole, Compression::default());
-                io::copy(&mut File::open(&file.path)?, &mut packed)?;
+                io::copy(&mut File::open(file)?, &mut packed)?;
                 whole = packed.finish()?;
             }
             ".gz"
         }
         _ => {
             let mut whole = File::create(path)?;
-            for file in files {
-                io::copy(&mut File::open(&file.path)?, &mut whole)?;
+            for file in files.iter().filter_map(Named::file) {
+                io::copy(&mut File::open(file)?, &mut whole)?;
             }
             ""
         }
@@ -205,6 +267,26 @@ fn pack(path: &Path, entry: &Artifacts, files: &[Named]) -> io::Result<Upload> {
         format: format.to_owned(),
         expire_in: entry.expire_in.clone(),
     })
+}
+
+/// Writes the archive of these files.
+pub(super) fn zipped(path: &Path, files: &[Named]) -> io::Result<()> {
+    let mut archive = zip::ZipWriter::new(File::create(path)?);
+    for named in files {
+        let options = SimpleFileOptions::default().unix_permissions(named.mode);
+        match &named.content {
+            Held::File(path) => {
+                // GitLab reads archives of more than 4 GiB, whose sizes need it.
+                let large = path.metadata()?.len() >= u64::from(u32::MAX);
+                archive.start_file(&named.name, options.large_file(large)).map_err(io::Error::other)?;
+                io::copy(&mut File::open(path)?, &mut archive)?;
+            }
+            Held::Link(target) => {
+                archive.add_symlink(&named.name, target.as_str(), options).map_err(io::Error::other)?;
+            }
+        }
+    }
+    archive.finish().map_err(io::Error::other)?.sync_data()
 }
 
 /// One test case, which GitLab shows beside the pipeline's others.
@@ -336,7 +418,7 @@ mod tests {
         let named = |name: &str| {
             let path = folder.path().join(name.replace('/', "_"));
             std::fs::write(&path, name).unwrap();
-            Named { name: name.to_owned(), path, mode: 0o755 }
+            Named { name: name.to_owned(), content: Held::File(path), mode: 0o755 }
         };
         let files = ["wharf/job.yml", "a.xml", "b.xml", "Makefile", ".git/index"].map(named);
         let tracked = BTreeSet::from(["Makefile".to_owned()]);

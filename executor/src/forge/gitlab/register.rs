@@ -441,6 +441,7 @@ mod tests {
             maximum_timeout: Duration::from_secs(3600),
             log_bytes_max: 1 << 20,
             script_job: None,
+            cache: Default::default(),
             terminal: None,
         }
     }

@@ -36,6 +36,8 @@ pub(super) struct Container {
     pub environment: Vec<String>,
     /// Goes before the shell.
     pub entrypoint: Vec<String>,
+    /// Who runs the script: `USER` or `USER:GROUP`, each a name or a number; `None`: root.
+    pub user: Option<String>,
 }
 
 /// How a script ended, as the console says it.
@@ -65,9 +67,11 @@ pub(super) fn files(job: &Job, environ: &Environment, project_dir: &str) -> Vec<
     }
     let is_after = |step: &&Step| step.name == "after_script";
     let (after, before): (Vec<&Step>, Vec<&Step>) = job.steps.iter().partition(is_after);
-    let keep = job.artifacts.iter().flat_map(|entry| match entry.untracked {
+    let cached = job.cache.iter().filter(|entry| entry.pushes()).map(|entry| (&entry.paths, entry.untracked));
+    let kept = job.artifacts.iter().map(|entry| (&entry.paths, entry.untracked)).chain(cached);
+    let keep = kept.flat_map(|(paths, untracked)| match untracked {
         true => vec!["^.*$".to_owned()],
-        false => entry.paths.iter().filter_map(|path| globs::expression(path, project_dir)).collect(),
+        false => paths.iter().filter_map(|path| globs::expression(path, project_dir)).collect(),
     });
     let keep: String = keep.map(|line| line + "\n").collect();
     files.push(("/.wharf/environment".to_owned(), environment.into_bytes()));
@@ -93,7 +97,7 @@ fn commands(steps: &[&Step]) -> String {
 /// What the small Linux is handed: the job's text puts `WHARF_HTTP` and `WHARF_RESULTS` before it.
 pub(super) fn outer(project_dir: &str, nonce: &str, container: Option<&Container>) -> String {
     let none = Container::default();
-    let Container { environment, entrypoint } = container.unwrap_or(&none);
+    let Container { environment, entrypoint, user } = container.unwrap_or(&none);
     let words = |all: &[String]| all.iter().map(|word| format!(" {}", quoted(word))).collect::<String>();
     let has_path = environment.iter().any(|pair| pair.starts_with("PATH="));
     let path = if has_path { String::new() } else { format!(" PATH={PATH}") };
@@ -102,6 +106,14 @@ pub(super) fn outer(project_dir: &str, nonce: &str, container: Option<&Container
         Some(_) => ROOT_OF_IMAGE.to_owned(),
     };
     let project = quoted(project_dir);
+    let become_user = user.as_ref().map(|user| BECOME_USER.replace("USER", &quoted(user)).replace("PROJECT", &project));
+    let command = match (user, entrypoint.split_first()) {
+        (None, _) => format!("{} \"$shell\" \"$2\"", words(entrypoint)),
+        (Some(_), None) => format!(" {AS_USER} -a \"$shell\" -- \"$2\""),
+        (Some(_), Some((first, rest))) => {
+            format!(" {AS_USER} -a {} --{} \"$shell\" \"$2\"", quoted(first), words(rest))
+        }
+    };
     format!(
         "rm -f \"$0\"\nset -o pipefail\n\
          end() {{ printf '\\nwharf: script {nonce} exit %s\\n' \"$1\"; exit \"$1\"; }}\n\
@@ -111,15 +123,37 @@ pub(super) fn outer(project_dir: &str, nonce: &str, container: Option<&Container
          wget -q -O - \"$WHARF_HTTP/gitlab/files.tar\" | tar -x -C \"$root/\" || broken 'the files of the job cannot be fetched'\n\
          for shell in {SHELLS} none; do chroot \"$root/\" \"$shell\" -c : 2>/dev/null && break; done\n\
          [ \"$shell\" != none ] || {{ echo 'The image has neither bash nor sh for this machine'; end 127; }}\n\
-         run() {{ env -i{path} HOME=/root TERM=dumb CI_JOB_STATUS=\"$1\"{environment} /bin/chroot \"$root/\"{entrypoint} \"$shell\" \"$2\" </dev/null; }}\n\
+         home=/root\n{become_user}\
+         run() {{ env -i{path} HOME=\"$home\" TERM=dumb CI_JOB_STATUS=\"$1\"{environment} /bin/chroot \"$root/\"{command} </dev/null; }}\n\
          run running /.wharf/script\ncode=$?\n\
          status=success\n[ $code = 0 ] || status=failed\n\
          [ ! -e \"$root/.wharf/after\" ] || run $status /.wharf/after\n\
          cd \"$root\"{project} || end $code\n{RESULTS}end $code\n",
         environment = words(environment),
-        entrypoint = words(entrypoint),
+        become_user = become_user.unwrap_or_default(),
     )
 }
+
+/// busybox's own way to be somebody else in another root: with the groups that the image gives him, and for as long as nothing has the
+/// process id of a file that is not there.
+const AS_USER: &str = "/.wharf/busybox start-stop-daemon -S -q -p /.wharf/none -c \"$user\"";
+
+/// A number without a name gets one, as container engines do. The job's files are his; what is shown on the console he may write there, too.
+const BECOME_USER: &str = r#"user=USER
+id=${user%%:*}
+passwd=$root/etc/passwd
+case $id in
+*[!0-9]*) ;;
+*) grep -q "^[^:]*:[^:]*:$id:" "$passwd" 2>/dev/null || printf '
+wharf:x:%s:0::/:
+' "$id" >>"$passwd" ;;
+esac
+home=$(awk -F: -v id="$id" '$1 == id || $3 == id { print $6; exit }' "$passwd")
+[ -n "$home" ] || broken "the image has no user $id"
+cp /bin/busybox "$root/.wharf/busybox" && chroot "$root/" /.wharf/busybox chown -R -h "$user" /.wharf PROJECT PROJECT.tmp ||
+    broken "the job's files cannot be given to the user $user"
+chmod a+rw "$(readlink -f /proc/$$/fd/1)"
+"#;
 
 /// Unpacks the image into memory; half of it is what a tmpfs has by default, and the rest would lie idle.
 const ROOT_OF_IMAGE: &str = r#"root=/image
@@ -141,7 +175,7 @@ mount -t tmpfs shm $root/dev/shm
 
 /// Sends what the job wants kept to its bucket. busybox's wget has no PUT; nc ends when the farm has answered and closes, and until then
 /// its input stays open: a client that is silent for good is taken for one that has gone.
-const RESULTS: &str = r#"if [ -s "$root/.wharf/keep" ] && find . -type f | sed 's,^\./,,' | grep -E -f "$root/.wharf/keep" | sed 's,^,./,' >/tmp/wharf-list; then
+const RESULTS: &str = r#"if [ -s "$root/.wharf/keep" ] && find . -type f -o -type l | sed 's,^\./,,' | grep -E -f "$root/.wharf/keep" | sed 's,^,./,' >/tmp/wharf-list; then
     # A command has 2 MiB for its arguments (execve(2)); the farm chooses once more.
     [ "$(wc -c </tmp/wharf-list)" -lt 1000000 ] || echo . >/tmp/wharf-list
     (
@@ -242,16 +276,24 @@ mod tests {
         let container = Container {
             environment: vec!["PATH=/usr/bin".into(), "IT=it's".into()],
             entrypoint: vec!["/entry point".into()],
+            user: None,
         };
-        for container in [None, Some(&container)] {
+        let of_user = Container { user: Some("me:users".into()), ..container.clone() };
+        for container in [None, Some(&container), Some(&of_user)] {
             let text = outer("/builds/it's/p", "n0", container);
             let output = std::process::Command::new("sh").args(["-n", "-c", &text]).output().unwrap();
             assert!(output.status.success(), "{}\n{text}", String::from_utf8_lossy(&output.stderr));
         }
         let text = outer("/builds/g/p", "n0", Some(&container));
         assert!(text.contains(
-            "env -i HOME=/root TERM=dumb CI_JOB_STATUS=\"$1\" 'PATH=/usr/bin' 'IT=it'\\''s' /bin/chroot \"$root/\" '/entry point' \"$shell\" \"$2\""
+            "env -i HOME=\"$home\" TERM=dumb CI_JOB_STATUS=\"$1\" 'PATH=/usr/bin' 'IT=it'\\''s' /bin/chroot \"$root/\" '/entry point' \"$shell\" \"$2\""
         ), "{text}");
+        let text = outer("/builds/g/p", "n0", Some(&of_user));
+        assert!(
+            text.contains("-c \"$user\" -a '/entry point' -- \"$shell\" \"$2\" </dev/null")
+                && text.contains("user='me:users'\n"),
+            "{text}"
+        );
     }
 
     #[test]

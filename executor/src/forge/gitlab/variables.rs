@@ -41,13 +41,17 @@ pub(super) fn of_job(job: &Job) -> BTreeMap<String, String> {
     }
 }
 
-/// Names, paths and patterns of `artifacts:`, with their variables replaced.
-pub(super) fn expand_artifacts(job: &mut Job) {
+/// Names, paths and patterns of `artifacts:` and `cache:`, with their variables replaced.
+pub(super) fn expand_files(job: &mut Job) {
     let all = of_job(job);
     let value = |text: &str| expand(text, |name| all.get(name).cloned().unwrap_or_default());
     for entry in &mut job.artifacts {
         entry.name = value(&entry.name);
         entry.paths.iter_mut().chain(&mut entry.exclude).for_each(|path| *path = value(path));
+    }
+    for entry in &mut job.cache {
+        let texts = [&mut entry.key, &mut entry.policy].into_iter().chain(&mut entry.fallback_keys);
+        texts.chain(&mut entry.paths).for_each(|text| *text = value(text));
     }
 }
 

@@ -43,6 +43,16 @@ pub(super) struct Job {
     #[serde(deserialize_with = "or_default")]
     pub dependencies: Vec<Dependency>,
     #[serde(deserialize_with = "or_default")]
+    pub cache: Vec<Cache>,
+    /// Containers beside the script.
+    #[serde(deserialize_with = "or_default")]
+    pub services: Vec<Image>,
+    #[serde(deserialize_with = "or_default")]
+    pub hooks: Vec<Step>,
+    /// `run:` as text; such a job has no script.
+    #[serde(deserialize_with = "or_default")]
+    pub run: Value,
+    #[serde(deserialize_with = "or_default")]
     pub features: Features,
 }
 
@@ -121,6 +131,7 @@ pub(super) struct Image {
     /// In the place of the image's own.
     pub entrypoint: Option<Vec<String>>,
     /// By the kind of executor: `docker: {platform, user}`.
+    #[serde(deserialize_with = "or_default")]
     pub executor_opts: Value,
 }
 
@@ -148,6 +159,40 @@ pub(super) struct Artifacts {
     /// `zip`, `gzip` or `raw`.
     #[serde(deserialize_with = "or_default")]
     pub artifact_format: String,
+}
+
+/// Files that the next job of the project begins with.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Cache {
+    /// Ends with `-protected` or `-non_protected`, which the server adds by the job's ref.
+    #[serde(deserialize_with = "or_default")]
+    pub key: String,
+    #[serde(deserialize_with = "or_default")]
+    pub fallback_keys: Vec<String>,
+    #[serde(deserialize_with = "or_default")]
+    pub paths: Vec<String>,
+    /// All that git does not have.
+    #[serde(deserialize_with = "or_default")]
+    pub untracked: bool,
+    /// `pull-push`, `pull` or `push`.
+    #[serde(deserialize_with = "or_default")]
+    pub policy: String,
+    /// `on_success`, `on_failure` or `always`.
+    #[serde(deserialize_with = "or_default")]
+    pub when: String,
+}
+
+impl Cache {
+    /// Whether the job begins with what is there.
+    pub(super) fn pulls(&self) -> bool {
+        self.policy != "push"
+    }
+
+    /// Whether the job's own files are kept.
+    pub(super) fn pushes(&self) -> bool {
+        self.policy != "pull"
+    }
 }
 
 /// A login at a registry.
@@ -204,7 +249,8 @@ fn info() -> Value {
         "executor": "wharf",
         "shell": "sh",
         "features": {
-            "artifacts": true, "artifacts_exclude": true, "cancel_gracefully": true, "cancelable": true, "image": true,
+            "artifacts": true, "artifacts_exclude": true, "cache": true, "cancel_gracefully": true, "cancelable": true,
+            "fallback_cache_keys": true, "image": true,
             "masking": true, "raw_variables": true, "refspecs": true, "return_exit_code": true, "trace_checksum": true,
             "trace_reset": true, "trace_size": true, "two_phase_job_commit": true, "upload_multiple_artifacts": true,
             "upload_raw_artifacts": true, "variables": true,

@@ -5,14 +5,23 @@ use std::sync::Arc;
 
 use tokio::runtime::Handle;
 
-use super::member::{self, DIRECTORY, Flow, REGULAR};
+use super::member::{self, DIRECTORY, Flow, Member, REGULAR};
 use super::{Bench, Editor, Limit, StopWhenDropped};
 use crate::content::{Content, ContentError};
 
 /// What an archive has next.
 pub enum Found<'a> {
-    /// A file: its path, which leads nowhere but into the archive, and its bytes.
-    File(&'a str, &'a mut dyn Read),
+    /// A file.
+    File {
+        /// Leads nowhere but into the archive.
+        path: &'a str,
+        /// Type and permissions, as stat(2) has them.
+        mode: u32,
+        /// Seconds since 1970.
+        modified: u32,
+        /// All of it.
+        bytes: &'a mut dyn Read,
+    },
     /// A link, a device or the like.
     Other,
 }
@@ -35,7 +44,10 @@ impl Editor {
             member::each(bench.input(reader)?, &bench.limit, &spool, &mut |member, bytes| {
                 match member.kind() {
                     DIRECTORY => {}
-                    REGULAR if member.link.is_none() => last = Some(visit(Found::File(&member.path, bytes))?),
+                    REGULAR if member.link.is_none() => {
+                        let Member { path, mode, modified, .. } = member;
+                        last = Some(visit(Found::File { path: &path, mode, modified, bytes })?);
+                    }
                     _ => last = Some(visit(Found::Other)?),
                 }
                 Ok(Flow::On)

@@ -1,0 +1,148 @@
+//! Submodules of a job's repository: their URLs are the author's, and git would connect to wherever they lead, with the server's own view of
+//! the network.
+//!
+//! ```text
+//!  git submodule init ─► the URLs of this level ─┬─ of the instance itself ────────────────────────────────────────────────┐
+//!                                                └─ of elsewhere ─► judged, its redirects too ─► where it ends, and at which│
+//!                                                   addresses: git is told both (http.curloptResolve, from git 2.37 on) ──┤
+//!  the next level: each of them ◄── git submodule update ◄───────────────────────────────────────────────────────────────┘
+//! ```
+//! A redirect that comes only now is not followed (git.rs).
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use reqwest::Url;
+
+use super::git::Git;
+use crate::farm::Descriptions;
+
+/// Submodules of submodules: more are somebody's circle.
+pub(super) const LEVELS_MAX: usize = 8;
+/// All of one job: each is a clone.
+const COUNT_MAX: usize = 200;
+/// What git asks a server first (gitprotocol-http, "Smart Clients").
+const FIRST: &str = "/info/refs";
+
+/// Fetches so many levels of them.
+pub(super) async fn fetch(
+    git: &Git,
+    elsewhere: &Descriptions,
+    depth: Option<&str>,
+    levels: usize,
+) -> Result<(), String> {
+    let (mut folders, mut count) = (vec![git.folder.clone()], 0);
+    for _ in 0..levels {
+        let mut next = Vec::new();
+        for folder in folders {
+            next.extend(level(git.at(folder), elsewhere, depth).await?);
+        }
+        count += next.len();
+        if count > COUNT_MAX {
+            return Err(format!("the repository has more than {COUNT_MAX} submodules"));
+        }
+        folders = next;
+    }
+    Ok(())
+}
+
+/// Those of one folder; gives where they are.
+async fn level(mut git: Git, elsewhere: &Descriptions, depth: Option<&str>) -> Result<Vec<PathBuf>, String> {
+    if !git.folder.join(".gitmodules").is_file() {
+        return Ok(Vec::new());
+    }
+    git.run(&["submodule", "init", "--quiet"]).await?;
+    let listed = git.run(&["config", "--local", "--null", "--list"]).await?;
+    for (key, url) in urls(&listed) {
+        let checked = check(&git.origin, elsewhere, url).await.map_err(|why| format!("the submodule {url}: {why}"))?;
+        if let Some(other) = checked.other_url {
+            git.run(&["config", "--local", key, &other]).await?;
+        }
+        for rule in checked.rules {
+            git.set("http.curloptResolve", &rule);
+        }
+    }
+    let options = ["submodule", "update", "--quiet"];
+    git.run(&options.into_iter().chain(depth).collect::<Vec<_>>()).await?;
+    // Where they lie is in the index, as entries of this mode (gitformat-index).
+    let staged = git.run(&["ls-files", "--stage", "-z"]).await?;
+    let links = staged.split('\0').filter(|line| line.starts_with("160000 ")).filter_map(|line| line.split_once('\t'));
+    Ok(links.map(|(_, path)| git.folder.join(path)).filter(|path| path.join(".git").exists()).collect())
+}
+
+/// The submodules' URLs, each with the key under which git has it.
+fn urls(listed: &str) -> Vec<(&str, &str)> {
+    let pairs = listed.split('\0').filter_map(|line| line.split_once('\n'));
+    pairs.filter(|(key, _)| key.starts_with("submodule.") && key.ends_with(".url")).collect()
+}
+
+/// What git is told of a URL that may be fetched.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Checked {
+    /// Where redirects lead.
+    other_url: Option<String>,
+    /// At which addresses its host is (curl, CURLOPT_RESOLVE).
+    rules: Vec<String>,
+}
+
+async fn check(origin: &str, elsewhere: &Descriptions, text: &str) -> Result<Checked, String> {
+    let url = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+    let url = url.ok_or("it is fetched by http or https alone")?;
+    if is_of(origin, &url) {
+        return Ok(Checked::default());
+    }
+    let end = end_of(elsewhere, &url).await?;
+    let other_url = (end != url).then(|| end.to_string());
+    if is_of(origin, &end) {
+        return Ok(Checked { other_url, rules: Vec::new() });
+    }
+    let addresses = elsewhere.addresses(&end).await.map_err(|error| error.to_string())?;
+    Ok(Checked { other_url, rules: addresses.and_then(|all| rule(&end, &all)).into_iter().collect() })
+}
+
+fn is_of(origin: &str, url: &Url) -> bool {
+    Url::parse(origin).is_ok_and(|origin| origin.origin() == url.origin())
+}
+
+/// Where redirects lead, asked as git asks.
+async fn end_of(elsewhere: &Descriptions, url: &Url) -> Result<Url, String> {
+    let mut first = url.clone();
+    first.set_path(&(url.path().trim_end_matches('/').to_owned() + FIRST));
+    first.set_query(Some("service=git-upload-pack"));
+    let reached = elsewhere.end_of(&first).await.map_err(|error| error.to_string())?;
+    if reached == first {
+        return Ok(url.clone());
+    }
+    let path = reached.path().strip_suffix(FIRST).ok_or_else(|| format!("it is redirected to {reached}"))?.to_owned();
+    let mut end = reached;
+    end.set_path(&path);
+    end.set_query(None);
+    Ok(end)
+}
+
+fn rule(url: &Url, addresses: &[IpAddr]) -> Option<String> {
+    let written = |address: &IpAddr| match address {
+        IpAddr::V4(address) => address.to_string(),
+        IpAddr::V6(address) => format!("[{address}]"),
+    };
+    let all: Vec<String> = addresses.iter().map(written).collect();
+    Some(format!("{}:{}:{}", url.host_str()?, url.port_or_known_default()?, all.join(",")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_found_among_all_that_git_has_set() {
+        let listed = "core.bare\nfalse\0submodule.lib/a.b.active\ntrue\0submodule.lib/a.b.url\nhttps://h/x\0core.z\n";
+        assert_eq!(urls(listed), [("submodule.lib/a.b.url", "https://h/x")]);
+    }
+
+    #[test]
+    fn git_is_told_the_addresses_that_were_judged() {
+        let url: Url = "https://example.org/x.git".parse().unwrap();
+        let addresses: [IpAddr; 2] = ["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()];
+        assert_eq!(rule(&url, &addresses).as_deref(), Some("example.org:443:192.0.2.1,[2001:db8::1]"));
+    }
+}
