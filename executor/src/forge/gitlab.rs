@@ -2,8 +2,9 @@
 //!
 //! ```text
 //!  ../runners.rs ─► register.rs: runners and their tokens ─► source.rs: one question per runner ─► carry.rs: one job
-//!  a job: forms.rs ◆ what it asks for, ci_tron.rs ◆ and variables.rs ◆ too · a plain script: script.rs ◆ what its DUT runs, checkout.rs
-//!  the files for it, image.rs its image, results.rs those from it · ready.rs what is told meanwhile · produce.rs its files, globs.rs ◆ which · terminal.rs its
+//!  a job: forms.rs ◆ what it asks for, ci_tron.rs ◆, executorctl.rs ◆ and variables.rs ◆ too, passed_over.rs ◆ what it does not get · a plain
+//!  script: script.rs ◆ what its DUT runs, checkout.rs the files for it (git.rs, submodules.rs, lfs.rs, cache.rs), image.rs its image,
+//!  results.rs those from it · ready.rs what is told meanwhile · produce.rs its files, globs.rs ◆ which · terminal.rs its
 //!  console in a browser · client.rs the calls, wire.rs ◆ their JSON
 //!  beside all that, for GitLab's own runner: driver.rs ◆, which `wharf gitlab-executor` goes by
 //! ```

@@ -527,18 +527,30 @@ fn run_in_an_image(gitlab: &Coordinator, folder: &std::path::Path) {
     put_image(gitlab, folder);
     let host = gitlab.url().replace("http://", "");
     let job = json!({
-        "image": {"name": format!("{host}/group/box:1")},
+        "image": {"name": format!("{host}/group/box:1"), "executor_opts": {"docker": {"user": "1000:1001"}}},
         "variables": [{"key": "GIT_STRATEGY", "value": "none"}],
         "steps": [{"name": "script", "script": [
-            "echo \"$FROM_IMAGE; $(cat /etc/name)\"; [ ! -e /etc/gone ]", "pwd; echo made >made.txt", "mount | grep -c ' /proc '",
+            "echo \"$FROM_IMAGE; $(cat /etc/name)\"; [ ! -e /etc/gone ]", "pwd; echo made >made.txt; ln -s made.txt link.txt; busybox id >/dev/stdout", "mount | grep -c ' /proc '",
         ]}],
         "artifacts": [{"paths": ["*.txt"]}],
     });
     let ended = gitlab.wait_for_end(gitlab.offer(&["vm"], Commits::Two, job));
     let log = ended.log_text();
     assert_eq!(ended.status, "success", "{log}");
-    expect_in(&log, &["2 layers", "entered", "of the image; upper", "/builds/group/project", "Verdict: PASS"]);
+    expect_in(
+        &log,
+        &[
+            "2 layers",
+            "entered",
+            "of the image; upper",
+            "/builds/group/project",
+            "uid=1000",
+            "gid=1001",
+            "Verdict: PASS",
+        ],
+    );
     assert_eq!(file_of(&ended, "made.txt"), "made\n");
+    assert_eq!(file_of(&ended, "link.txt"), "made.txt", "a link comes back as a link");
     assert!(!log.contains("could not be sent"), "{log}");
     let job = json!({
         "image": {"name": format!("{host}/group/box:2")},

@@ -166,6 +166,8 @@ chmod 1777 $root/tmp
 mount -t proc proc $root/proc
 mount -t sysfs sysfs $root/sys
 mount -o bind /dev $root/dev
+ln -sfn /proc/self/fd $root/dev/fd
+for name in 0stdin 1stdout 2stderr; do ln -sf /proc/self/fd/${name%%std*} $root/dev/${name#?}; done
 mkdir -p $root/dev/pts $root/dev/shm
 mount -t devpts devpts $root/dev/pts 2>/dev/null
 mount -t tmpfs shm $root/dev/shm
