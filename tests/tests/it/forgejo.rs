@@ -165,6 +165,10 @@ fn what_is_more_than_one_step_of_ours_fails_with_a_sentence_and_holds_nothing() 
         ("container: debian\nsteps:\n- run: make", "the job has `container:`, which is not done here"),
         ("steps:\n- uses: wharfinger/action@v1\n  with: {file: none.yml}", "cannot fetch `none.yml` of the repository"),
         ("steps:\n- uses: wharfinger/action@v1\n  with: {job: 'deployment: 7'}", "the key `target` is missing"),
+        (
+            "steps:\n- uses: wharfinger/action@v1\n  with: {url: 'https://169.254.169.254/job.yml'}",
+            "169.254.169.254:443 is not fetched for jobs: it leads to 169.254.169.254, a link-local address",
+        ),
     ];
     let offered = all.map(|(job, sentence)| (pair.forgejo.offer(&["farm:odd"], job, json!({})), sentence));
     for (id, sentence) in offered {

@@ -53,7 +53,7 @@ impl Scene {
     /// `None`: nobody may make a network namespace here.
     fn start() -> Option<Scene> {
         let world = World::new()?;
-        need_programs(&[("/usr/bin/curl", "curl"), ("/usr/bin/git", "git")]);
+        need_programs(&[("/usr/bin/curl", "curl"), ("/usr/bin/git", "git"), ("/usr/bin/python3", "python3")]);
         let gitlab = world.place.lab.inside(|| Ok(Coordinator::start())).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| {
@@ -184,7 +184,7 @@ fn the_shared_folder_of_ci_trons_variables(scene: &mut Scene) {
     let report = scene.folder.path().join("report");
     fs::write(&report, "<testsuite/>").unwrap();
     let report = report.display().to_string();
-    for path in ["results/junit.xml", "results/..%2f..%2fevil", ".cache/thing"] {
+    for path in ["results/junit.xml", ".cache/thing"] {
         let (status, body) = ask(path, &["-T", &report, "-H", "x-amz-meta-mc-attrs: mode:33261"]);
         assert_eq!(status, "200", "{path}: {body}");
     }
@@ -272,8 +272,10 @@ fn caches_submodules_and_large_files(scene: &mut Scene) {
             let has = files.contains(&format!("builds/group/project/.cache/{name}"));
             assert_eq!(has, expected, "project {project}: {files:?}");
         }
+        if expected {
+            assert_eq!(scene.unpacked("builds/group/project/.cache/thing"), "kept by a script");
+        }
     }
-    assert_eq!(scene.unpacked("builds/group/project/.cache/thing"), "kept by a script");
 }
 
 /// Whether it was written down that a job was refused this.

@@ -188,6 +188,14 @@ mod tests {
     }
 
     #[test]
+    fn names_that_lead_elsewhere_are_no_files_of_a_job() {
+        assert!(is_path("results/junit.xml") && is_path("..a"));
+        for name in ["results/../../evil", "/etc/passwd", "a//b", "", "./a", "a/"] {
+            assert!(!is_path(name), "{name}");
+        }
+    }
+
+    #[test]
     fn what_is_too_much_for_a_cache_costs_no_artifact() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("results.tar.gz");
