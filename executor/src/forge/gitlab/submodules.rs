@@ -79,7 +79,7 @@ fn urls(listed: &str) -> Vec<(&str, &str)> {
 /// What git is told of a URL that may be fetched.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Checked {
-    /// Where redirects lead.
+    /// Where redirects lead, or how what was judged is written.
     other_url: Option<String>,
     /// At which addresses its host is (curl, CURLOPT_RESOLVE).
     rules: Vec<String>,
@@ -89,15 +89,20 @@ async fn check(origin: &str, elsewhere: &Descriptions, text: &str) -> Result<Che
     let url = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
     let url = url.ok_or("it is fetched by http or https alone")?;
     if is_of(origin, &url) {
-        return Ok(Checked::default());
+        return Ok(Checked { other_url: unless_written(text, &url), rules: Vec::new() });
     }
     let end = end_of(elsewhere, &url).await?;
-    let other_url = (end != url).then(|| end.to_string());
+    let other_url = unless_written(text, &end);
     if is_of(origin, &end) {
         return Ok(Checked { other_url, rules: Vec::new() });
     }
     let addresses = elsewhere.addresses(&end).await.map_err(|error| error.to_string())?;
     Ok(Checked { other_url, rules: addresses.and_then(|all| rule(&end, &all)).into_iter().collect() })
+}
+
+/// What git is told in the place of a text that is written otherwise: it and curl read one as another host than we do (`http://a\@b/`).
+fn unless_written(text: &str, url: &Url) -> Option<String> {
+    (url.as_str() != text).then(|| url.to_string())
 }
 
 fn is_of(origin: &str, url: &Url) -> bool {
@@ -137,6 +142,15 @@ mod tests {
     fn urls_are_found_among_all_that_git_has_set() {
         let listed = "core.bare\nfalse\0submodule.lib/a.b.active\ntrue\0submodule.lib/a.b.url\nhttps://h/x\0core.z\n";
         assert_eq!(urls(listed), [("submodule.lib/a.b.url", "https://h/x")]);
+    }
+
+    #[test]
+    fn git_is_told_the_url_that_was_judged_and_not_what_it_could_read_as_another() {
+        let told = |text: &str| unless_written(text, &text.parse().unwrap());
+        assert_eq!(told("https://example.org/x.git"), None);
+        let judged = "http://git.example/@127.0.0.1:8420/x.git";
+        assert_eq!(told("http://git.example\\@127.0.0.1:8420/x.git").as_deref(), Some(judged));
+        assert_eq!(told("http:\\\\git.example\tx/").as_deref(), Some("http://git.examplex/"));
     }
 
     #[test]
