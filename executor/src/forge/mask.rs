@@ -80,7 +80,8 @@ impl Masker {
     /// For these values; `more_tokens` are beginnings of tokens that the server names.
     pub(super) fn new(values: impl IntoIterator<Item = String>, more_tokens: &[String]) -> Masker {
         let mut phrases: Vec<Phrase> = Vec::new();
-        for value in values.into_iter().filter(|value| value.len() >= VALUE_BYTES_MIN) {
+        let values = values.into_iter().flat_map(|value| [lines(&value), vec![value]].concat());
+        for value in values.filter(|value| value.len() >= VALUE_BYTES_MIN) {
             phrases.extend(encoded(value.as_bytes()).into_iter().map(Phrase::secret));
             phrases.extend(written(&value).into_iter().map(|form| Phrase::secret(form.into_bytes())));
         }
@@ -220,6 +221,12 @@ impl Ends {
     }
 }
 
+/// The lines of a value that has ends of lines, such as a private key: each tells enough.
+fn lines(value: &str) -> Vec<String> {
+    let long = |line: &&str| line.len() >= ENCODED_BYTES_MIN && line.len() < value.len();
+    value.lines().map(str::trim).filter(long).map(str::to_owned).collect()
+}
+
 /// A value as it is, and as our own files and others' have it.
 fn written(value: &str) -> BTreeSet<String> {
     let in_json = serde_json::Value::from(value).to_string();
@@ -302,6 +309,12 @@ mod tests {
         ] {
             expect(&[value], &format!("it is {written}."), "it is [MASKED].");
         }
+    }
+
+    #[test]
+    fn each_long_line_of_a_value_is_masked() {
+        expect(&["{\n  0123456789abcdef\n}\n"], "{ 0123456789abcdef }", "{ [MASKED] }");
+        expect(&["one line\n"], "one line, one line\n", "[MASKED], [MASKED]");
     }
 
     #[test]
