@@ -55,6 +55,7 @@
 //! | `reload` | a running farm takes a changed farm file, and no lease ends by it |
 //! | `restart` | jobs, their places and their verdicts outlive the server, however it ends |
 //! | `roles` | jobs over several DUTs start together, talk, and end together; gear is held by one job at a time |
+//! | `shared_directory` | a directory goes to a job's machine and comes back, by each version of executorctl and by ours |
 //! | `simulated` | jobs on simulated DUTs: every firmware, every fault, many at once |
 //! | `ssh_guests` | hosts that are guests of the server's machine, and DUTs that do the steps of a job by SSH |
 //! | `stalls` | a machine that stops in its boot is noticed with a mute console, and what it had fetched is told |
@@ -124,6 +125,7 @@ mod registry;
 mod reload;
 mod restart;
 mod roles;
+mod shared_directory;
 mod simulated;
 mod ssh_guests;
 mod stalls;
