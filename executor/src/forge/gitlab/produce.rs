@@ -195,7 +195,8 @@ impl From<bool> for Untracked {
 }
 
 impl ChosenFrom<'_> {
-    /// Those that an entry of `artifacts:` or `cache:` means.
+    /// Those that an entry of `artifacts:` or `cache:` means. Of one name the first counts: ours are before the job's, which has those
+    /// of an earlier job under the same names where it needs that job, and an archive has no name twice.
     pub(super) fn choose(&self, paths: &[String], exclude: &[String], untracked: Untracked) -> Vec<Named> {
         let (paths, exclude) = (Globs::new(paths, self.project_dir), Globs::new(exclude, self.project_dir));
         let is_new = |name: &str| {
@@ -205,7 +206,8 @@ impl ChosenFrom<'_> {
                 && !is_ours(name)
         };
         let is_in = |file: &&Named| (paths.mean(&file.name) || is_new(&file.name)) && !exclude.mean(&file.name);
-        self.files.iter().filter(is_in).cloned().collect()
+        let mut names = BTreeSet::new();
+        self.files.iter().filter(is_in).filter(|file| names.insert(&file.name)).cloned().collect()
     }
 }
 
@@ -381,6 +383,24 @@ mod tests {
         assert_eq!(unpacked(&archive, CONSOLE, 100).unwrap().unwrap(), b"say [MASKED] aloud\r\n");
         assert_eq!(unpacked(&archive, "wharf/job.yml", 100).unwrap(), None);
         assert!(unpacked(&archive, CONSOLE, 3).unwrap_err().contains("more than"));
+    }
+
+    #[test]
+    fn of_two_files_of_one_name_the_farm_s_own_goes_along() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, path: &str, text: &str| {
+            std::fs::write(folder.path().join(path), text).unwrap();
+            Named::ours(name, folder.path().join(path))
+        };
+        let files =
+            [file(CONSOLE, "1", "ours"), file(CONSOLE, "2", "of an earlier job"), file("wharf/more", "3", "the job's")];
+        let chosen_from = ChosenFrom { files: &files, tracked: &BTreeSet::new(), project_dir: "/builds/g/p" };
+        let job = Job { artifacts: vec![entry("archive", &["wharf/"])], ..Job::default() };
+        let outcome = Outcome { failure_reason: None, exit_code: 0 };
+        let (uploads, _) = uploads(folder.path(), &job, &outcome, &chosen_from, Console::Shown).unwrap();
+        let archive = std::fs::read(&uploads[0].path).unwrap();
+        assert_eq!(unpacked(&archive, CONSOLE, 100).unwrap().unwrap(), b"ours");
+        assert_eq!(unpacked(&archive, "wharf/more", 100).unwrap().unwrap(), b"the job's");
     }
 
     #[test]
