@@ -8,6 +8,7 @@ use std::sync::{Arc, Weak};
 use anyhow::Context;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 use super::view::{print, say};
 use crate::api::{Api, Door, LocalSocket, Tls};
@@ -56,22 +57,23 @@ pub fn main(arguments: Arguments) -> anyhow::Result<ExitCode> {
         let farm = Farm::start(config, address, images_at).await?;
         farm.is_from(source);
         tokio::spawn(reload_on_hang_up(Arc::downgrade(&farm), hang_ups));
+        // Before anybody can see that we are there: whoever waited for that may tell us at once to stop.
+        let stop = stop_signal()?;
         let behind = |door| Api::new(&farm, &callers, door);
-        let (local, stop) = (LocalSocket::open(), stop_signal()?);
-        let local = local.map(|local| tokio::spawn(local.serve(behind(Door::Local), stop)));
+        let local = LocalSocket::open();
+        let local = local.map(|local| tokio::spawn(local.serve(behind(Door::Local), stop.clone().cancelled_owned())));
         if let Some(power) = power {
-            tokio::spawn(crate::api::serve_power(power, behind(Door::Open), stop_signal()?));
+            tokio::spawn(crate::api::serve_power(power, behind(Door::Open), stop.clone().cancelled_owned()));
         }
         if let Some(images) = images {
-            tokio::spawn(crate::api::serve_images(images, behind(Door::Open), stop_signal()?));
+            tokio::spawn(crate::api::serve_images(images, behind(Door::Open), stop.clone().cancelled_owned()));
         }
         let scheme = if tls.is_some() { "https" } else { "http" };
         print(&format!("farm {} with {} DUTs: {scheme}://{address}", farm.name(), farm.size()))?;
         let forges = crate::forge::ask(&farm);
         // The API stays until the farm has stopped: who follows a job still gets its verdict.
-        let stop = stop_signal()?;
         let served = crate::api::serve(listener, behind(door), tls, async {
-            stop.await;
+            stop.cancelled().await;
             farm.clone().stop().await;
             forges.stop().await
         })
@@ -158,13 +160,17 @@ pub fn run_threads(command: impl Future<Output = anyhow::Result<ExitCode>>) -> a
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(command)
 }
 
-/// Resolves at SIGINT or SIGTERM.
-pub fn stop_signal() -> anyhow::Result<impl Future<Output = ()> + Send + 'static> {
+/// Cancelled by the first SIGINT or SIGTERM from now on.
+fn stop_signal() -> anyhow::Result<CancellationToken> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    Ok(async move {
+    let stop = CancellationToken::new();
+    let told = stop.clone();
+    tokio::spawn(async move {
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }
-    })
+        told.cancel();
+    });
+    Ok(stop)
 }

@@ -152,6 +152,15 @@ fn a_waiting_job_keeps_its_place_over_a_graceful_stop_and_the_running_one_says_w
 }
 
 #[test]
+fn a_server_that_is_told_to_stop_the_moment_it_says_that_it_is_there_stops() {
+    let mut bench = Bench::start(WHARF, "name: empty\nnetwork: {loopback: {}}\nduts: []\n");
+    // Whether a signal meets a moment at which nobody hears it is a matter of luck: one start in seven did.
+    for _ in 0..30 {
+        bench = bench.stopped_and_started_again(WHARF);
+    }
+}
+
+#[test]
 fn wharf_run_finds_its_job_again_after_a_restart() {
     let bench = Bench::start(WHARF, ONE_DUT);
     let mut running = bench.submit(&linux_job("sim", LONG, "overall: {minutes: 5}", ""), "");
