@@ -50,13 +50,15 @@ pub fn main(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Some(path) => (path.display().to_string(), super::read_text(path)?),
         None => ("fixtures/jobs/good/hello.yml".to_owned(), HELLO.to_owned()),
     };
-    let state = tempfile::Builder::new().prefix("wharf-demo-").tempdir()?;
-    config.state = state.path().to_owned();
     install_for(&config, &|line| say(line))?;
     let listener = std::net::TcpListener::bind(("127.0.0.1", 0))?;
     find_a_network(&mut config, arguments.dut)?;
     let own_network = if config.network == NetworkConfig::Loopback { "" } else { " on a network of its own" };
+    let state = tempfile::Builder::new().prefix("wharf-demo-").tempdir()?;
+    config.state = state.path().to_owned();
     run_threads(async move {
+        // Before there is more that somebody would have to clean up.
+        let mut interrupts = Interrupts::listen()?;
         let address = listener.local_addr()?;
         let callers = Arc::new(Callers::open(state.path())?);
         let farm = Farm::start(config, address, address).await?;
@@ -71,7 +73,7 @@ pub fn main(arguments: Arguments) -> anyhow::Result<ExitCode> {
             ..Submission::default()
         };
         let outcome = tokio::select! {
-            outcome = run(&farm, submission) => outcome,
+            outcome = run(&farm, submission, &mut interrupts) => outcome,
             served = api => Err(served.err().map_or(anyhow::anyhow!("the API ended"), Into::into)),
         };
         farm.stop().await;
@@ -79,9 +81,9 @@ pub fn main(arguments: Arguments) -> anyhow::Result<ExitCode> {
     })
 }
 
-async fn run(farm: &Arc<Farm>, submission: Submission) -> anyhow::Result<ExitCode> {
+async fn run(farm: &Arc<Farm>, submission: Submission, interrupts: &mut Interrupts) -> anyhow::Result<ExitCode> {
     let job = farm.submit(submission).await.map_err(|error| anyhow::anyhow!("{error}"))?;
-    show_to_the_end(farm, &job).await
+    show_to_the_end(farm, &job, interrupts).await
 }
 
 fn farm_of(kind: DutKind) -> anyhow::Result<FarmConfig> {
@@ -114,10 +116,9 @@ fn find_a_network(config: &mut FarmConfig, kind: DutKind) -> anyhow::Result<()> 
 }
 
 /// Shows the job until its verdict. Ctrl-C cancels it, and the verdict still comes.
-async fn show_to_the_end(farm: &Arc<Farm>, job: &JobRecord) -> anyhow::Result<ExitCode> {
+async fn show_to_the_end(farm: &Arc<Farm>, job: &JobRecord, interrupts: &mut Interrupts) -> anyhow::Result<ExitCode> {
     let mut view = View::new();
     let mut follower = job.log.follow(0);
-    let mut interrupts = Interrupts::listen()?;
     loop {
         let record = tokio::select! {
             record = follower.next() => record,

@@ -63,12 +63,20 @@ pub struct Arguments {
 pub async fn run(arguments: Arguments, server: Option<String>) -> anyhow::Result<ExitCode> {
     let server = Server::find(server)?;
     let (shared, directory) = arguments.share.as_deref().map(share::pack).transpose()?.unzip();
-    let job = submit(&server, &arguments, directory).await?;
     if arguments.detach {
-        print(&job.id)?;
+        print(&submit(&server, &arguments, directory).await?.id)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut interrupts = Interrupts::listen()?;
+    // Before the server may have the job: who is told to stop meanwhile cancels it once he knows which one it is.
+    let (mut interrupts, mut meanwhile) = (Interrupts::listen()?, Interrupts::listen()?);
+    let told_twice = async {
+        meanwhile.next().await;
+        meanwhile.next().await
+    };
+    let job = tokio::select! {
+        job = submit(&server, &arguments, directory) => job?,
+        () = told_twice => return Ok(ExitCode::from(INTERRUPTED)),
+    };
     match follow(&server, &job.id, &mut interrupts).await? {
         Outcome::Verdict(verdict) => {
             if let Some(shared) = shared {
