@@ -466,8 +466,8 @@ fn a_bucket_outlives_the_server_with_its_keys_and_a_bad_archive_ends_the_job_bef
     drop(submitted);
     let keys = world.keys();
     assert_eq!(world.curl(DUT, &keys, "/results/kept", &["-X", "PUT", "-d", "kept"]).0, "200");
-    drop(console);
     let bench = bench.killed_and_started_again(WHARF);
+    drop(console);
     let mut console = world.place.opened();
     let mut submitted = bench.follow(&id, "");
     submitted.wait_for_kind("console_back");

@@ -105,16 +105,17 @@ fn a_secret_is_read_once_in_a_boot_by_any_protocol_and_a_server_that_is_killed_g
     let console = scene.place.opened();
     scene.expect_readable();
     scene.expect_refused();
-    drop(console);
+    // It is held until the server is dead, which would open it again, and say so.
     let mut bench = bench.killed_and_started_again(WHARF);
+    drop(console);
     let mut console = scene.place.opened();
     bench.follow("1", "").wait_for_kind("console_back");
     scene.expect_refused();
     console.write_all(b"once more\n").unwrap();
     boots(&bench, 2);
     assert_eq!(scene.tftp("secret"), "of TFTP", "a new boot begins anew");
-    drop(console);
     bench = bench.killed_and_started_again(WHARF);
+    drop(console);
     let mut console = scene.place.opened();
     bench.follow("1", "").wait_for("the second gap", {
         let mut gaps = 0;

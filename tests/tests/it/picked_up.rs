@@ -245,9 +245,11 @@ fn a_job_whose_console_cannot_be_opened_any_more_ends_with_the_farm_as_cause_and
     job.wait_for_kind("powered_on");
     console.write_all(b"all is good\n").unwrap();
     job.wait_for_kind("pattern_matched");
-    drop((job, console));
+    drop(job);
     place.listener = None;
     let bench = bench.killed_and_started_again(WHARF);
+    // Not before: who is left alone by it before the kill says so.
+    drop(console);
     let ended = bench.follow("1", "").wait();
     ended.expect("INCOMPLETE", "farm").expect_summary(&format!(
         "the farm was restarted while the job ran, and its console cannot be opened any more: {}: Connection refused (os error 111); \
