@@ -61,7 +61,8 @@ fn the_simulated_demo_needs_no_root() {
     std::fs::create_dir(&own).unwrap();
     // The target folder may be closed to others.
     let program = folder.path().join("wharf");
-    std::fs::copy(WHARF, &program).unwrap();
+    // By a program: a child that another test starts meanwhile would have a file that is written here open, and nobody could run it then.
+    assert!(Command::new("cp").arg(WHARF).arg(&program).status().unwrap().success());
     let mut command = Command::new(&program);
     command.args(["demo", "--dut", "simulated"]).current_dir(&own).env_remove("XDG_RUNTIME_DIR");
     for variable in ["HOME", "TMPDIR", "WHARF_CACHE"] {
