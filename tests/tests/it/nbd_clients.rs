@@ -2,7 +2,6 @@
 
 use std::path::Path;
 use std::process::Output;
-use std::time::Instant;
 
 use gateway::content::Content;
 use gateway::content::disk::{Base, Disk, Mode};
@@ -97,10 +96,7 @@ fn nbdcopy_writes_and_reads_over_four_connections_as_one_access_each() {
 fn nbdcopy_of_a_sparse_disk_of_twenty_gigabytes_reads_what_is_there() {
     need_programs(&[("nbdcopy", "libnbd-bin")]);
     let server = Loopback::start();
-    let begin = Instant::now();
     let disk = empty(&server, "disk", 20 << 30);
-    let made_in = begin.elapsed();
-    assert!(made_in.as_millis() < 1000, "made in {made_in:?}");
     assert_eq!(disk.layer_bytes(), 0);
     let url = server.nbd_url("disk");
     qemu_io(&server, &url, &["write -P 0x5a 10G 1M", "flush"]);
