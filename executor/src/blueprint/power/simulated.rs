@@ -85,7 +85,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_outlet_that_lies_says_off_and_reads_back_on_until_it_obeys_again() {
-        let lasts = Duration::from_millis(200);
+        let lasts = Duration::from_millis(800);
         let pdu = pdu_with(&[Fault { what: Misbehaviour::OutletLies, boot: None, lasts: Some(lasts) }]);
         let outlet = Outlet("left".into());
         pdu.set(&outlet, PowerState::Off).await.unwrap();
@@ -105,7 +105,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_slow_outlet_answers_late_and_does_what_it_was_told_when_nobody_waits_any_more() {
-        let late = Duration::from_millis(100);
+        let late = Duration::from_millis(400);
         let pdu = pdu_with(&[Fault { what: Misbehaviour::OutletSlow, boot: None, lasts: Some(late) }]);
         let outlet = Outlet("left".into());
         let asked = Instant::now();

@@ -400,14 +400,21 @@ async fn an_aborted_transfer_is_seen_as_such_and_made_good() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dut_that_comes_back_on_the_same_port_boots_without_a_pause() {
-    let mut bench =
-        Bench::new(On::Loopback, with(SimulatedFirmware::PlainBios, &[Misbehaviour::SamePort])).await.unwrap();
-    bench.power(PowerState::On).await;
-    bench.hears("NBP filename").await;
-    let started = Instant::now();
-    bench.hears("NBP filesize is 72000 bytes\r\n").await;
-    // A server that waits for the old transfer to time out needs at least the DUT's own second.
-    assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+    let mut took = Vec::new();
+    // A server that waits for the old transfer to time out needs at least the DUT's own second, each time. A loaded machine may.
+    for _ in 0..5 {
+        let mut bench =
+            Bench::new(On::Loopback, with(SimulatedFirmware::PlainBios, &[Misbehaviour::SamePort])).await.unwrap();
+        bench.power(PowerState::On).await;
+        bench.hears("NBP filename").await;
+        let started = Instant::now();
+        bench.hears("NBP filesize is 72000 bytes\r\n").await;
+        took.push(started.elapsed());
+        if started.elapsed() < Duration::from_secs(1) {
+            return;
+        }
+    }
+    panic!("it paused each time: {took:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
