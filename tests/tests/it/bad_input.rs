@@ -404,7 +404,8 @@ fn killing_the_server_in_mid_boot_leaves_no_qemu_and_no_network_behind() {
     let mut running = bench.submit(job, "");
     running.wait_for_kind("firmware_booted");
     let two = || Some(()).filter(|()| bench.processes().len() == 2);
-    until(Duration::from_secs(30), two).unwrap_or_else(|| panic!("not the server and one QEMU: {:?}", bench.processes()));
+    until(Duration::from_secs(30), two)
+        .unwrap_or_else(|| panic!("not the server and one QEMU: {:?}", bench.processes()));
     drop(running);
     bench.kill();
 }
