@@ -81,6 +81,8 @@ struct Client {
     partner: SocketAddr,
     /// The last OACK's options.
     offer: Option<String>,
+    /// The last block that it acknowledged; 0 is an OACK.
+    acknowledged: Option<u16>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,13 +95,14 @@ enum Heard {
 impl Client {
     async fn to(server: SocketAddr) -> Client {
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        Client { socket, server, partner: server, offer: None }
+        Client { socket, server, partner: server, offer: None, acknowledged: None }
     }
 
-    async fn ask(&self, name: &str, options: &[(&str, &str)]) {
+    async fn ask(&mut self, name: &str, options: &[(&str, &str)]) {
         let options: Vec<_> = options.iter().map(|(name, value)| RequestOption::new(name, value)).collect();
         let mut datagram = Vec::new();
         packet::encode_read(&mut datagram, name, packet::Mode::Octet, &options);
+        self.acknowledged = None;
         self.send_to_server(&datagram).await;
     }
 
@@ -111,7 +114,8 @@ impl Client {
         self.socket.send_to(datagram, self.partner).await.unwrap();
     }
 
-    async fn ack(&self, block: u16) {
+    async fn ack(&mut self, block: u16) {
+        self.acknowledged = Some(block);
         let mut datagram = Vec::new();
         packet::encode_ack(&mut datagram, block);
         self.send(&datagram).await;
@@ -121,7 +125,22 @@ impl Client {
         timeout(PATIENCE, self.hear_at_last()).await.expect("the server did not answer")
     }
 
+    /// The next datagram. What a server sends again to a client that took long, which has acknowledged it since, is passed over.
     async fn hear_at_last(&mut self) -> Heard {
+        loop {
+            let heard = self.hear_datagram().await;
+            let block = match &heard {
+                Heard::Data(block, _) => Some(*block),
+                Heard::OptionAck(_) => Some(0),
+                Heard::Error(..) => None,
+            };
+            if block.is_none() || block != self.acknowledged {
+                return heard;
+            }
+        }
+    }
+
+    async fn hear_datagram(&mut self) -> Heard {
         let mut inbox = vec![0; 70_000];
         let (bytes, source) = self.socket.recv_from(&mut inbox).await.unwrap();
         self.partner = source;
@@ -145,7 +164,8 @@ impl Client {
     async fn fetch_on(&mut self, received: &mut Vec<u8>) -> Result<Vec<u8>, (u16, String)> {
         let (mut block_size, mut window, mut in_window, mut expected) = (512, 1, 0, 1_u64);
         loop {
-            match self.hear().await {
+            let heard = timeout(PATIENCE, self.hear_datagram()).await.expect("the server did not answer");
+            match heard {
                 Heard::Error(code, text) => return Err((code, text)),
                 Heard::OptionAck(options) => {
                     for option in options.to_lowercase().split(' ') {
@@ -357,7 +377,12 @@ async fn a_new_request_from_the_same_port_supersedes_at_once() {
     client.ask("a", &[]).await;
     let outcome = Outcome::Aborted("asked again from the same port".into());
     assert!(scene.seen(3).await.contains(&ended(1, "/a", 512, outcome)));
-    assert!(matches!(client.hear().await, Heard::Data(1, _)));
+    // The first transfer may have sent its block again before it ended.
+    let mut heard = client.hear().await;
+    while matches!(heard, Heard::Data(2, _)) {
+        heard = client.hear().await;
+    }
+    assert!(matches!(heard, Heard::Data(1, _)));
     client.ask("b", &[]).await;
     assert_eq!(client.fetch_on(&mut Vec::new()).await.unwrap(), b"other");
     assert_eq!(scene.seen(6).await.len(), 6);
