@@ -12,6 +12,7 @@
 use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use gateway::content::reach::Reach;
 use serde::{Deserialize, Serialize};
@@ -32,6 +33,9 @@ pub const ANYBODY: &str = "anybody";
 
 /// The longest credential that is looked at: an id_token with many claims has 2 KiB.
 const CREDENTIAL_BYTES_MAX: usize = 16 * 1024;
+
+/// Between two looks at whether a token that is in use was revoked: `wharf token revoke --farm` writes the file from another process.
+const REVOKED_LOOK: Duration = Duration::from_secs(2);
 
 /// What a caller may do; a later one may do all that an earlier one may.
 #[derive(
@@ -177,6 +181,22 @@ impl Callers {
             Found::Over(token) => {
                 let how = if token.revoked.is_some() { "was revoked" } else { "has expired" };
                 Err(Refused::Credential(format!("the token `{}` {how}; ask for another one", token.name)))
+            }
+        }
+    }
+
+    /// Returns once a token that was let in is revoked. Not when it expires: a job may be followed to its end by the token that began it.
+    pub async fn until_revoked(&self, credential: &str) {
+        if id_token::is_one(credential) {
+            return std::future::pending().await;
+        }
+        loop {
+            tokio::time::sleep(REVOKED_LOOK).await;
+            match self.store().find(credential, jiff::Timestamp::now()) {
+                Ok(Found::Over(token)) if token.revoked.is_none() => {}
+                Ok(Found::Over(_) | Found::Nothing) => return,
+                Ok(Found::Token(_)) => {}
+                Err(error) => tracing::warn!(%error, "whether a token was revoked cannot be read"),
             }
         }
     }

@@ -28,7 +28,7 @@ use super::ci_tron_duts::dut_of;
 use super::ci_tron_session::{after_upgrade, call_back, converse};
 use super::discovery::running;
 use super::error::{ApiError, Dialect};
-use super::guard::{by, caller_of, in_words, passed_on_by, shown_with};
+use super::guard::{Credential, by, caller_of, in_words, passed_on_by, shown_with};
 use super::owner::Owner;
 use super::serve::Peer;
 use super::submit::{self, Ask};
@@ -122,6 +122,7 @@ pub(super) async fn submit(api: Api, ask: Ask, request: Request) -> Response {
 async fn take(api: Api, ask: Ask, mut request: Request) -> Result<Response, ApiError> {
     let peer = submit::peer_of(&request);
     let (caller, shown) = (caller_of(&request), shown_with(request.headers()));
+    let revoked = revoked(&api, shown.clone());
     let (by_our_own, by_ci_tron) = (ask.submitter(&request), in_words(&request, Some("executorctl"), "executorctl"));
     let permit = request.extensions().get::<Arc<OwnedSemaphorePermit>>().cloned();
     let wants_upgrade = wants_upgrade(request.headers());
@@ -159,17 +160,39 @@ async fn take(api: Api, ask: Ask, mut request: Request) -> Result<Response, ApiE
             let record = accept(&api.farm, submission).await?;
             let owner = Owner::of(&api.farm, &record);
             let stream = call_back(&host, port).await.map_err(ApiError::Malformed)?;
-            tokio::spawn(async move { converse(stream, b"", owner, reached_at).await });
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = converse(stream, b"", owner, reached_at) => {}
+                    () = revoked => {}
+                }
+            });
             Ok(Json(json!({"version": 1, "error_msg": "success"})).into_response())
         }
         (Viewer::Upgrade, Some(upgrade)) => {
             let record = accept(&api.farm, submission).await?;
-            tokio::spawn(after_upgrade(upgrade, Owner::of(&api.farm, &record), reached_at, permit));
+            let shown = after_upgrade(upgrade, Owner::of(&api.farm, &record), reached_at, permit);
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = shown => {}
+                    () = revoked => {}
+                }
+            });
             Ok(switching_protocols())
         }
         (Viewer::Upgrade | Viewer::Nobody, _) => {
             let record = accept(&api.farm, submission).await?;
             Ok(submit::created(&record))
+        }
+    }
+}
+
+/// Returns once the token is revoked that somebody came with: his console, and the job that is his by it, end then.
+fn revoked(api: &Api, shown: Option<Credential>) -> impl Future<Output = ()> + Send + 'static {
+    let callers = Arc::clone(&api.callers);
+    async move {
+        match shown {
+            Some(shown) => callers.until_revoked(&shown.0).await,
+            None => std::future::pending().await,
         }
     }
 }

@@ -4,15 +4,18 @@
 //!  request ─► its route's Needs (mod.rs; a route without is not to be had) ─► who? ─► 401
 //!                                                                             ├─► may he? (role, whose job or lease, which machine) ─► 403
 //!                                                                             └─► handler ─► audit line, when it changed something or refused
+//!                                                                                   └─► a body without an end: cut off when the token is revoked
 //! ```
 //! The door that a request came by decides whether a credential is needed: the unix socket and a listener on the loopback need none,
 //! unless the request was passed on by a proxy, whose guests are anybody.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Instant;
 
 use axum::Router;
+use axum::body::{Body, HttpBody};
 use axum::extract::{MatchedPath, RawPathParams, Request, State};
 use axum::handler::Handler;
 use axum::http::{HeaderMap, HeaderValue, Method, header};
@@ -21,6 +24,7 @@ use axum::response::Response;
 use axum::routing::MethodRouter;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use futures_util::{FutureExt, StreamExt, stream};
 
 use super::Api;
 use super::error::{ApiError, Dialect, Why};
@@ -186,8 +190,11 @@ async fn guard_request(State(guard): State<Guard>, request: Request, next: Next)
         .unwrap_or_default();
     let response = match guard.allow(&caller, needs, &params).await {
         Ok(()) => {
+            let shown = shown_with(&parts.headers).filter(|_| is_known(&caller));
+            let body = guard.until_revoked(body, shown.as_ref());
             parts.extensions.insert(Arc::new(caller.clone()));
-            next.run(Request::from_parts(parts, body)).await
+            let response = next.run(Request::from_parts(parts, body)).await;
+            response.map(|body| guard.until_revoked(body, shown.as_ref()))
         }
         Err(error) => error.respond(dialect),
     };
@@ -285,6 +292,19 @@ impl Guard {
         Err(ApiError::Forbidden(format!("the project `{own}` may not use `{name}` (projects.{own}.blueprints)")))
     }
 
+    /// What comes or goes for as long as somebody likes is cut off when his token is revoked; what has a length ends by itself.
+    fn until_revoked(&self, body: Body, shown: Option<&Credential>) -> Body {
+        let Some(shown) = shown.filter(|_| body.size_hint().exact().is_none()).cloned() else { return body };
+        let callers = Arc::clone(&self.api.callers);
+        let mut revoked = Box::pin(async move { callers.until_revoked(&shown.0).await }.fuse());
+        let mut data = body.into_data_stream();
+        // An error, so that nobody takes the part that he has for the whole.
+        Body::from_stream(stream::poll_fn(move |context| match revoked.as_mut().poll(context) {
+            Poll::Ready(()) => Poll::Ready(Some(Err(axum::Error::new("the token was revoked")))),
+            Poll::Pending => data.poll_next_unpin(context),
+        }))
+    }
+
     fn write(&self, asked: &Asked, caller: Option<&Caller>, response: &Response) {
         let status = response.status();
         let why = response.extensions().get::<Why>().map(|why| why.0.clone());
@@ -298,7 +318,7 @@ impl Guard {
         if !is_refusal && !is_change_made {
             return;
         }
-        let known = caller.filter(|caller| caller.project.as_deref() != Some(""));
+        let known = caller.filter(|caller| is_known(caller));
         let line = Line {
             at: jiff::Timestamp::now(),
             who: caller.map_or("nobody", |caller| caller.name.as_str()).to_owned(),
@@ -352,6 +372,11 @@ const PATH_LENGTH_MAX: usize = 200;
 
 pub(super) fn clean(path: &str) -> String {
     path.chars().filter(|character| !character.is_control()).take(PATH_LENGTH_MAX).collect()
+}
+
+/// Whoever needs no credential for his route is nobody that is known.
+fn is_known(caller: &Caller) -> bool {
+    caller.project.as_deref() != Some("")
 }
 
 fn has(caller: &Caller, role: Role) -> Result<(), ApiError> {

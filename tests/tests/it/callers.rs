@@ -1,10 +1,12 @@
 //! Who may do what: nobody is let in unknown but on the host itself; tokens, roles and projects; TLS; what is written down, and what never is.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tests::bench::{Answer, Bench, Surroundings, need_programs, until};
@@ -328,8 +330,64 @@ fn tokens_roles_and_projects_hold_against_those_who_want_more_and_no_secret_is_w
     until(Duration::from_secs(60), || Some(()).filter(|()| is_over())).expect("a cancelled job ends");
 }
 
-fn raw(stream: &mut std::net::TcpStream, request: &str) -> String {
-    use std::io::{Read, Write};
+#[test]
+fn what_is_read_or_written_as_it_comes_is_cut_off_when_its_token_is_revoked_and_nobody_elses_is() {
+    let bench = Bench::start(WHARF, &farm_of(&[("left", "")]));
+    let [stays, goes] = ["stays", "goes"].map(|name| token(&bench, json!({"name": name, "project": "mesa"})));
+    let job = linux_job("left", "wharf.end=hang", "overall: {minutes: 5}", "");
+    let id = as_whom(&bench, &stays, "POST", "/api/v1/jobs", &job).json()["id"].as_str().unwrap().to_owned();
+    let open = |token: &str, request: &str, more: &str| {
+        let mut stream = bench.connected();
+        let head = format!("{request} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n{more}\r\n");
+        stream.write_all(head.as_bytes()).unwrap();
+        stream
+    };
+    let reads = format!("GET /api/v1/jobs/{id}/events");
+    let types = format!("POST /api/v1/jobs/{id}/console");
+    let mut kept = open(&stays, &reads, "Connection: close\r\n");
+    let mut cut = [
+        open(&goes, &reads, ""),
+        open(&goes, "GET /api/v1/events?follow=1", ""),
+        open(&goes, &types, "Transfer-Encoding: chunked\r\n"),
+    ];
+    // Their heads are read: they were let in.
+    for stream in &mut cut[..2] {
+        assert!(read_line(stream).contains(" 200 "));
+    }
+    cut[2].write_all(b"1\r\na\r\n").unwrap();
+    assert_eq!(bench.ask("DELETE", "/api/v1/tokens/goes", "", b"").status, 204);
+    for stream in &mut cut[..2] {
+        let rest = read_to_end(stream);
+        assert!(!rest.ends_with("\r\n0\r\n\r\n"), "a part is not taken for the whole: {rest}");
+    }
+    let typed = read_to_end(&mut cut[2]);
+    assert!(typed.contains(" 400 ") && typed.contains("the token was revoked"), "{typed}");
+    assert_eq!(as_whom(&bench, &stays, "POST", &format!("/api/v1/jobs/{id}/cancel"), "").status, 200);
+    let whole = read_to_end(&mut kept);
+    assert!(whole.contains("\"ended\"") && whole.ends_with("\r\n0\r\n\r\n"), "{whole}");
+}
+
+/// What would never end has heartbeats, which no timeout of a read notices.
+fn read_to_end(stream: &mut TcpStream) -> String {
+    let (limit, mut text, mut buffer) = (Instant::now() + Duration::from_secs(60), Vec::new(), [0; 4096]);
+    while let length @ 1.. = stream.read(&mut buffer).unwrap() {
+        text.extend_from_slice(&buffer[..length]);
+        assert!(Instant::now() < limit, "it goes on: {}", String::from_utf8_lossy(&text));
+    }
+    String::from_utf8(text).unwrap()
+}
+
+fn read_line(stream: &mut TcpStream) -> String {
+    let mut line = Vec::new();
+    while !line.ends_with(b"\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        line.push(byte[0]);
+    }
+    String::from_utf8(line).unwrap()
+}
+
+fn raw(stream: &mut TcpStream, request: &str) -> String {
     stream.write_all(request.as_bytes()).unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
