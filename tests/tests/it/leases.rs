@@ -495,22 +495,20 @@ fn a_lease_by_connection_waits_for_its_owner_over_a_restart() {
     let socket = bench.local_socket();
     let mut command = wharf(&bench, "anna", &["lease", "take", "-t", "linked"]);
     let mut child = command.env("WHARF_SERVER", &socket).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-    let active = || lease_on(&bench, "odd-linked-1").filter(|lease| lease["state"] == "active");
-    let lease = until(SOON, active).unwrap_or_else(|| {
-        child.kill().unwrap();
-        let mut told = String::new();
-        child.stderr.take().unwrap().read_to_string(&mut told).unwrap();
-        panic!("no lease became active: {told}")
-    });
+    // That it is active the server knows before its owner, who looks for a server only once it has told him something.
+    let (mut stderr, mut told) = (BufReader::new(child.stderr.take().unwrap()), String::new());
+    while !told.contains("you have odd-linked-1") {
+        assert!(stderr.read_line(&mut told).unwrap() > 0, "no lease became active: {told}");
+    }
+    let lease = lease_on(&bench, "odd-linked-1").expect("it is active");
     let id = lease["id"].as_str().unwrap().to_owned();
     let bench = bench.killed_and_started_again(WHARF);
     let log = || bench.get(&format!("{}/log", path(&id))).text();
     until(SOON, || Some(()).filter(|()| log().contains("The farm was restarted")))
         .unwrap_or_else(|| panic!("{}", log()));
     signal(&child, Signal::SIGINT);
-    let output = child.wait_with_output().unwrap();
-    let told = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success() && told.contains("looking for the server"), "{told}");
+    stderr.read_to_string(&mut told).unwrap();
+    assert!(child.wait().unwrap().success() && told.contains("looking for the server"), "{told}");
     is_free(&bench, "odd-linked-1");
 }
 
