@@ -24,7 +24,7 @@ use tokio::sync::mpsc;
 
 use super::client::{Lines, Refused, Server, in_query};
 pub(super) use super::terminal::Keys;
-use super::terminal::{Raw, read_keys, restored_at_a_signal};
+use super::terminal::{Endings, Raw, read_keys};
 use super::view::say;
 use crate::api::wire::consoles::{ConsoleWire, PieceWire};
 use crate::api::wire::leases::{LeaseStateWire, LeaseWire, LeasesWire};
@@ -291,13 +291,14 @@ async fn copy(
     keys: Keys,
 ) -> anyhow::Result<Left> {
     let typing = typing.filter(|_| keys != Keys::None && std::io::stdin().is_terminal());
+    // Whoever shows it beside something that is to be given back hears the signals himself; with this the terminal is restored.
+    let endings = typing.filter(|_| keys == Keys::All).map(|_| Endings::listen()).transpose()?;
     let mut raw = typing.map(|_| Raw::new(keys)).transpose()?;
     let mut typed = typing.map(|_| read_keys());
     let ended = async {
-        match keys {
-            Keys::None | Keys::All => restored_at_a_signal(&mut raw).await,
-            // Whoever shows it beside something that is to be given back hears the signals himself; with this the terminal is restored.
-            Keys::ButSignals => std::future::pending().await,
+        match endings {
+            Some(endings) => endings.restore(&mut raw).await,
+            None => std::future::pending().await,
         }
     };
     tokio::pin!(ended);
@@ -310,7 +311,7 @@ async fn copy(
                     return Ok(Left::Escaped);
                 },
             },
-            ended = &mut ended => ended?,
+            () = &mut ended => {}
             Some(bytes) = next_keys(&mut typed) => {
                 let (text, escaped) = match bytes.iter().position(|key| *key == ESCAPE) {
                     Some(at) => (bytes.slice(..at), true),

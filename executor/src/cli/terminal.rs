@@ -11,7 +11,7 @@ use std::process;
 use anyhow::Context;
 use bytes::Bytes;
 use nix::sys::termios::{self, LocalFlags, OutputFlags, SetArg, Termios};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 /// Keys that wait for the server; a person types slower, a paste waits in the terminal.
@@ -55,20 +55,29 @@ impl Drop for Raw {
     }
 }
 
-/// Ends this process by the signal that tells it to, once the terminal is as it was; without a raw one, signals do what they always do.
-pub(super) async fn restored_at_a_signal(raw: &mut Option<Raw>) -> anyhow::Result<()> {
-    if raw.is_none() {
-        return std::future::pending().await;
+/// The signals that end this process, from the moment of [`Endings::listen`] on.
+pub(super) struct Endings {
+    terminate: Signal,
+    hang_up: Signal,
+}
+
+impl Endings {
+    /// Before the terminal is changed: a signal that nobody hears would leave it so.
+    pub(super) fn listen() -> anyhow::Result<Endings> {
+        let heard = |kind| signal(kind).context("cannot wait for a signal");
+        Ok(Endings { terminate: heard(SignalKind::terminate())?, hang_up: heard(SignalKind::hangup())? })
     }
-    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for a signal")?;
-    let mut hang_up = signal(SignalKind::hangup()).context("cannot wait for a signal")?;
-    let number = tokio::select! {
-        _ = terminate.recv() => SignalKind::terminate(),
-        _ = hang_up.recv() => SignalKind::hangup(),
-    };
-    drop(raw.take());
-    // As shells have it for one that a signal ended.
-    process::exit(128 + number.as_raw_value())
+
+    /// Ends this process by the first of them, once the terminal is as it was.
+    pub(super) async fn restore(mut self, raw: &mut Option<Raw>) {
+        let number = tokio::select! {
+            _ = self.terminate.recv() => SignalKind::terminate(),
+            _ = self.hang_up.recv() => SignalKind::hangup(),
+        };
+        drop(raw.take());
+        // As shells have it for one that a signal ended.
+        process::exit(128 + number.as_raw_value())
+    }
 }
 
 /// Keys as they are pressed. The thread ends with the process: nobody can take a read of a terminal back.
