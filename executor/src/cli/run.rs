@@ -17,7 +17,7 @@ use anyhow::{Context, bail};
 use bytes::Bytes;
 use serde_json::json;
 
-use super::client::{Events, Server, in_query};
+use super::client::{Events, Refused, Server, in_query};
 use super::interrupts::{INTERRUPTED, Interrupts};
 use super::share;
 use super::view::{View, print, say};
@@ -229,7 +229,8 @@ impl Follower<'_> {
                 Ok(verdict) => return Ok(verdict),
                 Err(error) => error,
             };
-            if before == 0 && self.next == 0 {
+            // What the server refuses it refuses the next time, too.
+            if error.downcast_ref::<Refused>().is_some() {
                 return Err(error);
             }
             if self.next > before {
