@@ -9,6 +9,12 @@
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::bench::until;
+
+/// Reading apt's lists takes somebody else some seconds.
+const LISTS_LOCKED_MAX: Duration = Duration::from_secs(300);
 
 /// Installs the Debian packages of the programs that are not there: pairs of program (or a file's path) and package.
 pub fn need_programs(programs: &[(&str, &'static str)]) {
@@ -32,9 +38,15 @@ pub fn need_packages(missing: impl Fn() -> Vec<&'static str>) {
     for arguments in [vec!["update"], [vec!["install", "-y", "--no-install-recommends"], packages].concat()] {
         let mut command = Command::new("apt-get");
         command.args(["-qq", "-o", "DPkg::Lock::Timeout=300"]).args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
-        let output = command.output().expect("these tests run on a Debian system");
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "apt-get could not install {list}: {said}");
+        let told = until(LISTS_LOCKED_MAX, || {
+            let output = command.output().expect("these tests run on a Debian system");
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            // For this lock apt does not wait: a server of another test reads the archive's lists anew.
+            let is_locked = said.contains("/var/lib/apt/lists/lock");
+            Some(if output.status.success() { Ok(()) } else { Err(said) }).filter(|_| !is_locked)
+        });
+        let told = told.unwrap_or_else(|| Err("somebody reads its lists all the time".to_owned()));
+        told.unwrap_or_else(|said| panic!("apt-get could not install {list}: {said}"));
     }
 }
 

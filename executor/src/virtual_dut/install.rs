@@ -20,6 +20,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
@@ -40,6 +41,9 @@ const BUSYBOX_PACKAGE: &str = "busybox-static";
 
 /// How long apt waits for another package manager to finish. Unattended upgrades take minutes, and people rather wait than fail.
 const APT_LOCK_TIMEOUT_S: u32 = 300;
+
+/// Between two attempts to read the archive's lists while somebody else does: that takes seconds.
+const LISTS_LOCKED_PAUSE: Duration = Duration::from_secs(1);
 
 /// Lines of a failed program's output that an error carries: apt's last words are within them.
 const OUTPUT_TAIL_LINES: usize = 8;
@@ -448,7 +452,7 @@ async fn install_packages(packages: &[&str], progress: &(dyn Fn(&str) + Sync)) -
     install.extend(packages);
     progress(&format!("running: {by_hand}"));
     if !has_lists() {
-        run(apt(Some(right), &["update"]), progress).await?;
+        update(right, progress).await?;
         return run(apt(Some(right), &install), progress).await;
     }
     // What fails with lists that are there fails mostly because they are old: the archive no longer has that version.
@@ -456,7 +460,7 @@ async fn install_packages(packages: &[&str], progress: &(dyn Fn(&str) + Sync)) -
         Ok(()) => Ok(()),
         Err(_) => {
             progress("running: apt-get update");
-            run(apt(Some(right), &["update"]), progress).await?;
+            update(right, progress).await?;
             run(apt(Some(right), &install), progress).await
         }
     }
@@ -534,7 +538,25 @@ async fn update_lists(progress: &(dyn Fn(&str) + Sync)) -> Result<(), InstallErr
         return Err(InstallError::NoRight { packages: "(or rather, reading apt's lists anew)".to_owned(), line });
     };
     progress("running: apt-get update");
-    run(apt(Some(right), &["update"]), progress).await
+    update(right, progress).await
+}
+
+/// apt waits for dpkg's lock, and not for that of its lists (apt-pkg/acquire.cc, `GetLock`): somebody else's update ends by itself.
+async fn update(right: Right, progress: &(dyn Fn(&str) + Sync)) -> Result<(), InstallError> {
+    let until = Instant::now() + Duration::from_secs(APT_LOCK_TIMEOUT_S.into());
+    loop {
+        match run(apt(Some(right), &["update"]), progress).await {
+            Err(InstallError::Failed { output, .. }) if is_locked(&output) && Instant::now() < until => {
+                tokio::time::sleep(LISTS_LOCKED_PAUSE).await;
+            }
+            ended => return ended,
+        }
+    }
+}
+
+/// Whether apt says, in any language, that somebody else reads the archive's lists anew.
+fn is_locked(output: &str) -> bool {
+    output.contains("/var/lib/apt/lists/lock")
 }
 
 /// From a package's files to those that are kept, and their name.
@@ -676,6 +698,16 @@ fn line_of(command: &Command) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_update_waits_for_that_of_somebody_else_and_for_nothing_else() {
+        let said = "Reading package lists...\nE: Could not get lock /var/lib/apt/lists/lock. It is held by process 23021 (apt-get)\n\
+                    E: Unable to lock directory /var/lib/apt/lists/";
+        assert!(is_locked(said));
+        assert!(!is_locked(
+            "E: List directory /var/lib/apt/lists/partial is missing. - Acquire (13: Permission denied)"
+        ));
+    }
 
     #[test]
     fn the_cache_is_where_the_environment_says() {
