@@ -36,10 +36,11 @@ const MARK: &str = "WHARF_BENCH";
 const START_S_MAX: u64 = 600;
 /// The API sends a heartbeat every 10 s: twice that is a server that does not answer.
 const SILENCE_S_MAX: u64 = 30;
-/// The longest job of any test here, QEMU's translator on a loaded machine included.
-const JOB_S_MAX: u64 = 300;
-/// Who ends a farm waits this long before it is killed.
-const STOP_S_MAX: u64 = 10;
+/// Longer than any job of a test here lasts: those of QEMU machines end by their own `overall` of ten minutes. With a tenth of a processor
+/// each, two of them at once needed more than four.
+const JOB_S_MAX: u64 = 660;
+/// Who ends a farm waits this long before it is killed: the server itself waits up to ten seconds for what it tears down.
+const STOP_S_MAX: u64 = 20;
 /// The kernel takes a moment to reap what died with its parent.
 const REAP_S_MAX: u64 = 5;
 /// Between two looks at a condition that nobody can tell us about.

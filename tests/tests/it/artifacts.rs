@@ -13,7 +13,7 @@ fn a_kernel_finds_the_files_of_an_initial_ram_disk_that_was_packed_for_it() {
     let job = linux_job(
         "'firmware:uefi'",
         "console=ttyS0,115200 quiet wharf.cmd={{ job.http.url }}/run.sh",
-        "overall: {minutes: 4}, boot_cycle: {minutes: 4}",
+        "overall: {minutes: 10}, boot_cycle: {minutes: 10}",
         r"    storage:
       http:
       - {path: /run.sh, data: 'cat /user/deep/job.env; ls -l /user/tool'}

@@ -17,7 +17,7 @@ pub(crate) fn tiny(words: &str, timeouts: &str, patterns: &str, more: &str) -> S
     format!(
         "version: 1
 target: {{tags: ['firmware:bios']}}
-timeouts: {{overall: {{minutes: 4}}{timeouts}}}
+timeouts: {{overall: {{minutes: 10}}{timeouts}}}
 console_patterns:
   session_end: {{regex: '^TINY: power off\\r$'}}
   job_success: {{regex: '^good\\r$'}}
@@ -56,7 +56,7 @@ fn a_bios_machine_boots_by_the_ipxe_of_its_network_card() {
 pub(crate) fn linux_job_that_shows(tag: &str, words: &str) -> String {
     let all = in_yaml(&format!("console=ttyS0 quiet panic=-1 wharf.cmd={{{{ job.http.url }}}}/show {words}"));
     let storage = "    storage: {http: {path: /show, data: cat /proc/cmdline}}\n";
-    linux_job(tag, all.trim_matches('"'), "overall: {minutes: 4}", storage)
+    linux_job(tag, all.trim_matches('"'), "overall: {minutes: 10}", storage)
 }
 
 #[test]
@@ -96,7 +96,7 @@ fn a_machine_that_reboots_goes_on_with_continue() {
     let _place = QEMU.pass();
     let ended = bench.run(&tiny(
         "print=first, end=reset",
-        ", boot_cycle: {minutes: 2, retries: 1}",
+        ", boot_cycle: {minutes: 10, retries: 1}",
         "  session_reboot: {regex: '^TINY: reset'}",
         "  continue:\n    kernel: {cmdline: [second, print=good]}\n",
     ));
@@ -152,7 +152,7 @@ fn a_watchdog_that_is_fed_lets_the_job_run_longer_than_its_own_time() {
     let running = bench.submit(&job, "");
     // It says one a second, of its own clock.
     let beats = || bench.get(&format!("/api/v1/jobs/{}/log", running.id)).text().matches("TINY: beat").count();
-    until(Duration::from_secs(120), || Some(()).filter(|()| beats() >= 9)).expect("it beats on");
+    until(Duration::from_secs(300), || Some(()).filter(|()| beats() >= 9)).expect("it beats on");
     running.cancel();
     let ended = running.wait();
     ended.expect("INCOMPLETE", "cancelled");
@@ -279,7 +279,7 @@ pub(crate) fn arm64_job(words: &str, dtb: &str) -> String {
     format!(
         "version: 1
 target: {{id: board}}
-timeouts: {{overall: {{minutes: 4}}}}
+timeouts: {{overall: {{minutes: 10}}}}
 console_patterns:
   session_end: {{regex: '^TINY: power off\\r$'}}
   job_success: {{regex: '^TINY: model=wharf,served-dtb\\r$'}}
@@ -380,7 +380,7 @@ fn uefi_loads_by_pxe_the_program_that_the_job_gives_it() {
     let storage = format!(
         "    storage: {{tftp: [{{path: /firmware/grub.efi, url: '{loader}'}}, {{path: '/grub/grub\\.cfg.*', data: \"{configuration}\"}}]}}\n"
     );
-    let ended = bench.run(&linux_job("pxe", "not this one", "overall: {minutes: 4}", &storage));
+    let ended = bench.run(&linux_job("pxe", "not this one", "overall: {minutes: 10}", &storage));
     ended.expect("PASS", "test").expect_in_order(&[
         "TFTP /firmware/grub.efi: ",
         "TFTP /grub/grub.cfg-01-52-54-00-77-00-05: ",

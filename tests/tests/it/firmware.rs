@@ -147,7 +147,7 @@ fn uefi_loads_a_kernel_by_pxe_with_the_address_that_the_network_s_own_dhcp_serve
     let bench = farm(&lab, &board, "boot: {method: uefi-pxe}", BESIDE_ANOTHER);
     let job = "version: 1
 target: {id: board}
-timeouts: {overall: {minutes: 4}}
+timeouts: {overall: {minutes: 10}}
 console_patterns:
   session_end: {regex: '^TINY: power off\\r$'}
   job_success: {regex: '^TINY: cmdline=\\r$'}
@@ -198,7 +198,7 @@ fn read_by_tftp(dut: &Lab, name: &str) -> Option<String> {
 /// A job for a machine that this test plays: everything is told apart by its text.
 const ALL_FILES: &str = "version: 1
 target: {tags: []}
-timeouts: {overall: {minutes: 4}}
+timeouts: {overall: {minutes: 10}}
 console_patterns:
   session_end: {regex: '^the end$'}
   job_success: {regex: '^all is good$'}

@@ -24,7 +24,7 @@ fn job_of(roles: &[String]) -> String {
     format!(
         "version: 1
 target:
-{}timeouts: {{overall: {{minutes: 4}}, boot_cycle: {{minutes: 4, retries: 1}}}}
+{}timeouts: {{overall: {{minutes: 10}}, boot_cycle: {{minutes: 10, retries: 1}}}}
 console_patterns:
   session_end: {{regex: 'reboot: Power [Dd]own'}}
   session_reboot: {{regex: 'reboot: Restarting system|reboot: machine restart'}}

@@ -88,7 +88,7 @@ fn job(image: &str, client: &str) -> String {
     format!(
         "version: 1
 target: {{tags: ['firmware:bios']}}
-timeouts: {{overall: {{minutes: 4}}, boot_cycle: {{minutes: 3, retries: 1}}}}
+timeouts: {{overall: {{minutes: 10}}, boot_cycle: {{minutes: 10, retries: 1}}}}
 console_patterns:
   session_end: {{regex: '^root: that is all'}}
   session_reboot: {{regex: '^root: cut my power'}}

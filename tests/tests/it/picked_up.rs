@@ -372,7 +372,7 @@ fn a_machine_that_netboots_over_a_kill_and_talks_over_another_passes_without_a_p
     let bench = place.start();
     let job = "version: 1
 target: {tags: ['firmware:bios']}
-timeouts: {overall: {minutes: 4}}
+timeouts: {overall: {minutes: 10}}
 console_patterns:
   session_end: {regex: '^TINY: power off\\r$'}
   job_success: {regex: '^good\\r$'}

@@ -246,7 +246,7 @@ target:
     tags: ['firmware:bios']
     ssh: {{when: {{regex: '^ssh: ready'}}}}
     steps:
-{STEPS}timeouts: {{overall: {{minutes: 4}}}}
+{STEPS}timeouts: {{overall: {{minutes: 10}}}}
 deployment:
   start:
     kernel: {{url: '{{{{ images_url }}}}/kernel', cmdline: ['console=ttyS0,115200 quiet panic=-1 rdinit=/dut']}}
