@@ -17,12 +17,13 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
+use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
-use super::courier::{Answer, Call, Courier, Log, Order, Outcome, State};
+use super::courier::{Answer, Call, Courier, Heard, Log, Order, Outcome, State};
 use super::kept::keep;
 use super::mask::Masker;
 use super::spool::Spool;
@@ -100,6 +101,8 @@ pub(super) trait Errand: Serialize + DeserializeOwned + Send + Sync + 'static {
     ) -> impl Future<Output = io::Result<Answer>> + Send;
     /// Uploads a file.
     fn upload(&self, client: &Self::Client, upload: &Self::Upload) -> impl Future<Output = Answer> + Send;
+    /// What is said of an upload that is lost, and how a job ends that would have succeeded.
+    fn lost_upload(&self, upload: &Self::Upload, answer: &Answer) -> (String, Outcome);
 }
 
 /// How a job ended on the farm.
@@ -130,8 +133,8 @@ pub(super) struct Sheet<E: Errand> {
     pub text: String,
     /// What was said before the farm had it.
     pub said: Vec<(Severity, String)>,
-    /// Whether the forge knows that it runs.
-    pub is_accepted: bool,
+    /// Since when the forge knows that it runs.
+    pub accepted: Option<Timestamp>,
 }
 
 /// All jobs that are carried.
@@ -200,7 +203,7 @@ async fn begin<E: Errand>(farm: Arc<Farm>, errand: E, runner: E::Runner, told: o
         Ok(client) => client,
         Err(error) => return tracing::warn!(forge_job = errand.id(), "{error}"),
     };
-    let mut sheet = Sheet { errand, farm_job: None, text: String::new(), said: Vec::new(), is_accepted: false };
+    let mut sheet = Sheet { errand, farm_job: None, text: String::new(), said: Vec::new(), accepted: None };
     if let Err(error) = sheet.keep(&folder) {
         tracing::error!(path = %folder.display(), %error, "a job of {0} cannot be kept: {0} will give up on it", E::FORGE);
         return;
@@ -254,7 +257,7 @@ async fn resume<E: Errand>(farm: Arc<Farm>, mut sheet: Sheet<E>, folder: PathBuf
         sheet.said.push((Severity::Error, "The farm was restarted before it had the job".to_owned()));
         sheet.errand.lost()
     });
-    let courier = if sheet.is_accepted { Courier::resumed(E::PIECE_MAX) } else { Courier::new(E::PIECE_MAX) };
+    let courier = if sheet.accepted.is_some() { Courier::resumed(E::PIECE_MAX) } else { Courier::new(E::PIECE_MAX) };
     let carrier = Carrier::new(farm, client, sheet, folder, record, courier);
     carrier.run(outcome).await;
 }
@@ -264,6 +267,12 @@ impl<E: Errand> Sheet<E> {
     fn keep(&self, folder: &Path) -> io::Result<()> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
         keep(&folder.join(SHEET), self)
+    }
+
+    /// When its forge's limit is reached: a restart gives it no more time.
+    fn deadline(&self) -> Option<Instant> {
+        let passed = Duration::try_from(Timestamp::now().duration_since(self.accepted?)).unwrap_or_default();
+        Some(Instant::now() + self.errand.timeout()?.saturating_sub(passed))
     }
 }
 
@@ -298,7 +307,7 @@ impl<E: Errand> Carrier<E> {
         record: Option<Arc<JobRecord>>,
         courier: Courier,
     ) -> Carrier<E> {
-        let (uploads, deadline, in_time) = (Vec::new(), None, InTime::Yes);
+        let (uploads, deadline, in_time) = (Vec::new(), sheet.deadline(), InTime::Yes);
         Carrier { farm, client, sheet, folder, record, courier, uploads, deadline, in_time }
     }
 
@@ -348,7 +357,7 @@ impl<E: Errand> Carrier<E> {
             }
         }
         self.courier.log_is(E::length(spool));
-        if !self.sheet.is_accepted && self.courier.is_accepted() {
+        if self.sheet.accepted.is_none() && self.courier.is_accepted() {
             self.accepted();
         }
         match self.courier.next(Instant::now()) {
@@ -363,7 +372,9 @@ impl<E: Errand> Carrier<E> {
                         E::FORGE
                     );
                 }
-                self.courier.answered(&call, &answer, Instant::now());
+                if self.courier.answered(&call, &answer, Instant::now()) == Heard::UploadLost {
+                    self.lost(&call, &answer, spool);
+                }
                 Next::Goes
             }
             Order::Wait(until) => self.wait(until, spool, follower).await,
@@ -408,13 +419,24 @@ impl<E: Errand> Carrier<E> {
         Next::Goes
     }
 
+    /// A job whose files are not where its pipeline looks for them has not succeeded.
+    fn lost(&mut self, call: &Call, answer: &Answer, spool: &mut Spool) {
+        let Call::Upload(index) = call else { return };
+        let Some(upload) = self.uploads.get(*index) else { return };
+        let (why, outcome) = self.sheet.errand.lost_upload(upload, answer);
+        spool.say(Severity::Error, &why);
+        spool.finish();
+        self.courier.log_is(E::length(spool));
+        self.courier.fails(outcome);
+    }
+
     /// What the server knows now, a restart must know, too; and the job's time begins.
     fn accepted(&mut self) {
-        self.sheet.is_accepted = true;
+        self.sheet.accepted = Some(Timestamp::now());
         if let Err(error) = self.sheet.keep(&self.folder) {
             tracing::warn!(%error, "that {} knows that the job runs cannot be written down", E::FORGE);
         }
-        self.deadline = self.sheet.errand.timeout().map(|timeout| Instant::now() + timeout);
+        self.deadline = self.sheet.deadline();
     }
 
     /// An event of the job; `None` after the last one.

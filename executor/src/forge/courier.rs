@@ -11,12 +11,12 @@
 //! |---|---|---|
 //! | `Job-Status: running` or 400 | PUT pending | the server knows no two phases: accepted already |
 //! | 200, 202 | PATCH trace | the log goes on where `Range` says |
-//! | 416 | PATCH trace | the log goes on where `Range` says; from 0 without it |
+//! | 416 | PATCH trace | the log goes on where `Range` says; from 0 without it. Of a server that has more, once ours is longer |
 //! | 409 | PUT pending, the first PUT running | another runner has it: [`Order::Stop`], and not a word more |
 //! | `Job-Status: canceling` | any | [`Order::Cancel`], once; log, uploads and the last word still go |
 //! | 401, 403, 404, `Job-Status: canceled`, `failed`, `success`, `skipped` | any but the last word | [`Order::Stop`]: its token is void |
-//! | the same | an upload | that upload is left out |
-//! | 408, 409, 429, 5xx, no connection | any | the same again: after `Retry-After`, or 1 s and twice that each time, 60 s at most |
+//! | the same, and any other 4xx | an upload | that upload is lost, and the job does not succeed |
+//! | 3xx, 408, 409, 429, 5xx, no connection | any | the same again: after `Retry-After`, or 1 s and twice that each time, 60 s at most |
 //! | any other | any | as if it had been done; it is logged |
 //!
 //! One call at a time; who calls asks [`Courier::next`] after each answer, and when time has passed. The words are those of GitLab's runner
@@ -42,8 +42,8 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(900);
 const LAST_WORD: Duration = Duration::from_secs(24 * 3600);
 /// So often the whole log is sent again: a server that loses it thrice will lose it a fourth time.
 const RESETS_MAX: u32 = 3;
-/// So often an upload is tried: each may take minutes, and the verdict waits for it.
-const UPLOADS_MAX: u32 = 5;
+/// For so long after its first failure an upload is tried: a server that is upgraded is away for ten minutes, and the verdict waits for it.
+const UPLOAD_TIME: Duration = Duration::from_secs(900);
 
 /// A state of a job, as it is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,6 +97,17 @@ pub(super) struct Answer {
     pub log_interval: Option<Duration>,
     /// `Retry-After`.
     pub retry_after: Option<Duration>,
+    /// What the server said of an upload that it did not take.
+    pub said: String,
+}
+
+/// What an answer means besides the next order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Heard {
+    /// Nothing.
+    Simply,
+    /// The upload that was called for is not tried again.
+    UploadLost,
 }
 
 /// What to do.
@@ -145,6 +156,8 @@ pub(super) struct Courier {
     not_before: Option<Instant>,
     resets: u32,
     ended_at: Option<Instant>,
+    /// When the upload that is due failed for the first time.
+    upload_failed: Option<Instant>,
     /// Orders that wait to be taken.
     cancel: Cancel,
     is_stopped: Stopped,
@@ -180,6 +193,7 @@ impl Courier {
             not_before: None,
             resets: 0,
             ended_at: None,
+            upload_failed: None,
             cancel: Cancel::No,
             is_stopped: Stopped::No,
         }
@@ -212,6 +226,15 @@ impl Courier {
         if self.phase != Phase::Over {
             self.phase = Phase::Ending { outcome, uploads, uploaded: 0 };
             self.ended_at = Some(now);
+        }
+    }
+
+    /// A success becomes this: something of it is lost.
+    pub(super) fn fails(&mut self, other: Outcome) {
+        if let Phase::Ending { outcome, .. } = &mut self.phase
+            && outcome.failure_reason.is_none()
+        {
+            *outcome = other;
         }
     }
 
@@ -263,7 +286,21 @@ impl Courier {
     }
 
     /// Hears the answer to a call that [`Courier::next`] asked for.
-    pub(super) fn answered(&mut self, call: &Call, answer: &Answer, now: Instant) {
+    pub(super) fn answered(&mut self, call: &Call, answer: &Answer, now: Instant) -> Heard {
+        let before = self.uploads_left();
+        self.heard(call, answer, now);
+        let is_taken = answer.status.is_some_and(|status| (200..300).contains(&status));
+        if self.uploads_left() < before && !is_taken { Heard::UploadLost } else { Heard::Simply }
+    }
+
+    fn uploads_left(&self) -> usize {
+        match &self.phase {
+            Phase::Ending { uploads, uploaded, .. } => uploads - uploaded,
+            Phase::Pending | Phase::Running | Phase::Over => 0,
+        }
+    }
+
+    fn heard(&mut self, call: &Call, answer: &Answer, now: Instant) {
         self.last_call = Some(now);
         if let Some(interval) = answer.log_interval {
             self.log_interval = interval.clamp(LOG_INTERVAL, LOG_INTERVAL_MAX);
@@ -275,7 +312,7 @@ impl Courier {
             _ => {}
         }
         match answer.status {
-            None | Some(408 | 429 | 500..=599) => self.failed(call, answer, now),
+            None | Some(300..=399 | 408 | 429 | 500..=599) => self.failed(call, answer, now),
             Some(409) => match call {
                 Call::Tell(State::Pending, _) => self.stop(),
                 Call::Tell(State::Running, _) if !self.is_accepted() => self.stop(),
@@ -308,9 +345,8 @@ impl Courier {
                     (_, Some(end)) => end,
                     (_, None) => from + length,
                 };
-                // A server that has more than there is has another log: ours is sent anew, over it.
-                if self.sent > self.log.length {
-                    self.send_anew(now);
+                if self.sent == *from {
+                    self.stalled(now);
                 }
             }
             Call::Upload(_) => self.uploaded(),
@@ -320,6 +356,15 @@ impl Courier {
                 _ => self.phase = Phase::Over,
             },
         }
+    }
+
+    /// The log did not get on by a piece that was sent.
+    fn stalled(&mut self, now: Instant) {
+        self.resets += 1;
+        if self.resets > RESETS_MAX {
+            self.sent = self.log.length;
+        }
+        self.not_before = Some(now + PAUSE_MIN);
     }
 
     fn send_anew(&mut self, now: Instant) {
@@ -336,13 +381,17 @@ impl Courier {
         if let Phase::Ending { uploaded, .. } = &mut self.phase {
             *uploaded += 1;
         }
+        self.upload_failed = None;
     }
 
     fn failed(&mut self, call: &Call, answer: &Answer, now: Instant) {
         self.failures += 1;
-        if matches!(call, Call::Upload(_)) && self.failures >= UPLOADS_MAX {
-            self.failures = 0;
-            self.uploaded();
+        if matches!(call, Call::Upload(_)) {
+            let since = *self.upload_failed.get_or_insert(now);
+            if now.duration_since(since) >= UPLOAD_TIME {
+                self.failures = 0;
+                self.uploaded();
+            }
         }
         if self.ended_at.is_some_and(|ended| now.duration_since(ended) > LAST_WORD) {
             self.phase = Phase::Over;
@@ -477,9 +526,27 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_has_another_log_is_sent_ours_anew() {
+    fn a_server_that_has_more_of_the_log_gets_what_comes_after_that_and_the_verdict_all_the_same() {
         let mut told = Story::running(100);
-        told.calls(piece(0, 100), range(416, 150)).after(3).calls(piece(0, 100), range(202, 100));
+        told.calls(piece(0, 100), range(416, 150)).after(3).calls(tell(State::Running, 100), answer(200));
+        told.courier.log_is(log(170));
+        told.calls(piece(150, 20), range(202, 170));
+        let mut told = Story::running(100);
+        told.calls(piece(0, 100), range(416, 150));
+        told.courier.ended(failed(), 0, told.now);
+        told.calls(tell(State::Final(failed()), 100), answer(200)).is_told(Order::Over);
+    }
+
+    #[test]
+    fn a_log_that_gets_on_nowhere_costs_no_verdict() {
+        for stays in [range(416, 0), answer(416), range(202, 0)] {
+            let mut told = Story::running(100);
+            told.courier.ended(failed(), 0, told.now);
+            for _ in 0..=RESETS_MAX {
+                told.calls(piece(0, 100), stays.clone()).waits(1).after(1);
+            }
+            told.calls(tell(State::Final(failed()), 100), answer(200)).is_told(Order::Over);
+        }
     }
 
     #[test]
@@ -539,13 +606,43 @@ mod tests {
         told.waits(3);
     }
 
+    fn passed() -> Outcome {
+        Outcome { failure_reason: None, exit_code: 0 }
+    }
+
     #[test]
-    fn an_upload_that_fails_again_and_again_is_left_out() {
+    fn an_upload_outlives_ten_minutes_without_a_server_and_is_lost_after_fifteen() {
         let mut told = Story::running(0);
-        told.courier.ended(failed(), 1, told.now);
-        for _ in 0..UPLOADS_MAX {
-            told.calls(Call::Upload(0), answer(500)).after(60);
+        told.courier.ended(passed(), 2, told.now);
+        for _ in 0..10 {
+            assert_eq!(told.courier.answered(&Call::Upload(0), &answer(502), told.now), Heard::Simply);
+            told.after(60);
         }
+        told.calls(Call::Upload(0), answer(201));
+        assert_eq!(told.courier.answered(&Call::Upload(1), &Answer::default(), told.now), Heard::Simply);
+        told.after(900);
+        assert_eq!(told.courier.answered(&Call::Upload(1), &Answer::default(), told.now), Heard::UploadLost);
+        told.courier.fails(failed());
+        told.after(60);
         told.calls(Call::Tell(State::Final(failed()), log(0)), answer(200)).is_told(Order::Over);
+    }
+
+    #[test]
+    fn an_upload_that_is_refused_is_lost_at_once_and_a_job_that_failed_keeps_its_reason() {
+        for status in [400, 403, 413] {
+            let mut told = Story::running(0);
+            told.courier.ended(failed(), 1, told.now);
+            assert_eq!(told.courier.answered(&Call::Upload(0), &answer(status), told.now), Heard::UploadLost);
+            told.courier.fails(Outcome { failure_reason: Some("other".into()), exit_code: 1 });
+            told.calls(Call::Tell(State::Final(failed()), log(0)), answer(200)).is_told(Order::Over);
+        }
+    }
+
+    #[test]
+    fn a_last_word_that_is_sent_elsewhere_is_said_again() {
+        let mut told = Story::running(0);
+        told.courier.ended(passed(), 0, told.now);
+        told.calls(Call::Tell(State::Final(passed()), log(0)), answer(302)).waits(1).after(1);
+        told.calls(Call::Tell(State::Final(passed()), log(0)), answer(200));
     }
 }

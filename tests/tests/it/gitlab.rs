@@ -213,8 +213,8 @@ fn a_cancelled_job_frees_its_machine_and_a_gently_cancelled_one_brings_its_files
 }
 
 #[test]
-fn a_job_that_is_cancelled_while_it_boots_or_at_its_last_word_frees_its_machine_and_files_that_are_refused_cost_no_verdict()
- {
+fn a_job_that_is_cancelled_while_it_boots_or_at_its_last_word_frees_its_machine_and_one_whose_files_are_refused_fails()
+{
     let pair = shared();
     let gone = Fault::Answer(403, "Job-Status: canceled");
     // While it boots: it stays pending until then, and is never accepted.
@@ -226,13 +226,18 @@ fn a_job_that_is_cancelled_while_it_boots_or_at_its_last_word_frees_its_machine_
     pair.gitlab.fail(&format!("PUT /jobs/{last}"), [Fault::Answer(200, ""), gone]);
     let artifacts = json!({"artifacts": [{"paths": ["wharf/verdict.json"], "when": "always"}]});
     let refused = pair.offer("gently", &short("gently", ""), artifacts);
-    pair.gitlab.fail(&format!("POST /jobs/{refused}"), [Fault::Answer(403, "")]);
+    pair.gitlab.fail(&format!("POST /jobs/{refused}"), [Fault::Answer(413, "")]);
     let stopped = || Some(()).filter(|()| pair.gitlab.has_failed(&format!("/jobs/{boots}")));
     until(PATIENCE, stopped).expect("it is told twice");
     pair.expect_free("cancel");
     assert_eq!(pair.gitlab.job(boots).history, ["pending"]);
     let ended = pair.gitlab.wait_for_end(refused);
-    assert_eq!((ended.status.as_str(), ended.uploads.len()), ("success", 0), "{}", ended.log_text());
+    assert_eq!((ended.status.as_str(), ended.uploads.len()), ("failed", 0), "{}", ended.log_text());
+    assert_eq!((ended.failure_reason.as_deref(), ended.exit_code), (Some("script_failure"), Some(1)));
+    expect_in(
+        &ended.log_text(),
+        &["Verdict: PASS", "GitLab did not take artifacts.zip (archive, ", " bytes): they are larger than"],
+    );
     pair.expect_free("gently");
     let kept = |id: u64| {
         let names = std::fs::read_dir(pair.bench.state().join("gitlab")).into_iter().flatten().flatten();
@@ -527,8 +532,8 @@ fn run_in_an_image(gitlab: &Coordinator, folder: &std::path::Path) {
     put_image(gitlab, folder);
     let host = gitlab.url().replace("http://", "");
     let job = json!({
-        "image": {"name": format!("{host}/group/box:1"), "executor_opts": {"docker": {"user": "1000:1001"}}},
-        "variables": [{"key": "GIT_STRATEGY", "value": "none"}],
+        "image": {"name": "$REGISTRY/group/box:1", "executor_opts": {"docker": {"user": "1000:1001"}}},
+        "variables": [{"key": "GIT_STRATEGY", "value": "none"}, {"key": "REGISTRY", "value": host}],
         "steps": [{"name": "script", "script": [
             "echo \"$FROM_IMAGE; $(cat /etc/name)\"; [ ! -e /etc/gone ]", "pwd; echo made >made.txt; ln -s made.txt link.txt; busybox id >/dev/stdout", "mount | grep -c ' /proc '",
         ]}],

@@ -14,10 +14,11 @@ use std::process::Command;
 use serde_json::{Value, json};
 use tests::bench::{Bench, need_programs, until};
 use tests::coordinator::{ADMIN_TOKEN, Commits, Coordinator, Job};
+use tests::instance::Fault;
 
 use crate::buckets::{DUT, Keys, World, good};
 use crate::farms::expect_in;
-use crate::gitlab::{file_of, shared, zip};
+use crate::gitlab::{Pair, file_of, shared, zip};
 use crate::picked_up::{GATEWAY, PATIENCE};
 
 /// The environment of a real job of Mesa's, where there is one.
@@ -164,6 +165,8 @@ fn files_go_to_the_machine_and_come_back_and_caches_go_from_job_to_job_of_one_pr
 
 fn the_shared_folder_of_ci_trons_variables(scene: &mut Scene) {
     scene.gitlab.put_file("/jobs/4711/artifacts", &zip(&[("out/tool.sh", "echo tool"), ("stale", "x")]));
+    // A server that is away for a moment costs no job.
+    scene.gitlab.fail("GET /jobs/4711/artifacts", [Fault::Answer(502, "")]);
     let id = scene.begin(json!({
         "variables": of_ci_tron(),
         "dependencies": [{"id": 4711, "name": "build", "token": "t", "artifacts_file": {"filename": "a.zip", "size": 1}}],
@@ -216,7 +219,8 @@ fn repository(scene: &Scene) -> String {
     let digest = digest.trim_start_matches("sha256:");
     scene.gitlab.put_file(&format!("/lfs/{digest}"), b"large");
     scene.gitlab.serve_repositories(scene.folder.path());
-    commit(scene.folder.path(), script, digest, "../lib.git")
+    // Nobody has a key for SSH here.
+    commit(scene.folder.path(), script, digest, "git@127.0.0.1:group/lib.git")
 }
 
 fn commit(folder: &Path, script: &str, digest: &str, lib: &str) -> String {
@@ -236,7 +240,10 @@ fn caches_submodules_and_large_files(scene: &mut Scene) {
     let id = scene.begin(json!({
         "git_info": git_info,
         "services": [{"name": "postgres:15"}],
-        "variables": [{"key": "GIT_SUBMODULE_STRATEGY", "value": "recursive"}, {"key": "KEY", "value": "deps"}],
+        "variables": [
+            {"key": "GIT_SUBMODULE_STRATEGY", "value": "recursive"}, {"key": "GIT_SUBMODULE_FORCE_HTTPS", "value": "true"},
+            {"key": "KEY", "value": "deps"}, {"key": "CERT", "value": "of $KEY", "file": true}, {"key": "USES", "value": "$CERT"},
+        ],
         "cache": [
             {"key": "new-non_protected", "fallback_keys": ["$KEY-non_protected"], "paths": [".cache/"], "when": "always"},
             {"key": "read-non_protected", "paths": ["lib/"], "policy": "pull"},
@@ -256,6 +263,11 @@ fn caches_submodules_and_large_files(scene: &mut Scene) {
     ] {
         assert!(ended.log_text().contains(line), "{line}: {}", ended.log_text());
     }
+    let environment = scene.unpacked(".wharf/environment");
+    for name in ["CERT", "USES"] {
+        assert!(environment.contains(&format!("export {name}='/builds/group/project.tmp/CERT'\n")), "{environment}");
+    }
+    assert_eq!(scene.unpacked("builds/group/project.tmp/CERT"), "of deps");
     assert_eq!(scene.unpacked("builds/group/project/large.bin"), "large");
     assert_eq!(scene.unpacked("builds/group/project/lib/lib.txt"), "of the library\n");
     assert!(files.contains(&"builds/group/project/.cache/thing".to_owned()), "{files:?}");
@@ -306,12 +318,16 @@ fn what_a_job_names_is_not_fetched_from_the_farms_own_network() {
     let folder = tempfile::tempdir().unwrap();
     fs::create_dir_all(folder.path().join("group/project.git")).unwrap();
     pair.gitlab.serve_repositories(folder.path());
+    let mut of_last = Value::Null;
     for (lib, why) in [
         ("http://127.0.0.1:9/lib.git", "127.0.0.1:9 is not fetched for jobs: "),
         ("http://169.254.169.254/lib.git", "169.254.169.254:80 is not fetched for jobs: "),
         ("file:///etc", "it is fetched by http or https alone"),
+        ("git@gitlab.example.org:g/x.git", "set GIT_SUBMODULE_FORCE_HTTPS to true"),
     ] {
-        let script = "set -e; cd group/project.git; rm -rf .git; git init -q -b main
+        let script =
+            "set -e; cd group/project.git; rm -rf .git; git init -q -b main; git config uploadpack.allowFilter true
+            git config uploadpack.allowAnySHA1InWant true; mkdir -p ci; echo 'deployment: 7' >ci/job.yml; git add ci
             printf '[submodule \"lib\"]\n\tpath = lib\n\turl = %s\n' \"$LIB\" >.gitmodules; git add .gitmodules
             git update-index --add --cacheinfo 160000,0123456789012345678901234567890123456789,lib
             git -c user.name=me -c user.email=me@example.org commit -q -m one; git rev-parse HEAD";
@@ -319,10 +335,28 @@ fn what_a_job_names_is_not_fetched_from_the_farms_own_network() {
         let git_info =
             json!({"ref": "main", "sha": sha, "repo_url": format!("{}/group/project.git", pair.gitlab.url())});
         let variables = json!([{"key": "GIT_SUBMODULE_STRATEGY", "value": "normal"}]);
-        let job = json!({"git_info": git_info, "variables": variables, "features": reasons});
+        let job = json!({"git_info": git_info.clone(), "variables": variables, "features": reasons});
         let ended = pair.gitlab.wait_for_end(pair.gitlab.offer(&["wrong"], Commits::One, job));
         assert_eq!(ended.failure_reason.as_deref(), Some("runner_external_dependency_failure"), "{}", ended.log_text());
         expect_in(&ended.log_text(), &[&format!("the submodule {lib}: "), why]);
         assert_eq!(audited(&pair.bench, &format!("fetch {lib}/info/refs")), lib.starts_with("http"), "{lib}");
+        of_last = git_info;
+    }
+    a_description_comes_by_git(&pair, &of_last);
+}
+
+/// Where the API does not give the job's token the repository's files, which is the rule.
+fn a_description_comes_by_git(pair: &Pair, git_info: &Value) {
+    for (path, said) in [
+        ("ci/job.yml", ["The job description is ci/job.yml", "deployment"]),
+        (
+            "ci/other.yml",
+            ["cannot fetch `ci/other.yml` of the repository, by its API: ", "; by git: git cat-file failed: "],
+        ),
+    ] {
+        let variables = json!([{"key": "WHARF_JOB_FILE", "value": path}]);
+        let job = json!({"git_info": git_info, "variables": variables});
+        let ended = pair.gitlab.wait_for_end(pair.gitlab.offer(&["wrong"], Commits::One, job));
+        expect_in(&ended.log_text(), &said);
     }
 }

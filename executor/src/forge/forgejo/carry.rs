@@ -254,6 +254,10 @@ impl Errand for Taken {
     async fn upload(&self, _: &Client, (): &()) -> Answer {
         done()
     }
+
+    fn lost_upload(&self, (): &(), _: &Answer) -> (String, Outcome) {
+        ("Files are not uploaded".to_owned(), self.lost())
+    }
 }
 
 fn failed(status: Status) -> Outcome {

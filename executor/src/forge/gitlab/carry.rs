@@ -52,7 +52,7 @@ pub(super) struct Taken {
 impl Taken {
     /// What this runner was given, with its token.
     pub(super) fn new(mut job: Job, runner: &Wanted, runner_token: String, session: Option<Session>) -> Taken {
-        super::variables::expand_files(&mut job);
+        super::variables::expand_names(&mut job);
         Taken {
             url: runner.instance.url.clone(),
             certificate_authority: runner.instance.certificate_authority.clone(),
@@ -199,7 +199,7 @@ impl Errand for Taken {
                     outcome.exit_code = code;
                 }
                 Some(Said::Broken(why)) => {
-                    spool.say(Severity::Error, &format!("The script was not run: {why}"));
+                    spool.say(Severity::Error, &format!("It was not the script that failed: {why}"));
                     outcome = Outcome::lost();
                 }
                 None => {}
@@ -207,6 +207,9 @@ impl Errand for Taken {
         }
         let uploads = files(sheet, &end, &outcome, spool).await.unwrap_or_else(|error| {
             spool.say(Severity::Error, &format!("The job's files cannot be written: {error}"));
+            if outcome.failure_reason.is_none() {
+                outcome = Outcome::lost();
+            }
             Vec::new()
         });
         (outcome, uploads)
@@ -226,6 +229,23 @@ impl Errand for Taken {
 
     async fn upload(&self, client: &Client, upload: &Upload) -> Answer {
         client.upload(&self.job, upload).await
+    }
+
+    fn lost_upload(&self, upload: &Upload, answer: &Answer) -> (String, Outcome) {
+        let why = match answer.status {
+            None => "it cannot be reached".to_owned(),
+            Some(413) => "they are larger than it lets them be (Maximum artifacts size, in its settings)".to_owned(),
+            Some(status) if answer.said.is_empty() => format!("it answered {status}"),
+            Some(status) => format!("it answered {status}, {}", answer.said),
+        };
+        let bytes = upload.path.metadata().map_or(0, |it| it.len());
+        let why = format!("GitLab did not take {} ({}, {bytes} bytes): {why}", upload.name, upload.kind);
+        // With GitLab's own runner such a job fails, too.
+        let outcome = match answer.status {
+            Some(400..=499) => Outcome { failure_reason: Some("script_failure".to_owned()), exit_code: 1 },
+            _ => Outcome::lost(),
+        };
+        (why, outcome)
     }
 }
 

@@ -15,15 +15,14 @@ use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use bytes::Bytes;
 use tar::{Builder, EntryType, Header, HeaderMode};
 
 use super::ci_tron::Environment;
 use super::client::Client;
 use super::git::Git;
 use super::lfs;
-use super::submodules;
-use super::wire::Job;
+use super::submodules::{self, BySsh};
+use super::wire::{GitInfo, Job, is_false};
 use crate::farm::Descriptions;
 
 /// All files of earlier jobs: what fits a small machine's memory is far below, what fills our disk is above.
@@ -45,7 +44,7 @@ pub(super) struct Wanted<'a> {
     /// Authorities of the instance's certificates.
     pub certificate_authority: Option<&'a Path>,
     /// Caches and earlier jobs' artifacts, each with what it is called.
-    pub archives: Vec<(String, Zipped)>,
+    pub archives: Vec<(String, File)>,
 }
 
 /// How the archive looks.
@@ -55,12 +54,6 @@ pub(super) enum Layout {
     Machine { project_dir: String, files: Vec<(String, Vec<u8>)> },
     /// A folder below the job's, or all of that where it is empty; not itself in the archive.
     Folder { below: String },
-}
-
-/// A ZIP archive.
-pub(super) enum Zipped {
-    Bytes(Bytes),
-    File(File),
 }
 
 /// What was packed.
@@ -104,12 +97,7 @@ async fn check_out(tree: &Path, wanted: &Wanted<'_>) -> Result<(BTreeSet<String>
     let job = wanted.job;
     let git = Git::of(tree, &job.git_info.repo_url, &job.token, wanted.certificate_authority)?;
     let (info, said) = (&wanted.job.git_info, |name: &str| wanted.environ.get(name).map(String::as_str));
-    if info.sha.is_empty() || !info.sha.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return Err(format!("`{}` is no commit", info.sha));
-    }
     fs::create_dir_all(tree).map_err(|error| format!("cannot make a folder for the repository: {error}"))?;
-    git.run(&["init", "--quiet", "--template="]).await?;
-    git.run(&["remote", "add", "origin", &git.url]).await?;
     let depth = match said("GIT_DEPTH").filter(|text| !text.is_empty()) {
         Some(text) => {
             text.parse().map_err(|_| format!("GIT_DEPTH is `{text}`; it is a number of commits, 0 for all"))?
@@ -119,17 +107,9 @@ async fn check_out(tree: &Path, wanted: &Wanted<'_>) -> Result<(BTreeSet<String>
     };
     let depth = (depth > 0).then(|| format!("--depth={depth}"));
     let depth = depth.as_deref();
-    let of_commit = format!("+{}:refs/wharf/commit", info.sha);
-    let refspecs: Vec<&str> = match info.refspecs.as_slice() {
-        [] => vec![of_commit.as_str()],
-        all => all.iter().map(String::as_str).collect(),
-    };
-    git.fetch(depth, &refspecs).await?;
-    // A branch may have moved on, further than the depth reaches.
-    if git.run(&["cat-file", "-e", &format!("{}^{{commit}}", info.sha)]).await.is_err() {
-        git.fetch(depth, &[&of_commit]).await?;
-    }
-    if said("GIT_CHECKOUT") != Some("false") {
+    fetch_commit(&git, info, depth.as_slice()).await?;
+    let has_files = said("GIT_CHECKOUT").is_none_or(|text| text.is_empty() || !is_false(text));
+    if has_files {
         git.run(&["checkout", "--quiet", "--force", "--detach", &info.sha]).await?;
     }
     let levels = match said("GIT_SUBMODULE_STRATEGY").unwrap_or("none") {
@@ -138,16 +118,55 @@ async fn check_out(tree: &Path, wanted: &Wanted<'_>) -> Result<(BTreeSet<String>
         "recursive" => submodules::LEVELS_MAX,
         other => return Err(format!("GIT_SUBMODULE_STRATEGY is `{other}`; there are none, normal and recursive")),
     };
-    submodules::fetch(&git, wanted.elsewhere, depth, levels).await?;
-    let is_checked_out = said("GIT_CHECKOUT") != Some("false")
-        && said("GIT_LFS_SKIP_SMUDGE").is_none_or(|it| matches!(it, "" | "0" | "false"));
-    let lfs = if is_checked_out { lfs::fetch(&git, wanted.client).await? } else { None };
+    let forced = said("GIT_SUBMODULE_FORCE_HTTPS").is_some_and(|text| !is_false(text));
+    let ssh_host = said("CI_SERVER_SHELL_SSH_HOST").unwrap_or_default();
+    let by_ssh = if forced { BySsh::ByHttps { own: ssh_host } } else { BySsh::Refused };
+    let before_path = git.url.strip_suffix(&format!("/{}.git", job.job_info.project_full_path));
+    let root = format!("{}/", before_path.unwrap_or(&git.origin));
+    submodules::Sources { elsewhere: wanted.elsewhere, root: &root, by_ssh }.fetch(&git, depth, levels).await?;
+    let wants_large = has_files && said("GIT_LFS_SKIP_SMUDGE").is_none_or(is_false);
+    let lfs = if wants_large { lfs::fetch(&git, wanted.client).await? } else { None };
     let listed = git.run(&["ls-files", "-z"]).await?;
     Ok((listed.split('\0').filter(|name| !name.is_empty()).map(str::to_owned).collect(), lfs))
 }
 
+/// Fetches the commit into a new repository.
+async fn fetch_commit(git: &Git, info: &GitInfo, options: &[&str]) -> Result<(), String> {
+    if info.sha.is_empty() || !info.sha.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Err(format!("`{}` is no commit", info.sha));
+    }
+    // SHA-1 has no name of its own in the programs that know no other.
+    let format = (info.repo_object_format == "sha256").then_some("--object-format=sha256");
+    let init = ["init", "--quiet", "--template="];
+    git.run(&init.into_iter().chain(format).collect::<Vec<_>>()).await?;
+    git.run(&["remote", "add", "origin", &git.url]).await?;
+    let of_commit = format!("+{}:refs/wharf/commit", info.sha);
+    let refspecs: Vec<&str> = match info.refspecs.as_slice() {
+        [] => vec![of_commit.as_str()],
+        all => all.iter().map(String::as_str).collect(),
+    };
+    git.fetch(options, &refspecs).await?;
+    // A branch may have moved on, further than the depth reaches.
+    if git.run(&["cat-file", "-e", &format!("{}^{{commit}}", info.sha)]).await.is_err() {
+        git.fetch(options, &[&of_commit]).await?;
+    }
+    Ok(())
+}
+
+/// One file of the repository at the commit, as text.
+pub(super) async fn file(git: &Git, info: &GitInfo, path: &str, bytes_max: u64) -> Result<String, String> {
+    // Of all others only the names; a server that cannot leave them out sends them.
+    fetch_commit(git, info, &["--depth=1", "--filter=blob:none"]).await?;
+    let object = format!("{}:{path}", info.sha);
+    let length = git.run(&["cat-file", "-s", &object]).await?;
+    match length.trim().parse::<u64>() {
+        Ok(bytes) if bytes <= bytes_max => git.run(&["cat-file", "blob", &object]).await,
+        _ => Err(format!("it has more than {} KiB", bytes_max >> 10)),
+    }
+}
+
 /// Whether anything was written.
-fn write(path: &Path, tree: &Path, layout: &Layout, archives: Vec<(String, Zipped)>) -> Result<bool, String> {
+fn write(path: &Path, tree: &Path, layout: &Layout, archives: Vec<(String, File)>) -> Result<bool, String> {
     let cannot = |error: io::Error| error.to_string();
     let mut builder = Builder::new(BufWriter::new(private(path).map_err(cannot)?));
     // No owner but root: git in a container refuses the folder of another.
@@ -160,10 +179,7 @@ fn write(path: &Path, tree: &Path, layout: &Layout, archives: Vec<(String, Zippe
     let mut has_files = add_tree(&mut builder, prefix, tree, below)?;
     let mut left = UNPACKED_BYTES_MAX;
     for (name, archive) in archives {
-        let added = match archive {
-            Zipped::Bytes(bytes) => add_zip(&mut builder, (prefix, below), io::Cursor::new(bytes), &mut left),
-            Zipped::File(file) => add_zip(&mut builder, (prefix, below), file, &mut left),
-        };
+        let added = add_zip(&mut builder, (prefix, below), archive, &mut left);
         has_files |= added.map_err(|error| format!("{name}: {error}"))?;
     }
     for (path, bytes) in files {
@@ -222,7 +238,7 @@ fn private(path: &Path) -> io::Result<File> {
 fn add_zip(
     builder: &mut Builder<impl Write>,
     (prefix, below): (&str, &str),
-    archive: impl Read + io::Seek,
+    archive: File,
     left: &mut u64,
 ) -> Result<bool, String> {
     let mut archive = zip::ZipArchive::new(archive).map_err(|error| error.to_string())?;
@@ -285,14 +301,14 @@ impl<R: Read> Read for Counted<R> {
 mod tests {
     use super::*;
 
-    fn zip(files: &[(&str, &str)]) -> Bytes {
-        let mut archive = zip::ZipWriter::new(io::Cursor::new(Vec::new()));
+    fn zip(files: &[(&str, &str)]) -> File {
+        let mut archive = zip::ZipWriter::new(tempfile::tempfile().unwrap());
         for (name, text) in files {
             let options = zip::write::SimpleFileOptions::default().unix_permissions(0o755);
             archive.start_file(*name, options).unwrap();
             archive.write_all(text.as_bytes()).unwrap();
         }
-        archive.finish().unwrap().into_inner().into()
+        archive.finish().unwrap()
     }
 
     #[test]
@@ -303,7 +319,7 @@ mod tests {
         fs::write(tree.join("a.txt"), "a").unwrap();
         std::os::unix::fs::symlink("/etc", tree.join("out")).unwrap();
         let path = folder.path().join("files.tar");
-        let archives = vec![("build".to_owned(), Zipped::Bytes(zip(&[("out/x", "built")])))];
+        let archives = vec![("build".to_owned(), zip(&[("out/x", "built")]))];
         let layout = Layout::Machine {
             project_dir: "/builds/g/p".into(),
             files: vec![("/.wharf/script".into(), b"true".to_vec())],
@@ -329,7 +345,7 @@ mod tests {
     #[test]
     fn artifacts_that_lead_out_of_the_folder_are_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let archives = vec![("the artifacts of `build`".to_owned(), Zipped::Bytes(zip(&[("../../x", "evil")])))];
+        let archives = vec![("the artifacts of `build`".to_owned(), zip(&[("../../x", "evil")]))];
         let layout = Layout::Folder { below: String::new() };
         let error = write(&folder.path().join("f"), &folder.path().join("none"), &layout, archives).unwrap_err();
         assert_eq!(error, "the artifacts of `build`: `../../x` leads out of the folder");
@@ -345,7 +361,7 @@ mod tests {
         std::os::unix::fs::symlink("/etc", tree.join("etc")).unwrap();
         let path = folder.path().join("files.tar");
         let pack = |below: &str, files: &[(&str, &str)]| {
-            let archives = vec![("build".to_owned(), Zipped::Bytes(zip(files)))];
+            let archives = vec![("build".to_owned(), zip(files))];
             let has_files = write(&path, &tree, &Layout::Folder { below: below.to_owned() }, archives)?;
             let mut archive = tar::Archive::new(File::open(&path).unwrap());
             let names = archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().display().to_string());

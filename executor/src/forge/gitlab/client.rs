@@ -14,6 +14,7 @@ use futures_util::StreamExt;
 use reqwest::header::{CONTENT_RANGE, CONTENT_TYPE, HeaderMap, RANGE, RETRY_AFTER};
 use reqwest::{Body, Method, RequestBuilder, Response, StatusCode};
 use serde_json::Value;
+use tokio::io::AsyncWriteExt;
 use tokio_util::io::ReaderStream;
 
 use super::super::http::{self, location, whole_of};
@@ -31,6 +32,11 @@ const POLL_TIME: Duration = Duration::from_secs(80);
 const FILE_TIME: Duration = Duration::from_secs(1800);
 /// Read of an answer to a small call; a job with its variables has some tens of KiB.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
+/// Between two attempts at a file that jobs need: a proxy that is restarted is back by then. Meanwhile a job is pending.
+pub(super) const FETCH_PAUSES: [Duration; 3] =
+    [Duration::from_secs(1), Duration::from_secs(5), Duration::from_secs(15)];
+/// Of what the server says of a failure: a sentence.
+const SAID_MAX: usize = 500;
 /// Stands between the parts of an upload; nothing else that is sent begins a line so.
 const BOUNDARY: &str = "wharf-7d2f61c0a9b84e35-upload";
 
@@ -97,7 +103,10 @@ impl Client {
             // Another one was faster.
             409 => Asked::Nothing,
             422 => Asked::Failed(format!("{}: the runner belongs to a project or group that is gone", self.base), None),
-            _ => Asked::Failed(format!("{} answered {status} to the question for a job", self.base), after),
+            _ => match self.moved(&response) {
+                Some(why) => Asked::Failed(why, after),
+                None => Asked::Failed(format!("{} answered {status} to the question for a job", self.base), after),
+            },
         }
     }
 
@@ -111,7 +120,8 @@ impl Client {
     pub(super) async fn piece(&self, job: &Job, from: u64, bytes: Vec<u8>) -> Answer {
         // The end is inclusive; an empty piece is never sent.
         let range = format!("{from}-{}", (from + bytes.len() as u64).saturating_sub(1));
-        let request = self.call(Method::PATCH, &format!("/jobs/{}/trace?debug_trace=false", job.id));
+        let path = format!("/jobs/{}/trace?debug_trace={}", job.id, job.is_debugged());
+        let request = self.call(Method::PATCH, &path);
         let request = request.header("JOB-TOKEN", &job.token).header(CONTENT_RANGE, range);
         // Without a type the server reads the body as JSON.
         self.answer(request.header(CONTENT_TYPE, "text/plain").body(bytes)).await
@@ -144,18 +154,36 @@ impl Client {
             };
             match location(&response).filter(|_| response.status() == StatusCode::TEMPORARY_REDIRECT) {
                 Some(next) => target = next.into(),
-                None => return answer_of(&response),
+                None => return answer_to_upload(response).await,
             }
         }
         Answer::default()
     }
 
-    /// Fetches a file of at most so many bytes; the token is shown to the instance alone.
+    /// Fetches a small file of at most so many bytes; the token is shown to the instance alone.
     pub(super) async fn fetch(&self, path: &str, token: &str, bytes_max: usize) -> Result<Bytes, String> {
+        again(|| async move {
+            let response = self.get(path, token).await?;
+            whole_of(response, bytes_max).await.map_err(|error| Unfetched::for_good(format!("{}: {error}", self.base)))
+        })
+        .await
+    }
+
+    /// Fetches a file of at most so many bytes into this one.
+    pub(super) async fn load(&self, path: &str, token: &str, target: &Path, bytes_max: u64) -> Result<(), String> {
+        again(|| async move {
+            let response = self.get(path, token).await?;
+            written(response, target, bytes_max).await.map_err(|error| error.at(&self.base))
+        })
+        .await
+    }
+
+    async fn get(&self, path: &str, token: &str) -> Result<Response, Unfetched> {
         let url = format!("{}/api/v4{path}", self.base);
         let mut request = self.http.get(&url).header("JOB-TOKEN", token);
         for _ in 0..http::HOPS_MAX {
-            let response = request.timeout(FILE_TIME).send().await.map_err(|error| self.said(error))?;
+            let sent = request.timeout(FILE_TIME).send().await;
+            let response = sent.map_err(|error| Unfetched::for_now(self.said(error)))?;
             if response.status().is_redirection()
                 && let Some(next) = location(&response)
             {
@@ -166,12 +194,15 @@ impl Client {
                 }
                 continue;
             }
-            if !response.status().is_success() {
-                return Err(format!("{} answered {}", self.base, response.status()));
-            }
-            return whole_of(response, bytes_max).await.map_err(|error| format!("{}: {error}", self.base));
+            let status = response.status();
+            let why = format!("{} answered {status}", self.base);
+            return match status.as_u16() {
+                200..=299 => Ok(response),
+                408 | 429 | 500..=599 => Err(Unfetched::for_now(why)),
+                _ => Err(Unfetched::for_good(why)),
+            };
         }
-        Err(format!("{} sent us round in circles", self.base))
+        Err(Unfetched::for_good(format!("{} sent us round in circles", self.base)))
     }
 
     /// Fetches from any URL that the farm lets jobs be fetched from.
@@ -203,8 +234,18 @@ impl Client {
         }
         let response = json(request, body).send().await.map_err(|error| self.said(error))?;
         let status = response.status();
+        if let Some(why) = self.moved(&response) {
+            return Err(why);
+        }
         let bytes = whole(response).await.map_err(|error| self.said(error))?;
         Ok((status, serde_json::from_slice(&bytes).unwrap_or_default()))
+    }
+
+    /// A sentence of where it sends us: what is asked of it would become another request on the way, and its token go elsewhere.
+    fn moved(&self, response: &Response) -> Option<String> {
+        let to = location(response).filter(|_| response.status().is_redirection())?;
+        let to = to.as_str().split("/api/v4").next().unwrap_or_default();
+        Some(format!("{} redirects to {to}: write where GitLab is as `url` in the farm file", self.base))
     }
 
     fn call(&self, method: Method, path: &str) -> RequestBuilder {
@@ -227,6 +268,80 @@ impl Client {
     }
 }
 
+/// Why something was not fetched.
+struct Unfetched {
+    why: String,
+    again: Again,
+}
+
+/// Whether it may come at another time.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Again {
+    May,
+    WillNot,
+}
+
+impl Unfetched {
+    fn for_now(why: String) -> Unfetched {
+        Unfetched { why, again: Again::May }
+    }
+
+    fn for_good(why: String) -> Unfetched {
+        Unfetched { why, again: Again::WillNot }
+    }
+
+    fn at(self, base: &str) -> Unfetched {
+        Unfetched { why: format!("{base}: {}", self.why), ..self }
+    }
+}
+
+/// Tries it until it is had, or will not be.
+async fn again<T, F: Future<Output = Result<T, Unfetched>>>(got: impl Fn() -> F) -> Result<T, String> {
+    for pause in FETCH_PAUSES {
+        match got().await {
+            Ok(got) => return Ok(got),
+            Err(Unfetched { why, again: Again::WillNot }) => return Err(why),
+            Err(Unfetched { again: Again::May, .. }) => tokio::time::sleep(pause).await,
+        }
+    }
+    got().await.map_err(|unfetched| unfetched.why)
+}
+
+async fn written(response: Response, target: &Path, bytes_max: u64) -> Result<(), Unfetched> {
+    let cannot = |error: std::io::Error| Unfetched::for_good(error.to_string());
+    let mut file = tokio::fs::File::create(target).await.map_err(cannot)?;
+    let (mut bytes, mut chunks) = (0, response.bytes_stream());
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(|error| Unfetched::for_now(error.without_url().to_string()))?;
+        bytes += chunk.len() as u64;
+        if bytes > bytes_max {
+            return Err(Unfetched::for_good(format!("it has more than {} MiB", bytes_max >> 20)));
+        }
+        file.write_all(&chunk).await.map_err(cannot)?;
+    }
+    file.flush().await.map_err(cannot)
+}
+
+/// What the server thinks of an upload; after a lost answer, or a restart of ours, it may have it already.
+async fn answer_to_upload(response: Response) -> Answer {
+    let answer = answer_of(&response);
+    if response.status().is_success() {
+        return answer;
+    }
+    let text = whole(response).await.unwrap_or_default();
+    let said = said_in(&serde_json::from_slice(&text).unwrap_or_default());
+    let is_there = said.contains("already exists") || said.contains("lready uploaded");
+    let status = if is_there { Some(201) } else { answer.status };
+    Answer { status, said, ..answer }
+}
+
+/// What an answer of the API says to people; empty where it says nothing.
+pub(super) fn said_in(answer: &Value) -> String {
+    let said = [&answer["message"], &answer["error"]].into_iter().find(|said| !said.is_null());
+    let text = said.map_or(String::new(), |said| said.as_str().map_or_else(|| said.to_string(), str::to_owned));
+    text.chars().filter(|letter| !letter.is_control()).take(SAID_MAX).collect()
+}
+
 fn json(request: RequestBuilder, body: &Value) -> RequestBuilder {
     request.header(CONTENT_TYPE, "application/json").body(body.to_string())
 }
@@ -242,6 +357,7 @@ fn answer_of(response: &Response) -> Answer {
         range_end,
         log_interval: interval.map(Duration::from_secs),
         retry_after: retry_after(headers),
+        said: String::new(),
     }
 }
 
@@ -288,4 +404,71 @@ pub(super) fn in_query(text: &str) -> String {
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// An instance that answers each call with the next of these.
+    async fn client(answers: Vec<&'static str>) -> Client {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/gitlab/", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            for answer in answers {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = Vec::new();
+                let is_whole = |request: &[u8]| match String::from_utf8_lossy(request).contains("chunked") {
+                    true => request.ends_with(b"\r\n0\r\n\r\n"),
+                    false => request.ends_with(b"}"),
+                };
+                while !is_whole(&request) {
+                    let mut some = [0; 4096];
+                    let count = stream.read(&mut some).await.unwrap();
+                    assert!(count > 0, "the client says all that it says");
+                    request.extend_from_slice(&some[..count]);
+                }
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        Client::new(&url, None).unwrap()
+    }
+
+    #[tokio::test]
+    async fn an_instance_that_is_elsewhere_is_named_with_what_to_write() {
+        let moved = "HTTP/1.1 301 Moved Permanently\r\nLocation: https://git.example.org/api/v4/runners/verify\r\n\
+                     Content-Length: 0\r\nConnection: close\r\n\r\n";
+        let client = client(vec![moved, moved]).await;
+        let why = client.manage(Method::POST, "/runners/verify", None, &serde_json::json!({})).await.unwrap_err();
+        let expected = " redirects to https://git.example.org: write where GitLab is as `url` in the farm file";
+        assert!(why.starts_with("http://127.0.0.1:") && why.ends_with(expected), "{why}");
+        match client.ask_for_job("t", "s", &mut None, None).await {
+            Asked::Failed(why, _) => assert!(why.ends_with(expected), "{why}"),
+            _ => panic!("it is no job"),
+        }
+    }
+
+    #[tokio::test]
+    async fn an_upload_that_is_refused_says_why_and_one_that_is_there_already_is_done() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("dotenv.gz");
+        std::fs::write(&path, "x").unwrap();
+        let answers = vec![
+            "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n{\"message\":\"400 Bad request - Invalid Format\"}",
+            "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n{\"message\":\"another artifact of the same type already exists\"}",
+            "HTTP/1.1 413 Payload Too Large\r\nConnection: close\r\n\r\n<html>",
+        ];
+        let client = client(answers).await;
+        let [kind, format] = ["dotenv", "gzip"].map(str::to_owned);
+        let upload = Upload { path, name: "dotenv.gz".into(), kind, format, expire_in: String::new() };
+        let job = Job::default();
+        let answer = client.upload(&job, &upload).await;
+        assert_eq!((answer.status, answer.said.as_str()), (Some(400), "400 Bad request - Invalid Format"));
+        assert_eq!(client.upload(&job, &upload).await.status, Some(201));
+        let answer = client.upload(&job, &upload).await;
+        assert_eq!((answer.status, answer.said.as_str()), (Some(413), ""));
+    }
 }

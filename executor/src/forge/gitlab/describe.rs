@@ -8,19 +8,20 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 
-use bytes::Bytes;
 use gateway::registry::Door;
 use serde_json::{Value, json};
 
 use super::cache::{Caches, Found};
-use super::checkout::{self, Layout, Zipped};
+use super::checkout::{self, Layout};
 use super::ci_tron::{self, Environment};
 use super::client::{Client, in_query};
 use super::courier::Outcome;
 use super::executorctl;
 use super::forms::{self, Form, PipelineArtifact};
+use super::git::Git;
 use super::image::{self, Loaded};
 use super::passed_over;
 use super::produce::unpacked;
@@ -32,12 +33,16 @@ use crate::farm::{Attached, DIRECTORY, Descriptions, TargetOverride};
 
 /// A job description, as the API takes them.
 const TEXT_BYTES_MAX: usize = 256 * 1024;
-/// An archive of artifacts; it is in memory while it is looked into.
-const ARCHIVE_BYTES_MAX: usize = 256 << 20;
+/// An archive of artifacts: what a job's files may have unpacked (checkout.rs).
+const ARCHIVE_BYTES_MAX: u64 = 8 << 30;
+/// A page of a pipeline's jobs has some hundreds of KiB.
+const PAGE_BYTES_MAX: usize = 16 << 20;
 /// All files that come along, as the API takes them.
 const ATTACHED_BYTES_MAX: usize = 64 << 20;
 /// A pipeline's jobs come in pages of 100.
 const PAGES_MAX: usize = 20;
+/// A machine that takes longer to begin with a script has another limit for that (`first_console_activity`).
+const BOOT_S: u64 = 3600;
 /// The files of a plain script and the root of its image, among those that come along.
 const FILES: &str = "gitlab/files.tar";
 const IMAGE: &str = "gitlab/image.tar";
@@ -145,7 +150,7 @@ pub(super) async fn describe(
     let mut environ = super::variables::of_job(job);
     let form = forms::form(&environ);
     let mut described = Described { source_name: "job.yml".into(), ..Described::default() };
-    let pipeline = Pipeline { client, job };
+    let pipeline = Pipeline { client, job, runner, folder: place.folder };
     match form {
         Form::Text(text) => {
             described.source_name = "WHARF_JOB".into();
@@ -171,14 +176,18 @@ pub(super) async fn describe(
             described.notes = pipeline.look_up(&mut environ).await?;
             described.text = ci_tron::description(&environ, &target_of(&runner.target, place.dut.clone()))?;
             described.source_name = "CI_TRON_*".into();
-            pipeline.folder(&mut described, &environ, runner, &place).await?;
+            pipeline.folder(&mut described, &environ, &place).await?;
         }
-        Form::Script => pipeline.script(&mut described, &mut environ, runner, &place).await?,
+        Form::Script => {
+            environ = super::variables::of_script(job);
+            pipeline.script(&mut described, &mut environ, &place).await?;
+        }
     }
     if described.text.len() > TEXT_BYTES_MAX {
         return Err(format!("the job description has more than {} KiB", TEXT_BYTES_MAX >> 10).into());
     }
     described.attachments.extend(pipeline.attachments(&described.text, &described.attachments).await?);
+    pipeline.dependencies().for_each(|earlier| drop(std::fs::remove_file(pipeline.archive_of(earlier))));
     described.environ = environ;
     Ok(described)
 }
@@ -199,6 +208,9 @@ fn text_of(bytes: Vec<u8>) -> Result<String, String> {
 struct Pipeline<'a> {
     client: &'a Client,
     job: &'a Job,
+    runner: &'a Wanted,
+    /// Where archives are while they are looked into.
+    folder: &'a Path,
 }
 
 impl Pipeline<'_> {
@@ -207,7 +219,6 @@ impl Pipeline<'_> {
         &self,
         described: &mut Described,
         environ: &mut Environment,
-        runner: &Wanted,
         place: &Place<'_>,
     ) -> Result<(), Refused> {
         let job = self.job;
@@ -219,7 +230,7 @@ impl Pipeline<'_> {
         let project_dir = environ.get("CI_PROJECT_DIR").cloned().unwrap_or_default();
         let files = script::files(job, environ, &project_dir);
         let layout = Layout::Machine { project_dir: project_dir.clone(), files };
-        let packed = self.pack(described, environ, runner, place, layout).await?;
+        let packed = self.pack(described, environ, place, layout).await?;
         described.attachments.insert(FILES.to_owned(), Attached::File(packed.archive));
         let nonce = format!("{:016x}", rand::random::<u64>());
         let container = loaded.as_ref().map(|loaded| &loaded.container);
@@ -230,20 +241,18 @@ impl Pipeline<'_> {
             described.said.push(loaded.note);
         }
         environ.insert("WHARF_NONCE".to_owned(), nonce.clone());
+        if let Ok(timeout_s @ 1..) = u64::try_from(job.runner_info.timeout) {
+            // GitLab's own limit begins when the machine is up.
+            environ.insert("WHARF_TIMEOUT_S".to_owned(), timeout_s.saturating_add(BOOT_S).to_string());
+        }
         described.kind = Kind::Script { nonce, tracked: packed.tracked };
         let own = || ("script:".to_owned(), SCRIPT_JOB.to_owned());
-        (described.source_name, described.text) = runner.instance.script_job.clone().unwrap_or_else(own);
+        (described.source_name, described.text) = self.runner.instance.script_job.clone().unwrap_or_else(own);
         Ok(())
     }
 
     /// The folder that CI-tron's template would share with the DUT, and whose buckets that may use.
-    async fn folder(
-        &self,
-        described: &mut Described,
-        environ: &Environment,
-        runner: &Wanted,
-        place: &Place<'_>,
-    ) -> Result<(), Refused> {
+    async fn folder(&self, described: &mut Described, environ: &Environment, place: &Place<'_>) -> Result<(), Refused> {
         let options = executorctl::options(environ)?;
         if !options.passed_over.is_empty() {
             let words = options.passed_over.join(" ");
@@ -257,7 +266,7 @@ impl Pipeline<'_> {
         let below = executorctl::below(&share, project_dir)
             .ok_or_else(|| format!("--share-directory {share} is not in the job's folder, {project_dir}"))?;
         let layout = Layout::Folder { below: below.clone() };
-        let packed = self.pack(described, environ, runner, place, layout).await?;
+        let packed = self.pack(described, environ, place, layout).await?;
         if packed.has_files {
             described.attachments.insert(DIRECTORY.to_owned(), Attached::File(packed.archive));
         }
@@ -270,20 +279,19 @@ impl Pipeline<'_> {
         &self,
         described: &mut Described,
         environ: &Environment,
-        runner: &Wanted,
         place: &Place<'_>,
         layout: Layout,
     ) -> Result<checkout::Packed, Refused> {
         let of_source = |why| Refused { why, blame: Blame::Source };
         let (found, said) = place.caches.restore(self.job, environ);
         described.said.extend(said);
-        let of_cache = |found: Found| (format!("the cache `{}`", found.key), Zipped::File(found.archive));
+        let of_cache = |found: Found| (format!("the cache `{}`", found.key), found.archive);
         let mut archives: Vec<_> = found.into_iter().map(of_cache).collect();
         for earlier in self.dependencies() {
             let archive = self.archive(earlier).await.map_err(of_source)?;
-            archives.push((format!("the artifacts of `{}`", earlier.name), Zipped::Bytes(archive)));
+            archives.push((format!("the artifacts of `{}`", earlier.name), archive));
         }
-        let certificate_authority = runner.instance.certificate_authority.as_deref();
+        let certificate_authority = self.runner.instance.certificate_authority.as_deref();
         let elsewhere = place.elsewhere;
         let (job, client) = (self.job, self.client);
         let wanted = checkout::Wanted { job, environ, layout, client, elsewhere, certificate_authority, archives };
@@ -300,10 +308,23 @@ impl Pipeline<'_> {
     async fn file(&self, path: &str) -> Result<String, String> {
         let (project, sha) = (self.job.job_info.project_id, in_query(&self.job.git_info.sha));
         let url = format!("/projects/{project}/repository/files/{}/raw?ref={sha}", in_query(path));
-        let hint = "the job's token may not read the repository, or it is not there; pass it as an artifact with \
-                    WHARF_JOB_ARTIFACT, or in a variable with WHARF_JOB";
-        let fetched = self.client.fetch(&url, &self.job.token, TEXT_BYTES_MAX).await;
-        text_of(fetched.map_err(|error| format!("cannot fetch `{path}` of the repository: {error}; {hint}"))?.to_vec())
+        match self.client.fetch(&url, &self.job.token, TEXT_BYTES_MAX).await {
+            Ok(text) => text_of(text.to_vec()),
+            // Which calls a job's token may make is the instance's and the project's to say; its repository it may always fetch.
+            Err(by_api) => self.file_by_git(path).await.map_err(|by_git| {
+                format!("cannot fetch `{path}` of the repository, by its API: {by_api}; by git: {by_git}")
+            }),
+        }
+    }
+
+    async fn file_by_git(&self, path: &str) -> Result<String, String> {
+        let folder = self.folder.join("repository");
+        std::fs::create_dir_all(&folder).map_err(|error| format!("cannot make a folder for it: {error}"))?;
+        let authority = self.runner.instance.certificate_authority.as_deref();
+        let git = Git::of(&folder, &self.job.git_info.repo_url, &self.job.token, authority)?;
+        let text = checkout::file(&git, &self.job.git_info, path, TEXT_BYTES_MAX as u64).await;
+        let removed = std::fs::remove_dir_all(&folder).map_err(|error| error.to_string());
+        text.and_then(|text| removed.map(|()| text))
     }
 
     /// The job's `image:`, loaded.
@@ -332,18 +353,29 @@ impl Pipeline<'_> {
         if names.is_empty() { "none of them has any: see `needs:`".to_owned() } else { names.join(", ") }
     }
 
-    async fn archive(&self, earlier: &Dependency) -> Result<Bytes, String> {
-        let token = if earlier.token.is_empty() { &self.job.token } else { &earlier.token };
-        let url = format!("/jobs/{}/artifacts?direct_download=true", earlier.id);
-        let fetched = self.client.fetch(&url, token, ARCHIVE_BYTES_MAX).await;
-        fetched.map_err(|error| format!("cannot fetch the artifacts of `{}`: {error}", earlier.name))
+    /// Where its archive is, once it was fetched.
+    fn archive_of(&self, earlier: &Dependency) -> PathBuf {
+        self.folder.join(format!("needed-{}.zip", earlier.id))
+    }
+
+    async fn archive(&self, earlier: &Dependency) -> Result<File, String> {
+        let cannot = |error: String| format!("cannot fetch the artifacts of `{}`: {error}", earlier.name);
+        let path = self.archive_of(earlier);
+        if !path.exists() {
+            let token = if earlier.token.is_empty() { &self.job.token } else { &earlier.token };
+            let url = format!("/jobs/{}/artifacts?direct_download=true", earlier.id);
+            let unfinished = path.with_extension("part");
+            self.client.load(&url, token, &unfinished, ARCHIVE_BYTES_MAX).await.map_err(cannot)?;
+            std::fs::rename(&unfinished, &path).map_err(|error| cannot(error.to_string()))?;
+        }
+        File::open(&path).map_err(|error| cannot(error.to_string()))
     }
 
     /// A file of the earlier jobs' artifacts; the first that has it.
     async fn artifact(&self, path: &str) -> Result<Option<Vec<u8>>, String> {
         for earlier in self.dependencies() {
             let archive = self.archive(earlier).await?;
-            let found = unpacked(&archive, path, TEXT_BYTES_MAX as u64);
+            let found = unpacked(archive, path, TEXT_BYTES_MAX as u64);
             if let Some(bytes) = found.map_err(|error| format!("the artifacts of `{}`: {error}", earlier.name))? {
                 return Ok(Some(bytes));
             }
@@ -420,7 +452,7 @@ impl Pipeline<'_> {
                 self.job.job_info.project_id,
                 in_query(pipeline)
             );
-            let fetched = self.client.fetch(&url, &self.job.token, ARCHIVE_BYTES_MAX).await;
+            let fetched = self.client.fetch(&url, &self.job.token, PAGE_BYTES_MAX).await;
             let bytes = fetched.map_err(|error| format!("cannot look for the pipeline's jobs: {error}"))?;
             let list: Vec<Value> =
                 serde_json::from_slice(&bytes).map_err(|error| format!("the pipeline's jobs: {error}"))?;

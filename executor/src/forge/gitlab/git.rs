@@ -12,6 +12,8 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use tokio::process::Command;
 
+use super::client::FETCH_PAUSES;
+
 /// One call of git: a large repository over a slow line.
 const GIT_TIME: Duration = Duration::from_secs(1800);
 /// What git says of a failure; the last of it tells most.
@@ -100,12 +102,18 @@ impl Git {
         environment
     }
 
-    /// Fetches from the repository.
-    pub(super) async fn fetch(&self, depth: Option<&str>, refspecs: &[&str]) -> Result<String, String> {
-        let options = ["fetch", "--quiet", "--no-tags", "--no-recurse-submodules"];
-        let target = ["--", "origin"];
-        self.run(&options.into_iter().chain(depth).chain(target).chain(refspecs.iter().copied()).collect::<Vec<_>>())
-            .await
+    /// Fetches from the repository; where the server is away for a moment, again.
+    pub(super) async fn fetch(&self, options: &[&str], refspecs: &[&str]) -> Result<(), String> {
+        let all: Vec<&str> =
+            [&["fetch", "--quiet", "--no-tags", "--no-recurse-submodules"], options, &["--", "origin"], refspecs]
+                .concat();
+        for pause in FETCH_PAUSES {
+            match self.run(&all).await {
+                Err(why) if is_passing(&why) => tokio::time::sleep(pause).await,
+                other => return other.map(drop),
+            }
+        }
+        self.run(&all).await.map(drop)
     }
 
     /// What it printed; else a sentence with the last that it said.
@@ -132,6 +140,19 @@ impl Git {
     }
 }
 
+/// Whether what git says of a failure is of a server that is not there, or not well.
+fn is_passing(said: &str) -> bool {
+    let signs = [
+        "returned error: 5",
+        "returned error: 429",
+        "Could not resolve host",
+        "Failed to connect",
+        "RPC failed",
+        "early EOF",
+    ];
+    signs.iter().any(|sign| said.contains(sign))
+}
+
 /// A URL, and what stood before its host.
 fn without_login(url: &str) -> Result<(String, Option<String>), String> {
     let (scheme, rest) = url
@@ -148,6 +169,18 @@ fn without_login(url: &str) -> Result<(String, Option<String>), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_that_is_away_is_told_from_one_that_refuses() {
+        for said in [
+            "error: RPC failed; HTTP 502 curl 22 The requested URL returned error: 502",
+            "fatal: unable to access 'http://h/x/': Failed to connect to h port 80 after 0 ms: Couldn't connect to server",
+        ] {
+            assert!(is_passing(said), "{said}");
+        }
+        assert!(!is_passing("fatal: unable to access 'http://h/x/': The requested URL returned error: 403"));
+        assert!(!is_passing("fatal: couldn't find remote ref refs/heads/gone"));
+    }
 
     #[test]
     fn a_token_is_taken_out_of_the_url() {

@@ -14,10 +14,25 @@
 /// Patterns, any of which may fit.
 pub(super) struct Globs(Vec<pcre2::bytes::Regex>);
 
+/// How an expression ends: with it fits what is in the folder.
+const ALL_IN_IT: &str = "(/.*)?$";
+
 impl Globs {
     /// Those of one entry of `artifacts:`; `project_dir` is where absolute ones begin.
     pub(super) fn new(patterns: &[String], project_dir: &str) -> Globs {
-        let expressions = patterns.iter().filter_map(|pattern| expression(pattern, project_dir));
+        Globs::compiled(patterns.iter().filter_map(|pattern| expression(pattern, project_dir)))
+    }
+
+    /// Those of `exclude:`, which mean no more than they say: a folder has to end with `/**/*`.
+    pub(super) fn exact(patterns: &[String], project_dir: &str) -> Globs {
+        let exactly = |text: String| match text.strip_suffix(ALL_IN_IT) {
+            Some(start) => format!("{start}$"),
+            None => text,
+        };
+        Globs::compiled(patterns.iter().filter_map(|pattern| expression(pattern, project_dir)).map(exactly))
+    }
+
+    fn compiled(expressions: impl Iterator<Item = String>) -> Globs {
         Globs(expressions.filter_map(|expression| pcre2::bytes::Regex::new(&expression).ok()).collect())
     }
 
@@ -52,7 +67,7 @@ pub(super) fn expression(pattern: &str, project_dir: &str) -> Option<String> {
             out.push('/');
         }
     }
-    Some(out + "(/.*)?$")
+    Some(out + ALL_IN_IT)
 }
 
 fn name_expression(name: &str) -> String {
@@ -154,6 +169,17 @@ mod tests {
         }
         assert!(means("a/**/b", "a/b") && means("a/**/b", "a/x/y/b/c") && !means("a/**/b", "ab"));
         assert!(means("x}{", "x}{") && means("a[b", "a[b") && means("a+b", "a+b"));
+    }
+
+    #[test]
+    fn what_is_excluded_is_not_searched_for_more() {
+        let excluded = |pattern: &str, path: &str| Globs::exact(&[pattern.to_owned()], "/builds/g/p").mean(path);
+        for pattern in ["out/**/*", "out/*/a.o", "**/*.o", "/builds/g/p/out/deep/a.o"] {
+            assert!(excluded(pattern, "out/deep/a.o"), "{pattern}");
+        }
+        for pattern in ["out", "out/", "out/*", "*.o", "out/deep"] {
+            assert!(!excluded(pattern, "out/deep/a.o"), "{pattern}");
+        }
     }
 
     #[test]

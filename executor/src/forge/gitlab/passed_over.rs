@@ -9,12 +9,11 @@ use super::ci_tron::Environment;
 use super::wire::Job;
 
 /// Variables of GitLab's own runner that change what a job finds, and are not read here.
-const VARIABLES: [&str; 8] = [
+const VARIABLES: [&str; 7] = [
     "GIT_CLEAN_FLAGS",
     "GIT_CLONE_EXTRA_FLAGS",
     "GIT_FETCH_EXTRA_FLAGS",
     "GIT_SUBMODULE_DEPTH",
-    "GIT_SUBMODULE_FORCE_HTTPS",
     "GIT_SUBMODULE_PATHS",
     "GIT_SUBMODULE_UPDATE_FLAGS",
     "GIT_SUBMODULE_UPDATE_JOBS",

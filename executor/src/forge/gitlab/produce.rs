@@ -198,7 +198,7 @@ impl ChosenFrom<'_> {
     /// Those that an entry of `artifacts:` or `cache:` means. Of one name the first counts: ours are before the job's, which has those
     /// of an earlier job under the same names where it needs that job, and an archive has no name twice.
     pub(super) fn choose(&self, paths: &[String], exclude: &[String], untracked: Untracked) -> Vec<Named> {
-        let (paths, exclude) = (Globs::new(paths, self.project_dir), Globs::new(exclude, self.project_dir));
+        let (paths, exclude) = (Globs::new(paths, self.project_dir), Globs::exact(exclude, self.project_dir));
         let is_new = |name: &str| {
             untracked == Untracked::Chosen
                 && !self.tracked.contains(name)
@@ -330,8 +330,8 @@ fn escaped(text: &str) -> String {
 }
 
 /// A file of an archive of an earlier job, of at most so many bytes.
-pub(super) fn unpacked(archive: &[u8], path: &str, bytes_max: u64) -> Result<Option<Vec<u8>>, String> {
-    let mut archive = zip::ZipArchive::new(io::Cursor::new(archive)).map_err(|error| error.to_string())?;
+pub(super) fn unpacked(archive: impl Read + io::Seek, path: &str, bytes_max: u64) -> Result<Option<Vec<u8>>, String> {
+    let mut archive = zip::ZipArchive::new(archive).map_err(|error| error.to_string())?;
     let file = match archive.by_name(path) {
         Ok(file) => file,
         Err(zip::result::ZipError::FileNotFound) => return Ok(None),
@@ -379,7 +379,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (uploads, missing) = left(folder.path(), vec![entry("archive", &["wharf/*.log"])], Console::Shown);
         assert_eq!((uploads.len(), missing.len(), uploads[0].name.as_str()), (1, 0, "artifacts.zip"));
-        let archive = std::fs::read(&uploads[0].path).unwrap();
+        let archive = File::open(&uploads[0].path).unwrap();
         assert_eq!(unpacked(&archive, CONSOLE, 100).unwrap().unwrap(), b"say [MASKED] aloud\r\n");
         assert_eq!(unpacked(&archive, "wharf/job.yml", 100).unwrap(), None);
         assert!(unpacked(&archive, CONSOLE, 3).unwrap_err().contains("more than"));
@@ -398,7 +398,7 @@ mod tests {
         let job = Job { artifacts: vec![entry("archive", &["wharf/"])], ..Job::default() };
         let outcome = Outcome { failure_reason: None, exit_code: 0 };
         let (uploads, _) = uploads(folder.path(), &job, &outcome, &chosen_from, Console::Shown).unwrap();
-        let archive = std::fs::read(&uploads[0].path).unwrap();
+        let archive = File::open(&uploads[0].path).unwrap();
         assert_eq!(unpacked(&archive, CONSOLE, 100).unwrap().unwrap(), b"ours");
         assert_eq!(unpacked(&archive, "wharf/more", 100).unwrap().unwrap(), b"the job's");
     }
@@ -426,7 +426,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (uploads, missing) = left(folder.path(), vec![entry("", &["results/"])], Console::Cut);
         assert_eq!(missing, ["artifacts: results/: no such file; there are those under wharf/"]);
-        let archive = std::fs::read(&uploads[0].path).unwrap();
+        let archive = File::open(&uploads[0].path).unwrap();
         assert!(unpacked(&archive, CONSOLE, 100).unwrap().is_some());
         let folder = tempfile::tempdir().unwrap();
         let (uploads, _) = left(folder.path(), vec![], Console::Cut);

@@ -29,7 +29,7 @@ use super::super::carry::{Errand, folder_of};
 use super::super::kept::{keep, kept, token};
 use super::super::runners::{Meant, Runners, meant};
 use super::carry::Taken;
-use super::client::Client;
+use super::client::{Client, said_in};
 use super::source::Source;
 use super::terminal::Terminals;
 use super::wire;
@@ -409,9 +409,7 @@ fn admin_token(instance: &GitlabConfig) -> Result<String, String> {
 }
 
 fn refusal(instance: &GitlabConfig, verb: &str, scope: &str, status: StatusCode, answer: &Value) -> String {
-    let said = answer["message"].as_str().map(str::to_owned).unwrap_or_else(|| answer["message"].to_string());
-    let said =
-        if answer["message"].is_null() { answer["error"].as_str().unwrap_or("nothing").to_owned() } else { said };
+    let said = Some(said_in(answer)).filter(|said| !said.is_empty()).unwrap_or_else(|| "nothing".to_owned());
     let next = match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
             format!(

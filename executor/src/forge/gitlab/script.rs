@@ -12,7 +12,7 @@
 //! | its last line | means |
 //! |---|---|
 //! | `wharf: script NONCE exit N` | the job's exit status |
-//! | `wharf: script NONCE broken WHY` | it was not run: the farm's fault, not the test's |
+//! | `wharf: script NONCE broken WHY` | it was not run, or what it left is lost: not the test's fault |
 //!
 //! The nonce keeps what a test prints by chance, or of another job's log, from being taken for its end. It is no secret: the script is root
 //! on a machine that is its own.
@@ -20,6 +20,7 @@
 use super::super::script::{is_shell_name, quoted};
 use super::ci_tron::Environment;
 use super::globs;
+use super::variables::path_of_file;
 use super::wire::{Job, Step};
 
 /// Where jobs' files are, as in the containers of GitLab's own runner.
@@ -47,11 +48,6 @@ pub(super) enum Said {
     Broken(String),
 }
 
-/// The path of a variable of type file: beside the job's folder, as GitLab's own runner has it.
-fn path_of_file(project_dir: &str, name: &str) -> String {
-    format!("{project_dir}.tmp/{name}")
-}
-
 /// The files that the script needs besides the checkout: absolute paths.
 pub(super) fn files(job: &Job, environ: &Environment, project_dir: &str) -> Vec<(String, Vec<u8>)> {
     let is_file = |name: &str| job.variables.iter().rev().find(|one| one.key == name).is_some_and(|one| one.file);
@@ -74,10 +70,11 @@ pub(super) fn files(job: &Job, environ: &Environment, project_dir: &str) -> Vec<
         false => paths.iter().filter_map(|path| globs::expression(path, project_dir)).collect(),
     });
     let keep: String = keep.map(|line| line + "\n").collect();
+    let shows = if job.is_debugged() { Shows::AllThatIsDone } else { Shows::Commands };
     files.push(("/.wharf/environment".to_owned(), environment.into_bytes()));
-    files.push(("/.wharf/script".to_owned(), commands(&before).into_bytes()));
+    files.push(("/.wharf/script".to_owned(), commands(&before, shows).into_bytes()));
     if !after.is_empty() {
-        files.push(("/.wharf/after".to_owned(), commands(&after).into_bytes()));
+        files.push(("/.wharf/after".to_owned(), commands(&after, shows).into_bytes()));
     }
     if !keep.is_empty() {
         files.push(("/.wharf/keep".to_owned(), keep.into_bytes()));
@@ -85,13 +82,23 @@ pub(super) fn files(job: &Job, environ: &Environment, project_dir: &str) -> Vec<
     files
 }
 
+/// What a script says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shows {
+    /// Each command as it is written.
+    Commands,
+    /// What becomes of it, too (`set -x`).
+    AllThatIsDone,
+}
+
 /// A shell's script of these steps, stopping at the first command that fails.
-fn commands(steps: &[&Step]) -> String {
+fn commands(steps: &[&Step], shows: Shows) -> String {
     let lines = steps.iter().flat_map(|step| &step.script);
     let shown = lines.map(|line| format!("echo {}\n{line}\n", quoted(&format!("\x1b[32;1m$ {line}\x1b[0m"))));
     let begin =
         ". /.wharf/environment\ncd \"$CI_PROJECT_DIR\"\n(set -o pipefail) 2>/dev/null && set -o pipefail\nset -e\n";
-    std::iter::once(begin.to_owned()).chain(shown).collect()
+    let traced = if shows == Shows::AllThatIsDone { "set -x\n" } else { "" };
+    [begin, traced].map(str::to_owned).into_iter().chain(shown).collect()
 }
 
 /// What the small Linux is handed: the job's text puts `WHARF_HTTP` and `WHARF_RESULTS` before it.
@@ -185,7 +192,9 @@ const RESULTS: &str = r#"if [ -s "$root/.wharf/keep" ] && find . -type f -o -typ
 '
         set -f
         tar -c -z -f /tmp/wharf-results $(cat /tmp/wharf-list)
-    )
+    ) || gunzip -t </tmp/wharf-results 2>/dev/null || {
+        [ $code != 0 ] || broken "the job's files cannot be packed: is there memory for them?"
+    }
     rest=${WHARF_RESULTS#http://}
     host=${rest%%/*}
     mkfifo /tmp/wharf-open
@@ -194,7 +203,11 @@ const RESULTS: &str = r#"if [ -s "$root/.wharf/keep" ] && find . -type f -o -typ
         cat /tmp/wharf-results /tmp/wharf-open
     } | { nc "${host%:*}" "${host##*:}" >/tmp/wharf-answer; : >/tmp/wharf-open & }
     read -r _ answer _ </tmp/wharf-answer
-    [ "$answer" = 200 ] || { echo "The files of the job could not be sent:"; cat /tmp/wharf-answer; }
+    [ "$answer" = 200 ] || {
+        echo "The files of the job could not be sent:"
+        cat /tmp/wharf-answer
+        [ $code != 0 ] || broken "the job's files were not taken${answer:+: HTTP status $answer}"
+    }
 fi
 "#;
 
@@ -254,6 +267,43 @@ mod tests {
         assert_eq!(run(folder.path(), &files, "script"), (Some(7), expected.to_owned()));
         let environment = std::fs::read_to_string(folder.path().join("environment")).unwrap();
         assert!(environment.contains(&format!("export CERT='{project}.tmp/CERT'\n")), "{environment}");
+    }
+
+    #[test]
+    fn a_debugged_script_shows_what_becomes_of_its_commands() {
+        let mut job = job(&[("script", &["true $A"])]);
+        let shows = |job: &Job| String::from_utf8(files(job, &Environment::new(), "/b").pop().unwrap().1).unwrap();
+        assert!(!shows(&job).contains("set -x"));
+        job.variables = vec![Variable { key: "CI_DEBUG_TRACE".into(), value: "true".into(), ..Variable::default() }];
+        assert!(shows(&job).contains("\nset -e\nset -x\necho "), "{}", shows(&job));
+    }
+
+    /// What the machine says when its files are answered so, after a script with this exit status.
+    fn sends_results(code: u32, answer: &str) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let beside = |text: &str| text.replace("/tmp/wharf-", &format!("{}/", folder.path().display()));
+        std::fs::create_dir_all(folder.path().join("root/.wharf")).unwrap();
+        std::fs::write(folder.path().join("root/.wharf/keep"), "^out(/.*)?$\n").unwrap();
+        std::fs::write(folder.path().join("root/out"), "some").unwrap();
+        let script = format!(
+            "cd {}/root\nroot=$PWD code={code} WHARF_RESULTS=http://127.0.0.1:9/b/results\n\
+             broken() {{ echo \"broken $1\"; exit 1; }}\n\
+             nc() {{ exec 3<&0; cat <&3 >/dev/null & printf '{answer}'; }}\n{}echo exit $code\n",
+            folder.path().display(),
+            beside(RESULTS)
+        );
+        let output = std::process::Command::new("sh").args(["-c", &script]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    #[test]
+    fn a_script_that_passed_does_not_pass_when_its_files_are_lost() {
+        assert_eq!(sends_results(0, "HTTP/1.1 200 OK\\r\\n"), "exit 0\n");
+        let full = "HTTP/1.1 507 Full\\r\\n";
+        let said = "The files of the job could not be sent:\nHTTP/1.1 507 Full\r\n";
+        assert_eq!(sends_results(0, full), format!("{said}broken the job's files were not taken: HTTP status 507\n"));
+        assert_eq!(sends_results(3, full), format!("{said}exit 3\n"));
+        assert!(sends_results(0, "").ends_with("broken the job's files were not taken\n"));
     }
 
     #[test]

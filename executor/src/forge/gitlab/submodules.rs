@@ -24,50 +24,90 @@ const COUNT_MAX: usize = 200;
 /// What git asks a server first (gitprotocol-http, "Smart Clients").
 const FIRST: &str = "/info/refs";
 
-/// Fetches so many levels of them.
-pub(super) async fn fetch(
-    git: &Git,
-    elsewhere: &Descriptions,
-    depth: Option<&str>,
-    levels: usize,
-) -> Result<(), String> {
-    let (mut folders, mut count) = (vec![git.folder.clone()], 0);
-    for _ in 0..levels {
-        let mut next = Vec::new();
-        for folder in folders {
-            next.extend(level(git.at(folder), elsewhere, depth).await?);
-        }
-        count += next.len();
-        if count > COUNT_MAX {
-            return Err(format!("the repository has more than {COUNT_MAX} submodules"));
-        }
-        folders = next;
-    }
-    Ok(())
+/// Where submodules may come from.
+pub(super) struct Sources<'a> {
+    /// Who may say where those of elsewhere come from.
+    pub elsewhere: &'a Descriptions,
+    /// What projects' paths follow on the instance.
+    pub root: &'a str,
+    pub by_ssh: BySsh<'a>,
 }
 
-/// Those of one folder; gives where they are.
-async fn level(mut git: Git, elsewhere: &Descriptions, depth: Option<&str>) -> Result<Vec<PathBuf>, String> {
-    if !git.folder.join(".gitmodules").is_file() {
-        return Ok(Vec::new());
-    }
-    git.run(&["submodule", "init", "--quiet"]).await?;
-    let listed = git.run(&["config", "--local", "--null", "--list"]).await?;
-    for (key, url) in urls(&listed) {
-        let checked = check(&git.origin, elsewhere, url).await.map_err(|why| format!("the submodule {url}: {why}"))?;
-        if let Some(other) = checked.other_url {
-            git.run(&["config", "--local", key, &other]).await?;
+/// What becomes of URLs of SSH: nobody has a key for them here.
+#[derive(Clone, Copy)]
+pub(super) enum BySsh<'a> {
+    /// They are those of the same place by HTTPS (`GIT_SUBMODULE_FORCE_HTTPS`). `own`: the instance's name for SSH.
+    ByHttps {
+        own: &'a str,
+    },
+    Refused,
+}
+
+impl Sources<'_> {
+    /// Fetches so many levels of them.
+    pub(super) async fn fetch(&self, git: &Git, depth: Option<&str>, levels: usize) -> Result<(), String> {
+        let (mut folders, mut count) = (vec![git.folder.clone()], 0);
+        for _ in 0..levels {
+            let mut next = Vec::new();
+            for folder in folders {
+                next.extend(self.level(git.at(folder), depth).await?);
+            }
+            count += next.len();
+            if count > COUNT_MAX {
+                return Err(format!("the repository has more than {COUNT_MAX} submodules"));
+            }
+            folders = next;
         }
-        for rule in checked.rules {
-            git.set("http.curloptResolve", &rule);
-        }
+        Ok(())
     }
-    let options = ["submodule", "update", "--quiet"];
-    git.run(&options.into_iter().chain(depth).collect::<Vec<_>>()).await?;
-    // Where they lie is in the index, as entries of this mode (gitformat-index).
-    let staged = git.run(&["ls-files", "--stage", "-z"]).await?;
-    let links = staged.split('\0').filter(|line| line.starts_with("160000 ")).filter_map(|line| line.split_once('\t'));
-    Ok(links.map(|(_, path)| git.folder.join(path)).filter(|path| path.join(".git").exists()).collect())
+
+    /// Those of one folder; gives where they are.
+    async fn level(&self, mut git: Git, depth: Option<&str>) -> Result<Vec<PathBuf>, String> {
+        if !git.folder.join(".gitmodules").is_file() {
+            return Ok(Vec::new());
+        }
+        git.run(&["submodule", "init", "--quiet"]).await?;
+        let listed = git.run(&["config", "--local", "--null", "--list"]).await?;
+        for (key, url) in urls(&listed) {
+            let by_https = self.by_https(url);
+            let checked = check(&git.origin, self.elsewhere, by_https.as_deref().unwrap_or(url)).await;
+            let checked = checked.map_err(|why| format!("the submodule {url}: {why}"))?;
+            if let Some(other) = checked.other_url.or(by_https) {
+                git.run(&["config", "--local", key, &other]).await?;
+            }
+            for rule in checked.rules {
+                git.set("http.curloptResolve", &rule);
+            }
+        }
+        let options = ["submodule", "update", "--quiet"];
+        git.run(&options.into_iter().chain(depth).collect::<Vec<_>>()).await?;
+        // Where they lie is in the index, as entries of this mode (gitformat-index).
+        let staged = git.run(&["ls-files", "--stage", "-z"]).await?;
+        let links =
+            staged.split('\0').filter(|line| line.starts_with("160000 ")).filter_map(|line| line.split_once('\t'));
+        Ok(links.map(|(_, path)| git.folder.join(path)).filter(|path| path.join(".git").exists()).collect())
+    }
+
+    /// What stands in the place of a URL of SSH, if it is to be another.
+    fn by_https(&self, url: &str) -> Option<String> {
+        let BySsh::ByHttps { own } = self.by_ssh else { return None };
+        let (host, path) = of_ssh(url)?;
+        let root = Url::parse(self.root).ok()?;
+        let is_own = host == own || root.host_str() == Some(host);
+        Some(if is_own { format!("{}{path}", self.root) } else { format!("https://{host}/{path}") })
+    }
+}
+
+/// Host and path of `ssh://git@host:22/path` or `git@host:path` (git-fetch, "GIT URLS").
+fn of_ssh(url: &str) -> Option<(&str, &str)> {
+    if let Some(rest) = url.strip_prefix("ssh://") {
+        let (authority, path) = rest.split_once('/')?;
+        let host = authority.rsplit('@').next()?;
+        return Some((host.split_once(':').map_or(host, |(host, _)| host), path));
+    }
+    let (authority, path) = url.split_once(':').filter(|(_, path)| !path.starts_with("//"))?;
+    let host = authority.split_once('@').filter(|_| !authority.contains('/')).map(|(_, host)| host)?;
+    Some((host, path.trim_start_matches('/')))
 }
 
 /// The submodules' URLs, each with the key under which git has it.
@@ -87,7 +127,10 @@ struct Checked {
 
 async fn check(origin: &str, elsewhere: &Descriptions, text: &str) -> Result<Checked, String> {
     let url = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
-    let url = url.ok_or("it is fetched by http or https alone")?;
+    let url = url.ok_or_else(|| match of_ssh(text) {
+        Some(_) => "it is fetched by http or https alone: set GIT_SUBMODULE_FORCE_HTTPS to true".to_owned(),
+        None => "it is fetched by http or https alone".to_owned(),
+    })?;
     if is_of(origin, &url) {
         return Ok(Checked { other_url: unless_written(text, &url), rules: Vec::new() });
     }
@@ -137,6 +180,20 @@ fn rule(url: &Url, addresses: &[IpAddr]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn urls_of_ssh_become_those_of_the_instance_or_of_their_own_host() {
+        for (url, expected) in [
+            ("git@gitlab.example.org:group/lib.git", Some(("gitlab.example.org", "group/lib.git"))),
+            ("ssh://git@ssh.example.org:2222/group/lib.git", Some(("ssh.example.org", "group/lib.git"))),
+            ("https://me@gitlab.example.org:8443/x", None),
+            ("../lib.git", None),
+            ("/srv/a@b:c", None),
+            ("C:lib", None),
+        ] {
+            assert_eq!(of_ssh(url), expected, "{url}");
+        }
+    }
 
     #[test]
     fn urls_are_found_among_all_that_git_has_set() {

@@ -56,6 +56,19 @@ pub(super) struct Job {
     pub features: Features,
 }
 
+impl Job {
+    /// Whether its author wants to see all that it does, and GitLab shows its log to those who may change it alone.
+    pub(super) fn is_debugged(&self) -> bool {
+        let said = self.variables.iter().rev().find(|one| one.key == "CI_DEBUG_TRACE");
+        said.is_some_and(|one| !is_false(&one.value))
+    }
+}
+
+/// Whether a variable says no, as GitLab's own runner reads it (Go's `strconv.ParseBool`); one that says nothing does.
+pub(super) fn is_false(text: &str) -> bool {
+    matches!(text, "" | "0" | "f" | "F" | "false" | "False" | "FALSE")
+}
+
 /// Whose job it is. It comes from GitLab itself: no variable of the author's can change it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -84,6 +97,9 @@ pub(super) struct GitInfo {
     /// How many commits; 0 is all of them.
     #[serde(deserialize_with = "or_default")]
     pub depth: u64,
+    /// `sha256` where it is not `sha1`.
+    #[serde(deserialize_with = "or_default")]
+    pub repo_object_format: String,
 }
 
 /// How long it may take.
