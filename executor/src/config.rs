@@ -116,6 +116,8 @@ pub struct BucketLimits {
     pub bytes_max: u64,
     /// After the job, where it does not say it.
     pub expiration: Duration,
+    /// The longest that a job may say.
+    pub expiration_max: Duration,
 }
 
 /// Buckets that outlive jobs, for the jobs of those who have a key.
@@ -146,9 +148,11 @@ impl std::fmt::Debug for BucketMember {
 
 impl Default for BucketLimits {
     /// 8 GiB: results and traces of a test run, with room, and ten such jobs fit on a small farm's disk. A day: who submitted has read
-    /// his results by then, also when somebody had to look at them first.
+    /// his results by then, also when somebody had to look at them first. 30 days: GitLab keeps artifacts for as long by default, and what has to
+    /// stay longer is copied to a store (`archive`).
     fn default() -> Self {
-        BucketLimits { bytes_max: 8 << 30, expiration: Duration::from_secs(86_400) }
+        let day = Duration::from_secs(86_400);
+        BucketLimits { bytes_max: 8 << 30, expiration: day, expiration_max: 30 * day }
     }
 }
 

@@ -59,6 +59,10 @@ pub(super) enum Needs {
     Lease(Role),
     /// A role, and the machine, console or resource must be one that the project may use.
     Named(Role),
+    /// The same for whose a kept disk is, unless it is of one's own project.
+    Disk(Role),
+    /// The same for whose an outlet is.
+    Outlet(Role),
 }
 
 /// Changes that are no change for a log of changes: a heartbeat, and what somebody types on what he holds.
@@ -247,6 +251,23 @@ impl Guard {
                 has(caller, role)?;
                 self.may_use(caller, param("name")).await
             }
+            Needs::Disk(role) => {
+                has(caller, role)?;
+                let disk = self.api.farm.disks().into_iter().find(|disk| disk.id == param("id"));
+                match disk.filter(|disk| caller.project.as_ref() != Some(&disk.subject)) {
+                    // What is not there, its handler tells.
+                    None => Ok(()),
+                    Some(disk) => {
+                        self.may_use_what_is_of(caller, disk.dut, "the disk is shared, and may be used by a machine")
+                            .await
+                    }
+                }
+            }
+            Needs::Outlet(role) => {
+                has(caller, role)?;
+                let Ok(outlet) = self.api.farm.outlet(param("name"), param("id")) else { return Ok(()) };
+                self.may_use_what_is_of(caller, outlet.dut, "no machine is on that outlet: it may feed one").await
+            }
         }
     }
 
@@ -268,12 +289,23 @@ impl Guard {
             return Err(ApiError::Forbidden(text));
         }
         has(caller, role)?;
-        match resource {
-            Some(resource) => self.may_use(caller, &resource).await,
-            None if caller.role < Role::Administer && self.is_kept_to_some(own) => Err(ApiError::Forbidden(format!(
-                "{what} has no machine yet, and may get one that the project `{own}` may not use (projects.{own}.blueprints)"
-            ))),
-            None => Ok(()),
+        self.may_use_what_is_of(caller, resource, &format!("{what} has no machine yet, and may get one")).await
+    }
+
+    /// Of a machine that his project may use; what is of none, only where that may use all of them. `otherwise` says why.
+    async fn may_use_what_is_of(
+        &self,
+        caller: &Caller,
+        machine: Option<String>,
+        otherwise: &str,
+    ) -> Result<(), ApiError> {
+        match (machine, &caller.project) {
+            (Some(machine), _) => self.may_use(caller, &machine).await,
+            (None, Some(own)) if caller.role < Role::Administer && self.is_kept_to_some(own) => {
+                let text = format!("{otherwise} that the project `{own}` may not use (projects.{own}.blueprints)");
+                Err(ApiError::Forbidden(text))
+            }
+            (None, _) => Ok(()),
         }
     }
 
@@ -331,7 +363,7 @@ impl Guard {
         };
         match is_refusal {
             true => self.api.callers.audit.write_refusal(&line, Instant::now()),
-            false => self.api.callers.audit.write(&line),
+            false => self.api.callers.audit.write_change(&line, Instant::now()),
         }
     }
 }

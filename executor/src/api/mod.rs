@@ -145,7 +145,7 @@ fn routes() -> Routes {
         .at("/api/v1/authorizations", get(OPERATE, leases::authorizations).post(ADMINISTER, leases::authorize))
         // Disks.
         .at("/api/v1/disks", get(OPERATE, disks::disks))
-        .at("/api/v1/disks/{id}", delete(OPERATE, disks::remove))
+        .at("/api/v1/disks/{id}", delete(Needs::Disk(Role::Operate), disks::remove))
         // Images of containers.
         .at("/api/v1/registry", get(OPERATE, registry::registry))
         .at("/api/v1/registry/{*name}", delete(ADMINISTER, registry::forget))
@@ -192,7 +192,7 @@ fn routes() -> Routes {
         .at("/api/v1/pdus/adopt", post(ADMINISTER, found_pdus::adopt))
         .at("/api/v1/pdu/{name}", get(SUBMIT, pdus::pdu).delete(ADMINISTER, found_pdus::remove))
         .at("/api/v1/pdu/{name}/port/{id}", get(SUBMIT, pdus::port).patch(ADMINISTER, pdus::change_port))
-        .at("/api/v1/pdu/{name}/port/{id}/done", post(OPERATE, pdus::done))
+        .at("/api/v1/pdu/{name}/port/{id}/done", post(Needs::Outlet(Role::Operate), pdus::done))
         // For programs of others.
         .and(power_served::routes())
 }
@@ -361,6 +361,8 @@ mod tests {
                 Needs::Job(role) => format!("{role} job"),
                 Needs::Lease(role) => format!("{role} lease"),
                 Needs::Named(role) => format!("{role} machine"),
+                Needs::Disk(role) => format!("{role} disk"),
+                Needs::Outlet(role) => format!("{role} outlet"),
             };
             format!("{path} {method}: {needs}\n")
         });

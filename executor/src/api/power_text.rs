@@ -10,7 +10,7 @@
 //! `nack` alone. Keys are small letters and digits (farm/served_power.rs), methods of HTTP are capitals.
 
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -116,9 +116,12 @@ fn write_down(api: &Api, from: String, request: &str, (status, why): (StatusCode
     // Without the key.
     let words: Vec<&str> = request.split_whitespace().skip(1).collect();
     let what = clean(&format!("outlet {}", words.join(" ")));
-    let (at, status) = (jiff::Timestamp::now(), status.as_u16());
-    let who = "somebody".to_owned();
-    api.callers.audit.write(&Line { at, who, project: None, role: None, from, what, status, why });
+    let (at, who) = (jiff::Timestamp::now(), "somebody".to_owned());
+    let line = Line { at, who, project: None, role: None, from, what, status: status.as_u16(), why };
+    match status {
+        StatusCode::OK => api.callers.audit.write_change(&line, Instant::now()),
+        _ => api.callers.audit.write_refusal(&line, Instant::now()),
+    }
 }
 
 /// Up to an end of line, an end, or silence.

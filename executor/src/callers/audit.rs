@@ -1,9 +1,13 @@
 //! The audit log: one JSON line for each thing that a caller changed, and for each refusal; `<state>/audit.log`.
 //!
 //! ```text
-//!  a change ──────────────────────────────────────────────┐
-//!  a refusal ─► REFUSALS_MAX of that place in this hour? ──┴─► audit.log ── BYTES_MAX? ─► audit.log.1 ─► … ─► audit.log.<FILES_MAX> ─► gone
+//!  a change of who may operate ───────────────────────────┐
+//!  another change ─► CHANGES_MAX of that caller's? ────────┤          both in an hour
+//!  a refusal ──────► REFUSALS_MAX of that place? ──────────┴─► audit.log ── BYTES_MAX? ─► audit.log.1 ─► … ─► audit.log.<FILES_MAX> ─► gone
 //! ```
+//! Who may only submit changes what is his own project's, and each of its jobs and leases has a log besides: what a flood of his hides here is
+//! there. Who may more changes what is others', and no flood hides that.
+//!
 //! It is written before the answer leaves. Where it cannot be, the server says so in its own log, once per line, and goes on: a full disk
 //! must not keep an operator from making room.
 
@@ -18,6 +22,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use super::Role;
+
 /// 16 MiB are some 60,000 lines.
 const BYTES_MAX: u64 = 16 << 20;
 /// With eight more files the last half a million lines are there.
@@ -26,6 +32,8 @@ const FILES_MAX: u32 = 8;
 const REFUSALS_MAX: u32 = 100;
 /// Those of all places: who has many addresses needs two days for that.
 const REFUSALS_OF_ALL_MAX: u32 = 10_000;
+/// Changes of one who may only submit, in an hour: more than a job each second. A hundred such hours fill the log.
+const CHANGES_MAX: u32 = 5000;
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// One line.
@@ -40,14 +48,14 @@ pub struct Line {
     pub project: Option<String>,
     /// What he may do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub role: Option<super::Role>,
+    pub role: Option<Role>,
     /// From where.
     pub from: String,
     /// The request's method and path; a path with a key in it as its pattern.
     pub what: String,
     /// The answer's status.
     pub status: u16,
-    /// Why it was refused.
+    /// Why it was refused; and that it is the last of its kind for now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
 }
@@ -57,13 +65,14 @@ pub struct Audit {
     path: PathBuf,
     bytes_max: u64,
     open: Mutex<Option<(File, u64)>>,
-    strangers: Mutex<Refusals>,
-    known: Mutex<Refusals>,
+    strangers: Mutex<Tally>,
+    known: Mutex<Tally>,
+    changes: Mutex<Tally>,
 }
 
-/// The refusals of an hour.
+/// The lines of an hour.
 #[derive(Default)]
-struct Refusals {
+struct Tally {
     since: Option<Instant>,
     of_place: BTreeMap<String, u32>,
     all: u32,
@@ -77,35 +86,59 @@ enum Said {
     No,
 }
 
-impl Refusals {
-    fn count(&mut self, place: &str, now: Instant) -> Said {
+/// How many lines there are in an hour.
+#[derive(Clone, Copy)]
+struct Bound {
+    of_place: u32,
+    of_all: u32,
+}
+
+const OF_REFUSALS: Bound = Bound { of_place: REFUSALS_MAX, of_all: REFUSALS_OF_ALL_MAX };
+const OF_CHANGES: Bound = Bound { of_place: CHANGES_MAX, of_all: u32::MAX };
+
+impl Tally {
+    fn count(&mut self, place: &str, bound: Bound, now: Instant) -> Said {
         if self.since.is_none_or(|since| now.duration_since(since) >= HOUR) {
-            *self = Refusals { since: Some(now), ..Refusals::default() };
+            *self = Tally { since: Some(now), ..Tally::default() };
         }
         let of_place = self.of_place.get(place).copied().unwrap_or(0);
-        if of_place == REFUSALS_MAX || self.all == REFUSALS_OF_ALL_MAX {
+        if of_place == bound.of_place || self.all == bound.of_all {
             return Said::No;
         }
         self.of_place.insert(place.to_owned(), of_place + 1);
         self.all += 1;
-        if of_place + 1 == REFUSALS_MAX || self.all == REFUSALS_OF_ALL_MAX { Said::Last } else { Said::Yes }
+        if of_place + 1 == bound.of_place || self.all == bound.of_all { Said::Last } else { Said::Yes }
     }
 }
 
 impl Audit {
     /// That of a state folder.
     pub(crate) fn of(state: &Path) -> Audit {
-        let (open, strangers, known) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Audit { path: state.join("audit.log"), bytes_max: BYTES_MAX, open, strangers, known }
+        let (open, strangers, known, changes) = Default::default();
+        Audit { path: state.join("audit.log"), bytes_max: BYTES_MAX, open, strangers, known, changes }
     }
 
     /// Writes a refusal, unless there were too many of them; the last one says so.
     pub fn write_refusal(&self, line: &Line, now: Instant) {
-        let refusals = if line.role.is_some() { &self.known } else { &self.strangers };
-        match lock(refusals).count(&line.place(), now) {
+        let tally = if line.role.is_some() { &self.known } else { &self.strangers };
+        let said = lock(tally).count(&line.place(), OF_REFUSALS, now);
+        self.write_as(said, line, "what is refused next is not written down for an hour");
+    }
+
+    /// Writes what was changed, unless who may only submit has changed too much; the last line says so.
+    pub fn write_change(&self, line: &Line, now: Instant) {
+        let said = match line.role {
+            Some(Role::Operate | Role::Administer) => Said::Yes,
+            Some(Role::Submit) | None => lock(&self.changes).count(&line.place(), OF_CHANGES, now),
+        };
+        let more = "what is changed next is not written down for an hour: the logs of jobs and leases have it";
+        self.write_as(said, line, more);
+    }
+
+    fn write_as(&self, said: Said, line: &Line, more: &str) {
+        match said {
             Said::Yes => self.write(line),
             Said::Last => {
-                let more = "what is refused next is not written down for an hour";
                 let why = line.why.as_ref().map_or_else(|| more.to_owned(), |why| format!("{why}; {more}"));
                 self.write(&Line { why: Some(why), ..line.clone() });
             }
@@ -151,7 +184,7 @@ impl Audit {
 }
 
 impl Line {
-    /// Whom or what its refusals are counted of: who is known, or else the address; of IPv6 the network, in which one host has them all.
+    /// Whom or what it is counted of: who is known, or else the address; of IPv6 the network, in which one host has them all.
     fn place(&self) -> String {
         if self.role.is_some() {
             return self.who.clone();
@@ -178,7 +211,7 @@ mod tests {
             at: jiff::Timestamp::UNIX_EPOCH,
             who: "ci".into(),
             project: Some("mesa".into()),
-            role: Some(super::super::Role::Submit),
+            role: Some(Role::Submit),
             from: "10.0.0.1:5".into(),
             what: "POST /api/v1/jobs".into(),
             status,
@@ -231,7 +264,7 @@ mod tests {
         assert_eq!(tries(&|host| format!("[2001:db8::{host:x}]:5"), None, 2), 100);
         assert_eq!(tries(&|host| format!("10.0.1.{host}"), None, 3), 150);
         // Wherever he comes from.
-        assert_eq!(tries(&|host| format!("10.0.2.{host}:5"), Some(super::super::Role::Submit), 3599), 100);
+        assert_eq!(tries(&|host| format!("10.0.2.{host}:5"), Some(Role::Submit), 3599), 100);
         assert_eq!(tries(&|port| format!("10.0.0.1:{port}"), None, 3600), 100);
         let text = std::fs::read_to_string(folder.path().join("audit.log")).unwrap();
         let last = r#""status":403,"why":"no; what is refused next is not written down for an hour"}"#;
@@ -239,9 +272,34 @@ mod tests {
     }
 
     #[test]
+    fn who_submits_in_a_loop_hides_nobody_elses_changes_and_no_change_of_an_operator_is_hidden() {
+        let (folder, begin) = (tempfile::tempdir().unwrap(), Instant::now());
+        let audit = Audit::of(folder.path());
+        let lines = || {
+            let text = std::fs::read_to_string(folder.path().join("audit.log")).unwrap();
+            text.lines().map(|line| serde_json::from_str::<Line>(line).unwrap()).collect::<Vec<_>>()
+        };
+        let changes = |who: &str, role, count: usize, later: u64| {
+            let now = begin + Duration::from_secs(later);
+            (0..count).for_each(|_| audit.write_change(&Line { who: who.into(), role, ..line(201) }, now));
+            lines().iter().filter(|line| line.who == who).count()
+        };
+        assert_eq!(changes("ci", Some(Role::Submit), 5100, 0), 5000);
+        assert_eq!(changes("other-ci", Some(Role::Submit), 1, 1), 1);
+        assert_eq!(changes("anna", Some(Role::Operate), 5100, 2), 5100);
+        assert_eq!(changes("the host", Some(Role::Administer), 5100, 2), 5100);
+        assert_eq!(changes("ci", Some(Role::Submit), 1, 3599), 5000);
+        assert_eq!(changes("ci", Some(Role::Submit), 1, 3600), 5001);
+        let said: Vec<_> = lines().into_iter().enumerate().filter_map(|(at, line)| Some((at, line.why?))).collect();
+        let why = "what is changed next is not written down for an hour: the logs of jobs and leases have it";
+        assert_eq!(said, [(4999, why.to_owned())], "it is told once, in the last line");
+    }
+
+    #[test]
     fn all_strangers_together_fill_no_more_than_a_part_of_the_log() {
-        let (mut refusals, now) = (Refusals::default(), Instant::now());
-        let said = (0..20_000).filter(|number| refusals.count(&format!("stranger {number}"), now) != Said::No);
+        let (mut refusals, now) = (Tally::default(), Instant::now());
+        let stranger = |number: &i32| refusals.count(&format!("stranger {number}"), OF_REFUSALS, now) != Said::No;
+        let said = (0..20_000).filter(stranger);
         assert_eq!(said.count(), 10_000);
     }
 }

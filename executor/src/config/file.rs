@@ -524,7 +524,7 @@ fn check(file: FarmFile, findings: &mut Findings, directory: &Path) -> FarmConfi
         power_listener,
         submission: submission(&file.listen),
         console_log: file.console_log.limits(findings),
-        buckets: file.s3.limits(),
+        buckets: file.s3.limits(findings),
         bucket_groups,
         stores,
         archive,

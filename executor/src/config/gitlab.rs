@@ -30,6 +30,8 @@ pub struct GitlabConfig {
     pub script_job: Option<(String, String)>,
     /// What is kept of `cache:`.
     pub cache: CacheLimits,
+    /// What a job's files may take of the farm's disk.
+    pub checkout: CheckoutLimits,
     /// Where it finds the consoles of its jobs, for its web terminal.
     pub terminal: Option<TerminalConfig>,
 }
@@ -48,6 +50,24 @@ impl Default for CacheLimits {
     /// nobody works on for longer can be built anew.
     fn default() -> Self {
         CacheLimits { bytes_max: 10 << 30, expiration: Duration::from_secs(14 * 86_400) }
+    }
+}
+
+/// What the repository of a job, its image, and what else it begins with may take of the farm's disk while they are fetched and packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CheckoutLimits {
+    /// Of one job, all together.
+    pub bytes_max: u64,
+    /// On the disk that the state folder is on, so much stays.
+    pub bytes_left: u64,
+}
+
+impl Default for CheckoutLimits {
+    /// 32 GiB: a kernel's tree with all of its history is 5 GB and more, which are there twice while they are packed; the artifacts of earlier
+    /// jobs may have 8 GiB; an image is there twice, too. 1 GiB: logs and leases go on being written with a quarter of that, and git
+    /// takes the rest of it at most between two looks.
+    fn default() -> Self {
+        CheckoutLimits { bytes_max: 32 << 30, bytes_left: 1 << 30 }
     }
 }
 

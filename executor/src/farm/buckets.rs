@@ -26,6 +26,7 @@ use gateway::s3::desk::{self, End, GoodFrom, Granted};
 use gateway::s3::{Door, fill};
 use hmac::{Hmac, KeyInit, Mac};
 use job_schema::job::{self, Groups, Job};
+use job_schema::problem::Problem;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::Sha256;
@@ -108,6 +109,28 @@ pub(super) fn declared(job: &Job) -> Vec<&job::Bucket> {
         }
     }
     all
+}
+
+/// What of the buckets that a job declares is more than the farm gives.
+pub(super) fn mistakes(job: &Job, limits: BucketLimits) -> Vec<Problem> {
+    let most = limits.expiration_max;
+    let too_long = |bucket: &&job::Bucket| bucket.expiration.is_some_and(|expiration| expiration > most);
+    let problem = |bucket: &job::Bucket| {
+        let wanted = bucket.expiration.map(in_days).unwrap_or_default();
+        let what = format!("the bucket `{}` would be kept for {wanted} after the job", bucket.bucket);
+        let hint =
+            format!("this farm keeps buckets for {} at most (`s3.expiration_max` of the farm file)", in_days(most));
+        Problem::new(what).about("storage.s3").hint(hint)
+    };
+    declared(job).into_iter().filter(too_long).map(problem).collect()
+}
+
+fn in_days(time: Duration) -> String {
+    match (time.as_secs(), time.as_secs() % 86_400) {
+        (86_400, _) => "1 day".to_owned(),
+        (seconds @ 86_400.., 0) => format!("{} days", seconds / 86_400),
+        (seconds, _) => format!("{seconds} s"),
+    }
 }
 
 /// The `s3://` URLs of a job that lead nowhere, each with what to do. Those with a group of their path are known when they are asked for.
@@ -568,6 +591,21 @@ mod tests {
         assert_eq!(left(86_399), ["usual"]);
         assert_eq!(left(86_400), Vec::<String>::new());
         assert!(!folder.join(FOLDER).exists() && buckets.lock().is_empty());
+    }
+
+    #[test]
+    fn a_bucket_that_would_stay_for_longer_than_the_farm_keeps_any_is_told_with_both_times() {
+        let text = "version: 1\ntarget: {tags: []}\ntimeouts: {overall: {minutes: 4}}\nconsole_patterns: {session_end: {regex: x}}\n\
+                    deployment: {start: {storage: {s3: [{bucket: fine, expiration: 30 days}, {bucket: usual}, {bucket: long, expiration: 720h 1s}]}}}\n";
+        let job = Job::parse(&job_schema::template::Rendered::plain("job.yml", text)).unwrap();
+        let told = mistakes(&job, BucketLimits::default());
+        let hint = "this farm keeps buckets for 30 days at most (`s3.expiration_max` of the farm file)";
+        let what = "the bucket `long` would be kept for 2592001 s after the job".to_owned();
+        assert_eq!(told, [Problem::new(what).about("storage.s3").hint(hint)]);
+        let limits = BucketLimits { expiration_max: Duration::from_secs(3600), ..BucketLimits::default() };
+        let told: Vec<_> = mistakes(&job, limits).into_iter().map(|problem| problem.what).collect();
+        assert_eq!(told[0], "the bucket `fine` would be kept for 30 days after the job");
+        assert_eq!(told.len(), 2);
     }
 
     #[test]

@@ -296,13 +296,15 @@ impl Planner {
                 Problem::new(format!("{what} is checked, but not served by this version")).about("deployment");
             problem.hint("README.md lists what this version serves")
         });
-        let stores = &self.config.get().stores;
-        let unknown =
-            buckets::unknown_objects(job, stores).into_iter().map(|what| Problem::new(what).about("deployment"));
+        let config = self.config.get();
+        let kept = buckets::mistakes(job, config.buckets);
+        let unknown = buckets::unknown_objects(job, &config.stores)
+            .into_iter()
+            .map(|what| Problem::new(what).about("deployment"));
         let own = doors::Own { http: self.place.http_port, nbd: self.nbd_port };
         let misplaced = doors::refused(job, own).into_iter().map(|what| Problem::new(what).about("deployment"));
-        let refused = egress::mistakes(job, &self.config.get().proxy);
-        let problems: Vec<_> = unserved.chain(unknown).chain(misplaced).chain(refused).collect();
+        let refused = egress::mistakes(job, &config.proxy);
+        let problems: Vec<_> = unserved.chain(unknown).chain(misplaced).chain(refused).chain(kept).collect();
         if problems.is_empty() {
             return Ok(());
         }

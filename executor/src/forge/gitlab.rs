@@ -17,6 +17,7 @@ mod client;
 mod describe;
 pub mod driver;
 mod executorctl;
+mod folder;
 mod forms;
 mod git;
 mod globs;

@@ -248,6 +248,10 @@ fn a_bucket_is_filled_written_with_every_client_and_read_back_by_the_submitter()
     let programs = python(&CLIENTS);
     let bench = world.start("1M");
     let begin = "          fill: {archive: {extension: tar, compression: gz, add: [{path: begin/one.txt, artifact: {data: one}}]}}\n";
+    let refused = bench.refused(&job("      s3: [{bucket: results, expiration: 400 days}]\n"), "");
+    for words in ["the bucket `results` would be kept for 400 days", "this farm keeps buckets for 30 days at most"] {
+        assert!(refused.text().contains(words), "no `{words}`: {}", refused.text());
+    }
     let mut submitted = bench.submit(&job(&format!("      s3:\n        - bucket: results\n{begin}")), "");
     let mut console = world.place.opened();
     submitted.wait_for_kind("powered_on");

@@ -164,7 +164,7 @@ fn a_stranger_comes_by_tls_with_a_token_and_runs_a_job() {
 #[test]
 fn tokens_roles_and_projects_hold_against_those_who_want_more_and_no_secret_is_written_anywhere() {
     let farm = format!(
-        "{}projects:\n  linux: {{blueprints: [odd-right-1]}}\n  zink: {{queued: 1}}\n",
+        "{}projects:\n  linux: {{blueprints: [odd-right-1]}}\n  zink: {{queued: 1}}\npdus: [{{name: spare, manual: {{outlets: ['1']}}}}]\n",
         farm_of(&[("left", ""), ("right", "")])
     );
     let environment = vec![("WHARF_LOG".to_owned(), "trace".to_owned())];
@@ -253,6 +253,18 @@ fn tokens_roles_and_projects_hold_against_those_who_want_more_and_no_secret_is_w
         200
     );
     assert_eq!(ask(&operator, "POST", "/api/v1/resources/odd-right-1/uncordon", "").status, 200);
+    for (outlet, why) in [
+        ("odd-left-1/port/1", "the project `linux` may not use `odd-left-1` (projects.linux.blueprints)"),
+        (
+            "spare/port/1",
+            "no machine is on that outlet: it may feed one that the project `linux` may not use (projects.linux.blueprints)",
+        ),
+    ] {
+        let refused = ask(&operator, "POST", &format!("/api/v1/pdu/{outlet}/done"), r#"{"state": "off"}"#);
+        assert_eq!((refused.status, refused.json()["error"].as_str()), (403, Some(why)), "{outlet}");
+    }
+    assert_eq!(ask(&operator, "POST", "/api/v1/pdu/odd-right-1/port/1/done", r#"{"state": "off"}"#).status, 409);
+    assert_eq!(ask(&administrator, "POST", "/api/v1/pdu/spare/port/1/done", r#"{"state": "off"}"#).status, 200);
     let never = ask(&operator, "POST", "/api/v1/leases", r#"{"dut": "odd-left-1"}"#);
     assert_eq!(never.status, 406, "{never:?}");
     assert_eq!(ask(&operator, "POST", "/api/v1/tokens", r#"{"name": "me", "role": "administer"}"#).status, 403);

@@ -273,6 +273,16 @@ impl Attached {
     }
 }
 
+/// A project with the second machine alone.
+const ONE_PROJECT: &str = "projects: {linux: {blueprints: [here-two-1]}}\n";
+
+/// What its operator shows.
+fn operator(bench: &Bench) -> String {
+    let wish = json!({"name": "night-watch", "project": "linux", "role": "operate"}).to_string();
+    let made = bench.post("/api/v1/tokens", "application/json", wish.as_bytes());
+    format!("Authorization: Bearer {}\r\n", made.json()["secret"].as_str().unwrap())
+}
+
 fn disks(bench: &Bench) -> Vec<Value> {
     bench.get("/api/v1/disks").json()["disks"].as_array().unwrap().clone()
 }
@@ -284,7 +294,7 @@ fn cancelled(job: Job) {
 
 #[test]
 fn a_disk_that_is_never_reset_is_there_for_the_duts_next_job_also_after_a_kill_of_the_farm() {
-    let bench = Bench::start(WHARF, FARM);
+    let bench = Bench::start(WHARF, &format!("{FARM}{ONE_PROJECT}"));
     let image = pattern(1 << 20);
     let disks_of_job = format!(
         "        - {{name: scratch, url: '{}', reset_on: never, expiration: 7 days}}\n        \
@@ -318,6 +328,12 @@ fn a_disk_that_is_never_reset_is_there_for_the_duts_next_job_also_after_a_kill_o
     let path = format!("/api/v1/disks/{}", of_one[0]["id"].as_str().unwrap());
     let refused = bench.ask("DELETE", &path, "", b"");
     assert!(refused.status == 409 && refused.text().contains(&format!("is used by job {}", second.id)), "{refused:?}");
+    let operator = operator(&bench);
+    for disk in &kept {
+        let path = format!("/api/v1/disks/{}", disk["id"].as_str().unwrap());
+        let status = bench.ask("DELETE", &path, &operator, b"").status;
+        assert_eq!(status, if disk["dut"] == "here-two-1" { 409 } else { 403 }, "{disk}");
+    }
     cancelled(second);
     cancelled(others);
     let freed = || Some(disks(&bench)).filter(|disks| disks.iter().all(|disk| disk["users"] == json!([])));
@@ -339,12 +355,16 @@ fn a_disk_that_is_never_reset_is_there_for_the_duts_next_job_also_after_a_kill_o
 
 #[test]
 fn a_shared_disk_is_read_by_the_duts_whose_jobs_ask_for_it_and_written_by_one_job() {
-    let bench = Bench::start(WHARF, FARM);
+    let bench = Bench::start(WHARF, &format!("{FARM}{ONE_PROJECT}"));
     let shared = "        - {name: scratch, size: 1M, shared: true, max_connections: 1, expiration: 1 s}\n".to_owned();
     let kept = shared.replace("expiration", "reset_on: never, expiration");
     let written = |entry: &str| entry.replace("size", "readonly: false, size");
     let mut writer = bench.submit(&job("one", &written(&kept)), "");
     let address = disk_address(&bench, &mut writer);
+    let path = format!("/api/v1/disks/{}", disks(&bench)[0]["id"].as_str().unwrap());
+    let refused = bench.ask("DELETE", &path, &operator(&bench), b"");
+    let why = "the disk is shared, and may be used by a machine that the project `linux` may not use (projects.linux.blueprints)";
+    assert_eq!((refused.status, refused.json()["error"].as_str()), (403, Some(why)));
     let mut disk = Attached::to(ONE, address, "scratch");
     assert_eq!(disk.write(0, b"for all"), 0);
     assert!(handshake(&mut connect(TWO, address), b"scratch").is_err(), "it has no job that asks for it");

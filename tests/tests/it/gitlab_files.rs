@@ -62,7 +62,7 @@ impl Scene {
             folder.path().join(name).display().to_string()
         };
         let farm = format!(
-            "{}s3: {{quota: 1M}}\ngitlab: [{{url: '{}', token_file: {}, register_for: {{project: 17}}, script_job: {}}}]\n",
+            "{}s3: {{quota: 1M}}\ngitlab: [{{url: '{}', token_file: {}, register_for: {{project: 17}}, script_job: {}, checkout: {{quota: 8M}}}}]\n",
             world.place.farm(""),
             gitlab.url(),
             write("token", ADMIN_TOKEN),
@@ -161,6 +161,7 @@ fn files_go_to_the_machine_and_come_back_and_caches_go_from_job_to_job_of_one_pr
     let Some(mut scene) = Scene::start() else { return };
     the_shared_folder_of_ci_trons_variables(&mut scene);
     caches_submodules_and_large_files(&mut scene);
+    a_repository_that_is_too_large(&scene);
 }
 
 fn the_shared_folder_of_ci_trons_variables(scene: &mut Scene) {
@@ -288,6 +289,24 @@ fn caches_submodules_and_large_files(scene: &mut Scene) {
             assert_eq!(scene.unpacked("builds/group/project/.cache/thing"), "kept by a script");
         }
     }
+}
+
+/// A few KiB as git sends it, and 40 MiB as it lies there.
+fn a_repository_that_is_too_large(scene: &Scene) {
+    let script = "set -e; mkdir -p group/bomb.git; cd group/bomb.git; git init -q -b main
+        dd if=/dev/zero of=zeros bs=1M count=40 status=none; git add zeros
+        git -c user.name=me -c user.email=me@example.org commit -q -m one; rm zeros; git rev-parse HEAD";
+    let sha = commit(scene.folder.path(), script, "", "");
+    let git_info = json!({"ref": "main", "sha": sha, "repo_url": format!("{}/group/bomb.git", scene.gitlab.url())});
+    let features = json!({"failure_reasons": ["runner_configuration_error"]});
+    let id = scene.gitlab.offer(&[], Commits::Two, json!({"git_info": git_info, "features": features}));
+    let ended = scene.gitlab.wait_for_end(id);
+    assert_eq!(ended.failure_reason.as_deref(), Some("runner_configuration_error"), "{}", ended.log_text());
+    let said = "the job's files have more than 8 MiB, which is all that a job may have here (`checkout.quota`)";
+    expect_in(&ended.log_text(), &[said]);
+    let state = scene.bench.state().join("gitlab");
+    let left = || fs::read_dir(&state).unwrap().flatten().any(|folder| folder.path().join("begins-with").exists());
+    assert!(!left(), "its files are removed before the end is told");
 }
 
 /// Whether it was written down that a job was refused this.

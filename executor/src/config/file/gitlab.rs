@@ -1,7 +1,9 @@
 //! The farm file's `gitlab`.
 
 use super::*;
-use crate::config::gitlab::{CacheLimits, GitlabConfig, Per, Refs, RegisteredFor, RunnerConfig, TerminalConfig};
+use crate::config::gitlab::{
+    CacheLimits, CheckoutLimits, GitlabConfig, Per, Refs, RegisteredFor, RunnerConfig, TerminalConfig,
+};
 
 /// A GitLab instance whose jobs are taken.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -32,6 +34,8 @@ pub(super) struct GitlabKeys {
     script_job: Option<String>,
     /// What is kept of the `cache:` of plain scripts between jobs.
     cache: CacheKeys,
+    /// What a job's files may take of the farm's disk.
+    checkout: CheckoutKeys,
     /// Lets GitLab's web terminal at the consoles of its jobs; none when absent.
     terminal: Option<TerminalKeys>,
 }
@@ -54,6 +58,28 @@ impl CacheKeys {
         CacheLimits {
             bytes_max: self.quota.unwrap_or(usual.bytes_max),
             expiration: self.expiration.map_or(usual.expiration, Duration::from_secs_f64),
+        }
+    }
+}
+
+/// What the repository, the image and the rest of a job's files may take of the farm's disk.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+struct CheckoutKeys {
+    /// Of one job, all together, while they are fetched and packed; `32G` when absent.
+    #[schemars(with = "Option<console_log::SizeForm>", extend("x-example" = "quota: 8G"))]
+    quota: Option<u64>,
+    /// So much stays on the disk that the state folder is on; `1G` when absent. No job is asked for where there is less.
+    #[schemars(with = "Option<console_log::SizeForm>", extend("x-example" = "reserve: 20G"))]
+    reserve: Option<u64>,
+}
+
+impl CheckoutKeys {
+    fn limits(&self) -> CheckoutLimits {
+        let usual = CheckoutLimits::default();
+        CheckoutLimits {
+            bytes_max: self.quota.unwrap_or(usual.bytes_max),
+            bytes_left: self.reserve.unwrap_or(usual.bytes_left),
         }
     }
 }
@@ -180,6 +206,7 @@ fn instance(index: usize, keys: &GitlabKeys, directory: &Path, findings: &mut Fi
         log_bytes_max,
         script_job: script_job("gitlab", index, keys.script_job.as_ref(), directory, findings),
         cache: keys.cache.limits(),
+        checkout: keys.checkout.limits(),
         terminal: keys.terminal.as_ref().and_then(|keys| terminal(index, keys, findings)),
         url,
     }

@@ -18,6 +18,9 @@ pub(super) struct S3Keys {
     /// How long a bucket stays after its job, where the job does not say it; `1 day` when absent.
     #[schemars(with = "Option<LengthForm>", extend("x-example" = "expiration: 7 days"))]
     expiration: Option<f64>,
+    /// The longest `expiration` that a job may say; `30 days` when absent, or `expiration` where that is longer.
+    #[schemars(with = "Option<LengthForm>", extend("x-example" = "expiration_max: 90 days"))]
+    expiration_max: Option<f64>,
     /// Buckets that outlive jobs, for those who have a key.
     groups: Vec<GroupKeys>,
     /// Stores elsewhere, for `s3://` URLs.
@@ -78,12 +81,20 @@ struct StoreKeys {
 
 impl S3Keys {
     /// As the buckets have it.
-    pub(super) fn limits(&self) -> BucketLimits {
+    pub(super) fn limits(&self, findings: &mut Findings) -> BucketLimits {
         let usual = BucketLimits::default();
-        BucketLimits {
-            bytes_max: self.quota.unwrap_or(usual.bytes_max),
-            expiration: self.expiration.map_or(usual.expiration, Duration::from_secs_f64),
-        }
+        let expiration = self.expiration.map_or(usual.expiration, Duration::from_secs_f64);
+        let expiration_max = match self.expiration_max.map(Duration::from_secs_f64) {
+            Some(most) if self.expiration.is_some() && most < expiration => {
+                let what = "buckets would be kept longer than `expiration_max`".to_owned();
+                findings.tell(&["s3", "expiration"].map(str::to_owned), what, "write a longer `expiration_max`");
+                expiration
+            }
+            Some(most) => most,
+            None => usual.expiration_max.max(expiration),
+        };
+        let (bytes_max, expiration) = (self.quota.unwrap_or(usual.bytes_max), expiration.min(expiration_max));
+        BucketLimits { bytes_max, expiration, expiration_max }
     }
 
     /// The groups, with the keys of their members that can be read.
@@ -173,9 +184,16 @@ mod tests {
             parse("farm.yml", &text, Path::new("")).map(|farm| farm.buckets).map_err(|problems| problems.to_string())
         };
         let days = |days: u64| Duration::from_secs(days * 86_400);
-        assert_eq!(limits(""), Ok(BucketLimits { bytes_max: 8 << 30, expiration: days(1) }));
-        let told = BucketLimits { bytes_max: 20 << 30, expiration: days(7) };
-        assert_eq!(limits("s3: {quota: 20G, expiration: 7 days}"), Ok(told));
+        let of = |gibibytes: u64, usual: u64, most: u64| {
+            Ok(BucketLimits { bytes_max: gibibytes << 30, expiration: days(usual), expiration_max: days(most) })
+        };
+        assert_eq!(limits(""), of(8, 1, 30));
+        assert_eq!(limits("s3: {quota: 20G, expiration: 7 days}"), of(20, 7, 30));
+        assert_eq!(limits("s3: {expiration: 60 days}"), of(8, 60, 60));
+        assert_eq!(limits("s3: {expiration: 2 days, expiration_max: 3 days}"), of(8, 2, 3));
+        assert_eq!(limits("s3: {expiration_max: 0 days}"), of(8, 0, 0));
+        let told = limits("s3: {expiration: 3 days, expiration_max: 2 days}").unwrap_err();
+        assert!(told.contains("buckets would be kept longer than `expiration_max`"), "{told}");
     }
 
     #[test]

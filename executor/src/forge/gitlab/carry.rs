@@ -13,6 +13,7 @@ use super::cache::Caches;
 use super::client::{Client, Upload};
 use super::courier::{Answer, Log, Outcome, State};
 use super::describe::{self, Described, Kind, Place, Refused};
+use super::folder;
 use super::forms;
 use super::mask::Masker;
 use super::produce::{self, ChosenFrom, Console, Left, Meant};
@@ -142,21 +143,31 @@ impl Errand for Taken {
         let hello = format!("GitLab's job {} of {} at {sha}", job.id, job.job_info.project_full_path);
         let hello = format!("wharf {} of the farm {} takes {hello}", env!("CARGO_PKG_VERSION"), farm.name());
         sheet.said.push((Severity::Info, hello));
-        let folder = own_folder(farm, &sheet.errand);
+        let folder = own_folder(farm, &sheet.errand).join("begins-with");
+        if let Err(error) = std::fs::create_dir_all(&folder) {
+            sheet.said.push((Severity::Error, format!("the farm cannot make a folder for the job's files: {error}")));
+            return Err(sheet.errand.lost());
+        }
         let who = format!("GitLab job {} of {}", job.id, job.job_info.project_full_path);
         let elsewhere = farm.descriptions_for(who, &source::subject(runner, Some(job.job_info.project_id)));
         let images = farm.images();
         let caches = sheet.errand.caches(farm);
         let place = Place { dut, elsewhere: &elsewhere, images, architecture, caches: &caches, folder: &folder };
-        let describing = describe::describe(client, job, runner, place);
+        let limits = runner.instance.checkout;
+        let describing = async {
+            let described = folder::within(&folder, limits, describe::describe(client, job, runner, place)).await;
+            described.unwrap_or_else(|over| Err(over.into()))
+        };
         let Described { source_name, text, environ, attachments, said, notes, groups, member, kind } =
             match ready::telling(client, job, describing).await {
                 Ready::Done(Ok(described)) => described,
                 Ready::Done(Err(Refused { why, blame })) => {
+                    folder::remove(folder).await;
                     sheet.said.push((Severity::Error, why));
                     return Err(blame.outcome(&sheet.errand.job.features));
                 }
                 Ready::Cancelled => {
+                    folder::remove(folder).await;
                     sheet.said.push((Severity::Error, "Cancelled in GitLab before the farm had it".to_owned()));
                     return Err(sheet.errand.lost());
                 }

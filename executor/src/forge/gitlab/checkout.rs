@@ -14,11 +14,14 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use tar::{Builder, EntryType, Header, HeaderMode};
 
 use super::ci_tron::Environment;
 use super::client::Client;
+use super::folder::{self, Waited};
 use super::git::Git;
 use super::lfs;
 use super::submodules::{self, BySsh};
@@ -79,15 +82,14 @@ pub(super) async fn pack(folder: &Path, wanted: Wanted<'_>) -> Result<Packed, St
     };
     let archive = folder.join("files.tar");
     let (path, layout, archives) = (archive.clone(), wanted.layout, wanted.archives);
-    let write = move || {
-        let written = write(&path, &tree, &layout, archives);
+    let write = move |stop: &Arc<AtomicBool>| {
+        let written = write(&path, &tree, &layout, archives, stop);
         if tree.is_dir() {
             fs::remove_dir_all(&tree).map_err(|error| error.to_string())?;
         }
         written
     };
-    let written =
-        tokio::task::spawn_blocking(write).await.map_err(|error| error.to_string()).and_then(|written| written);
+    let written = folder::on_a_thread(write).await.unwrap_or_else(|error| Err(error.to_string()));
     let has_files = written.map_err(|error| format!("the job's files cannot be packed: {error}"))?;
     Ok(Packed { archive, tracked, has_files, lfs })
 }
@@ -166,9 +168,16 @@ pub(super) async fn file(git: &Git, info: &GitInfo, path: &str, bytes_max: u64) 
 }
 
 /// Whether anything was written.
-fn write(path: &Path, tree: &Path, layout: &Layout, archives: Vec<(String, File)>) -> Result<bool, String> {
+fn write(
+    path: &Path,
+    tree: &Path,
+    layout: &Layout,
+    archives: Vec<(String, File)>,
+    stop: &Arc<AtomicBool>,
+) -> Result<bool, String> {
     let cannot = |error: io::Error| error.to_string();
-    let mut builder = Builder::new(BufWriter::new(private(path).map_err(cannot)?));
+    let file = Waited { inner: private(path).map_err(cannot)?, stop: Arc::clone(stop) };
+    let mut builder = Builder::new(BufWriter::new(file));
     // No owner but root: git in a container refuses the folder of another.
     builder.mode(HeaderMode::Deterministic);
     builder.follow_symlinks(false);
@@ -324,7 +333,7 @@ mod tests {
             project_dir: "/builds/g/p".into(),
             files: vec![("/.wharf/script".into(), b"true".to_vec())],
         };
-        assert_eq!(write(&path, &tree, &layout, archives), Ok(true));
+        assert_eq!(write(&path, &tree, &layout, archives, &Arc::default()), Ok(true));
         let mut archive = tar::Archive::new(File::open(&path).unwrap());
         let entries = archive.entries().unwrap().map(|entry| {
             let mut entry = entry.unwrap();
@@ -347,7 +356,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let archives = vec![("the artifacts of `build`".to_owned(), zip(&[("../../x", "evil")]))];
         let layout = Layout::Folder { below: String::new() };
-        let error = write(&folder.path().join("f"), &folder.path().join("none"), &layout, archives).unwrap_err();
+        let error = write(&folder.path().join("f"), &folder.path().join("none"), &layout, archives, &Arc::default())
+            .unwrap_err();
         assert_eq!(error, "the artifacts of `build`: `../../x` leads out of the folder");
     }
 
@@ -362,7 +372,8 @@ mod tests {
         let path = folder.path().join("files.tar");
         let pack = |below: &str, files: &[(&str, &str)]| {
             let archives = vec![("build".to_owned(), zip(files))];
-            let has_files = write(&path, &tree, &Layout::Folder { below: below.to_owned() }, archives)?;
+            let has_files =
+                write(&path, &tree, &Layout::Folder { below: below.to_owned() }, archives, &Arc::default())?;
             let mut archive = tar::Archive::new(File::open(&path).unwrap());
             let names = archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().display().to_string());
             Ok((has_files, names.collect::<Vec<_>>().join(" ")))

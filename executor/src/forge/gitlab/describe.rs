@@ -20,6 +20,7 @@ use super::ci_tron::{self, Environment};
 use super::client::{Client, in_query};
 use super::courier::Outcome;
 use super::executorctl;
+use super::folder::Over;
 use super::forms::{self, Form, PipelineArtifact};
 use super::git::Git;
 use super::image::{self, Loaded};
@@ -105,11 +106,22 @@ pub(super) enum Blame {
     Source,
     /// Its image could not be had.
     Image,
+    /// The farm has no room for it.
+    Farm,
 }
 
 impl From<String> for Refused {
     fn from(why: String) -> Refused {
         Refused { why, blame: Blame::Author }
+    }
+}
+
+impl From<Over> for Refused {
+    fn from(over: Over) -> Refused {
+        match over {
+            Over::Quota(why) => why.into(),
+            Over::Disk(why) => Refused { why, blame: Blame::Farm },
+        }
     }
 }
 
@@ -120,6 +132,7 @@ impl Blame {
             Blame::Author => Outcome::misconfigured(features),
             Blame::Source => Outcome::unfetched("runner_external_dependency_failure", features),
             Blame::Image => Outcome::unfetched("image_pull_failure", features),
+            Blame::Farm => Outcome::lost(),
         }
     }
 }
@@ -136,7 +149,7 @@ pub(super) struct Place<'a> {
     pub architecture: Option<String>,
     /// What earlier jobs of the project have kept.
     pub caches: &'a Caches,
-    /// The job's own folder.
+    /// Where its files are made.
     pub folder: &'a Path,
 }
 

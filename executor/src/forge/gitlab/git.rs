@@ -5,11 +5,13 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use tokio::process::Command;
 
 use super::client::FETCH_PAUSES;
@@ -53,6 +55,9 @@ impl Git {
             ("init.defaultBranch", "main"),
             ("advice.detachedHead", "false"),
             ("core.hooksPath", "/dev/null"),
+            // It would go on by itself when git has ended.
+            ("gc.auto", "0"),
+            ("maintenance.auto", "false"),
         ] {
             git.set(key, value);
         }
@@ -119,10 +124,10 @@ impl Git {
     /// What it printed; else a sentence with the last that it said.
     pub(super) async fn run(&self, arguments: &[&str]) -> Result<String, String> {
         let mut command = Command::new("git");
-        command.args(arguments).current_dir(&self.folder).env_clear().stdin(Stdio::null()).kill_on_drop(true);
-        command.envs(self.environment());
+        command.args(arguments).current_dir(&self.folder).env_clear().envs(self.environment());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let what = arguments.first().copied().unwrap_or_default();
-        let output = match tokio::time::timeout(GIT_TIME, command.output()).await {
+        let output = match tokio::time::timeout(GIT_TIME, output_of(command)).await {
             Err(_) => return Err(format!("git {what} took longer than {} min", GIT_TIME.as_secs() / 60)),
             Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => {
                 return Err("the repository is fetched by git, and the farm's server has none: install the package git there, or set \
@@ -153,6 +158,23 @@ fn is_passing(said: &str) -> bool {
     signs.iter().any(|sign| said.contains(sign))
 }
 
+/// What it printed when it has ended. Who drops this ends it, with all that it has started: what fetches and what unpacks are children of git's.
+async fn output_of(mut command: Command) -> io::Result<Output> {
+    struct Group(Option<Pid>);
+    impl Drop for Group {
+        fn drop(&mut self) {
+            // An error means that nothing of the group is left.
+            self.0.map(|id| killpg(id, Signal::SIGKILL));
+        }
+    }
+    let child = command.process_group(0).spawn()?;
+    let mut group = Group(child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw));
+    let output = child.wait_with_output().await;
+    // Its number may be somebody else's by now.
+    group.0 = None;
+    output
+}
+
 /// A URL, and what stood before its host.
 fn without_login(url: &str) -> Result<(String, Option<String>), String> {
     let (scheme, rest) = url
@@ -169,6 +191,31 @@ fn without_login(url: &str) -> Result<(String, Option<String>), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn who_waits_no_longer_for_git_ends_all_that_it_has_started() {
+        let folder = tempfile::tempdir().unwrap();
+        let begun = folder.path().join("begun");
+        let mut git = Command::new("sh");
+        git.args(["-c", "sleep 1000 & echo $! >new && mv new begun; wait"]).current_dir(folder.path());
+        tokio::select! {
+            ended = output_of(git) => panic!("{ended:?}"),
+            () = until(|| begun.exists()) => {}
+        }
+        let id = std::fs::read_to_string(&begun).unwrap();
+        let stat = PathBuf::from(format!("/proc/{}/stat", id.trim()));
+        // Where nobody waits for what has lost its parent, it stays as a zombie.
+        until(|| !std::fs::read_to_string(&stat).is_ok_and(|text| !text.contains(") Z "))).await;
+    }
+
+    async fn until(is_so: impl Fn() -> bool) {
+        let waiting = async {
+            while !is_so() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), waiting).await.unwrap();
+    }
 
     #[test]
     fn a_server_that_is_away_is_told_from_one_that_refuses() {

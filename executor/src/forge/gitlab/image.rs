@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io::{self, BufWriter};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use gateway::content::Reader;
 use gateway::content::edit::layers;
@@ -20,6 +20,7 @@ use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 
 use super::ci_tron::Environment;
+use super::folder::{self, Waited};
 use super::script::Container;
 use super::wire::{Credentials, Job};
 use crate::farm::{registry_logins, registry_of};
@@ -98,19 +99,12 @@ fn user_of(text: &str) -> Result<Option<String>, String> {
 
 /// On a thread for it, which ends when nobody waits any more.
 async fn flatten(layers: Vec<PathBuf>, target: PathBuf) -> io::Result<()> {
-    struct Waits(Arc<AtomicBool>);
-    impl Drop for Waits {
-        fn drop(&mut self) {
-            self.0.store(true, Ordering::Relaxed);
-        }
-    }
-    let stop = Arc::new(AtomicBool::new(false));
-    let _waits = Waits(Arc::clone(&stop));
-    let work = move || {
-        layers::root(&layers, BufWriter::with_capacity(PIECE_BYTES, File::create(&target)?), &stop)?;
+    let work = move |stop: &Arc<AtomicBool>| {
+        let file = Waited { inner: File::create(&target)?, stop: Arc::clone(stop) };
+        layers::root(&layers, BufWriter::with_capacity(PIECE_BYTES, file), stop)?;
         layers.iter().try_for_each(std::fs::remove_file)
     };
-    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+    folder::on_a_thread(work).await?
 }
 
 /// An image of a registry, and in whose name it is asked for.

@@ -377,7 +377,8 @@ impl Runners for Registry {
     }
 
     fn asker(&self, _: &str) -> Source {
-        Source::new(&self.journal.system_id, &self.terminals)
+        let state = self.path.parent().unwrap_or(Path::new(""));
+        Source::new(&self.journal.system_id, state, &self.terminals)
     }
 }
 
@@ -440,6 +441,7 @@ mod tests {
             log_bytes_max: 1 << 20,
             script_job: None,
             cache: Default::default(),
+            checkout: Default::default(),
             terminal: None,
         }
     }

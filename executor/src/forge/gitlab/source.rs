@@ -1,26 +1,35 @@
 //! One runner's questions for jobs. The server may keep one open for 50 s (`POST /jobs/request`).
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::super::runners::{Asked, Asker, PAUSE_MAX};
 use super::carry::Taken;
 use super::client::Client;
+use super::folder;
 use super::register::Wanted;
 use super::terminal::{Session, Terminals};
 use crate::config::gitlab::RegisteredFor;
 use crate::farm::TargetOverride;
 
+/// Until the disk is looked at again: who has made room sees jobs come soon.
+const DISK_PAUSE: Duration = Duration::from_secs(10);
+
 /// A runner that asks.
 pub(super) struct Source {
     system_id: String,
+    /// Where its jobs' files will be.
+    state: PathBuf,
     terminals: Arc<Terminals>,
     /// What the server said of its queue; it keeps the next question open until that is another.
     last_update: Option<String>,
 }
 
 impl Source {
-    pub(super) fn new(system_id: &str, terminals: &Arc<Terminals>) -> Source {
-        Source { system_id: system_id.to_owned(), terminals: Arc::clone(terminals), last_update: None }
+    pub(super) fn new(system_id: &str, state: &Path, terminals: &Arc<Terminals>) -> Source {
+        let (system_id, state) = (system_id.to_owned(), state.to_owned());
+        Source { system_id, state, terminals: Arc::clone(terminals), last_update: None }
     }
 }
 
@@ -34,6 +43,10 @@ impl Asker for Source {
     }
 
     async fn ask(&mut self, runner: &Wanted, token: &String) -> Asked<Taken> {
+        // Another runner may have room for what would only fail here.
+        if let Some(why) = folder::shortage(&self.state, runner.instance.checkout) {
+            return Asked::Failed(format!("no job is asked for: {why}"), Some(DISK_PAUSE));
+        }
         let client = match Client::of(&runner.instance) {
             Ok(client) => client,
             // A certificate authority that cannot be read, for one: only a person can mend it.
