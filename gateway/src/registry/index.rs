@@ -7,7 +7,8 @@
 //!  bytes are one for all repositories; a right to them is of a repository and of who reads it:
 //!    part of this repository, and its reader seen by the upstream lately ─► Known::Yes
 //!    the same, long ago                                                  ─► Known::Once   enough while the upstream cannot be asked
-//!    anything else                                                       ─► Known::No     the upstream is asked
+//!    part of this repository, and nothing known of its reader            ─► Known::No     the upstream is asked, by HEAD
+//!    no part of it as far as we know                                     ─► Known::Foreign   its word is not enough: it gives the bytes, or some of them
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -67,8 +68,10 @@ pub(super) enum Known {
     Yes,
     /// He might once.
     Once,
-    /// Nothing is known.
+    /// Nothing is known of him.
     No,
+    /// It is no part of this repository.
+    Foreign,
 }
 
 /// Bytes that are kept.
@@ -236,14 +239,16 @@ impl Holdings {
 
     /// Whether `who` may have `digest` of `repository`.
     pub(super) fn knows(&self, repository: &str, digest: Digest, who: &Who, now: Seconds) -> Known {
-        let Some(record) = self.repositories.get(repository) else { return Known::No };
+        let Some(record) = self.repositories.get(repository) else { return Known::Foreign };
+        if !record.parts.contains_key(&digest.to_string()) {
+            return Known::Foreign;
+        }
         let seen = match who {
             Who::Anybody => record.readers.get("anybody"),
             Who::Farm => record.readers.get("farm"),
             Who::Job(job) => record.jobs.get(job),
         };
         match seen {
-            Some(_) if !record.parts.contains_key(&digest.to_string()) => Known::No,
             Some(at) if now.saturating_sub(*at) < GRANT_TIME.as_secs() => Known::Yes,
             Some(_) => Known::Once,
             None => Known::No,
@@ -339,7 +344,8 @@ mod tests {
         }
         // Of the same bytes behind another name he knows nothing.
         holdings.granted("quay.io/public", digest(2), None, &Who::Anybody, 1000);
-        assert_eq!(knows(&holdings, "quay.io/public", 1, &Who::Anybody, 1001), Known::No);
+        assert_eq!(knows(&holdings, "quay.io/public", 1, &Who::Anybody, 1001), Known::Foreign);
+        assert_eq!(knows(&holdings, "quay.io/none", 1, &Who::Anybody, 1001), Known::Foreign);
         holdings.denied("quay.io/secret", &job);
         assert_eq!(knows(&holdings, "quay.io/secret", 1, &job, 1001), Known::No);
     }

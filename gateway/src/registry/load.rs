@@ -276,7 +276,8 @@ impl Loader {
 }
 
 impl Source {
-    async fn ask(&self, from: u64) -> Result<Response, Failure> {
+    /// Its bytes from this one on, where the registry knows ranges.
+    pub(super) async fn ask(&self, from: u64) -> Result<Response, Failure> {
         let path = format!("blobs/{}", self.digest);
         let question = Question { method: Method::GET, repository: &self.repository, path, from, accept: "*/*" };
         self.upstreams.ask(&self.asker, &question).await

@@ -5,7 +5,7 @@
 //!    manifest by tag ─► asked lately? ─ no ─► HEAD upstream ─┬─ the same ─► from the store
 //!                                                            ├─ another ──► GET, verified, kept
 //!                                                            └─ away ─────► the one of before, and a word about it
-//!    manifest, blob by digest ─► index.rs: may he have it, as far as we know? ─ no ─► HEAD upstream
+//!    manifest, blob by digest ─► index.rs: may he have it, as far as we know? ─ no ─► HEAD upstream; of what it never gave for this repository: GET
 //!                             ─► store.rs: kept ─► from there
 //!                             └─► load.rs: one download for all who wait, verified, and read while it arrives
 //! ```
@@ -29,7 +29,9 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use reqwest::Method;
+use rand::RngExt;
+use reqwest::{Method, StatusCode};
+use tokio::time::timeout;
 
 pub use self::ask::{Asked, DOCKER, Denied, Digest, Reference, Repository, asked, component_of, not_read};
 use self::index::{Held, Known, Who};
@@ -48,6 +50,12 @@ pub const PORT: u16 = 5000;
 const MANIFEST_BYTES_MAX: usize = 4 << 20;
 /// 1 MiB: ten thousand tags.
 const TAGS_BYTES_MAX: usize = 1 << 20;
+/// 16 KiB of a blob, compared: nobody who only knows its name has them.
+const SAMPLE_BYTES: usize = 16 * 1024;
+/// They are in its first MiB.
+const SAMPLED_BYTES: u64 = 1 << 20;
+/// 30 s without a byte of them: no other answer is waited for longer.
+const SAMPLE_TIME: Duration = Duration::from_secs(30);
 /// What a manifest may be.
 const MANIFEST_TYPES: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
      application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json";
@@ -312,6 +320,10 @@ impl Pull<'_> {
         self.repository.to_string()
     }
 
+    fn known(&self, digest: Digest) -> Known {
+        self.store().holdings().knows(&self.name(), digest, &self.asker.who, now())
+    }
+
     async fn ask(&self, method: Method, path: String) -> Result<reqwest::Response, Failure> {
         let accept = if path.starts_with("manifests/") { MANIFEST_TYPES } else { "*/*" };
         let question = Question { method, repository: self.repository, path, from: 0, accept };
@@ -337,10 +349,7 @@ impl Pull<'_> {
     async fn tagged(&self, tag: &str) -> Result<Given, Denied> {
         let (name, reference) = (self.name(), Reference::Tag(tag.to_owned()));
         let before = self.store().holdings().tag(&name, tag);
-        let known = before.map(|(digest, asked)| {
-            let known = self.store().holdings().knows(&name, digest, &self.asker.who, now());
-            (digest, now().saturating_sub(asked), known)
-        });
+        let known = before.map(|(digest, asked)| (digest, now().saturating_sub(asked), self.known(digest)));
         if let Some((digest, age, Known::Yes)) = known
             && age < self.door.settings().tags_last.as_secs()
             && let Some(given) = self.kept_manifest(digest, None).await
@@ -354,7 +363,9 @@ impl Pull<'_> {
                 let Some(digest) = header.and_then(|text| text.parse().ok()) else {
                     return self.fetch_manifest(&reference).await;
                 };
-                let given = self.kept_manifest(digest, None).await;
+                // It may say any name: what it never gave for this repository it has to give.
+                let is_foreign = self.known(digest) == Known::Foreign;
+                let given = if is_foreign { None } else { self.kept_manifest(digest, None).await };
                 let Some(given) = given else { return self.fetch_manifest(&reference).await };
                 self.granted(digest, None).await;
                 self.tag(tag, digest).await;
@@ -397,16 +408,21 @@ impl Pull<'_> {
 
     /// Whether `digest` may be given from the store. What is not there is asked for anyway.
     async fn may_have(&self, digest: Digest, path: String) -> Result<May, Denied> {
-        let name = self.name();
         let code = if path.starts_with("blobs") { BLOB_UNKNOWN } else { MANIFEST_UNKNOWN };
         if !self.is_there(digest) {
             return Ok(May::Ask);
         }
-        let known = self.store().holdings().knows(&name, digest, &self.asker.who, now());
-        if known == Known::Yes {
-            return Ok(May::Have(None));
-        }
-        match self.ask(Method::HEAD, path).await {
+        let known = self.known(digest);
+        let asked = match known {
+            Known::Yes => return Ok(May::Have(None)),
+            Known::Foreign if code == MANIFEST_UNKNOWN => return Ok(May::Ask),
+            Known::Foreign => match self.has_the_same(digest).await {
+                Some(asked) => asked,
+                None => return Ok(May::Ask),
+            },
+            Known::Once | Known::No => self.ask(Method::HEAD, path).await.map(drop),
+        };
+        match asked {
             Ok(_) => {
                 self.granted(digest, None).await;
                 Ok(May::Have(None))
@@ -416,6 +432,27 @@ impl Pull<'_> {
             }
             Err(failure) => Err(self.denied(failure, code)),
         }
+    }
+
+    /// Whether the registry has these very bytes: of one that says so of every digest, other repositories' would be had by their names. `None`:
+    /// ours cannot be read.
+    async fn has_the_same(&self, digest: Digest) -> Option<Result<(), Failure>> {
+        let ours = match self.store().find(digest) {
+            Some(found) => held(found, digest, None).await.ok()?,
+            None => arriving(Reading::of(self.load(digest).0, self.source(digest)).await.ok()?, digest, None),
+        };
+        let Given::Object { reader, bytes, .. } = ours else { return None };
+        // Where, nobody knows before; not far behind the first byte, since what arrives is waited for.
+        let last = bytes.saturating_sub(SAMPLE_BYTES as u64).min(SAMPLED_BYTES);
+        let from = rand::rng().random_range(0..=last);
+        let theirs = match self.source(digest).ask(from).await {
+            Ok(response) => response,
+            Err(failure) => return Some(Err(failure)),
+        };
+        let from = if theirs.status() == StatusCode::PARTIAL_CONTENT { from } else { 0 };
+        let ours = reader.read_at(from, SAMPLE_BYTES).await.ok()?;
+        let other = || Failure::Denied { status: 404, reason: format!("{} has something else", self.repository) };
+        Some(if begins_with(theirs, &ours).await { Ok(()) } else { Err(other()) })
     }
 
     fn is_there(&self, digest: Digest) -> bool {
@@ -474,9 +511,7 @@ impl Pull<'_> {
             match Reading::of(load, self.source(digest)).await {
                 Ok(reading) => {
                     self.granted(digest, None).await;
-                    let bytes = reading.size();
-                    let reader = Reader::arriving(Arc::new(reading));
-                    return Ok(Given::Object { reader, bytes, digest, media_type: BLOB_TYPE.to_owned(), note });
+                    return Ok(arriving(reading, digest, note));
                 }
                 Err(why) if is_own => return Err(self.unloaded(why)),
                 Err(why) => setback = Some(why),
@@ -587,6 +622,25 @@ async fn held(found: store::Found, digest: Digest, note: Option<String>) -> Resu
     let reader = Content::File(path).open().await.map_err(|error| unreadable(&error))?;
     let reader = Reader::arriving(Arc::new(KeptBlob { reader, bytes, _held: held }));
     Ok(Given::Object { reader, bytes, digest, media_type: BLOB_TYPE.to_owned(), note })
+}
+
+fn arriving(reading: Reading, digest: Digest, note: Option<String>) -> Given {
+    let bytes = reading.size();
+    Given::Object { reader: Reader::arriving(Arc::new(reading)), bytes, digest, media_type: BLOB_TYPE.to_owned(), note }
+}
+
+/// Whether the answer begins so; the rest of it is not read.
+async fn begins_with(mut response: reqwest::Response, expected: &[u8]) -> bool {
+    let mut left = expected;
+    while !left.is_empty() {
+        let Ok(Ok(Some(chunk))) = timeout(SAMPLE_TIME, response.chunk()).await else { return false };
+        let length = chunk.len().min(left.len());
+        if chunk[..length] != left[..length] {
+            return false;
+        }
+        left = &left[length..];
+    }
+    true
 }
 
 fn unreadable(error: &ContentError) -> Denied {

@@ -43,6 +43,8 @@ struct Played {
     /// `name:password` that repositories beginning with `secret` want.
     login: Option<&'static str>,
     asked: Mutex<Vec<String>>,
+    /// It says of every digest that it has it.
+    boasts: std::sync::atomic::AtomicBool,
     /// What it answers next instead.
     instead: Mutex<VecDeque<(u16, &'static str, String)>>,
     /// How many chunks of bodies may leave.
@@ -52,6 +54,7 @@ struct Played {
 }
 
 const CHUNK_BYTES: usize = 1000;
+const SECRET: &[u8] = b"{\"secret\":1}";
 
 impl Played {
     async fn start() -> (Arc<Played>, AbortOnDropHandle<()>) {
@@ -65,6 +68,7 @@ impl Played {
             tags: Mutex::default(),
             login: Some("me:word"),
             asked: Mutex::default(),
+            boasts: std::sync::atomic::AtomicBool::default(),
             instead: Mutex::default(),
             chunks: Semaphore::new(Semaphore::MAX_PERMITS),
             address: listener.local_addr().unwrap(),
@@ -130,6 +134,10 @@ impl Played {
         if path.starts_with("/v2/secret") && authorization.as_deref() != Some("Bearer good") {
             let realm = format!("Bearer realm=\"{}://{}/token\",service=\"played\"", self.scheme, self.address);
             return self.plain(401, "www-authenticate", &realm, Bytes::new());
+        }
+        if method == "HEAD" && self.boasts.load(std::sync::atomic::Ordering::Relaxed) {
+            let digest = path.rsplit_once('/').unwrap().1.replace("v1", &Digest::of(SECRET).to_string());
+            return self.plain(200, "docker-content-digest", &digest, Bytes::new());
         }
         let tagged = self.tags.lock().unwrap().get(&path).copied();
         let named = match tagged {
@@ -321,6 +329,53 @@ async fn what_one_job_may_have_is_no_other_jobs_that_its_registry_would_refuse()
     assert_eq!(scene.read_as(&by_digest, &mine).await.unwrap().0, b"{\"secret\":1}");
     let secrets = scene.played.asked().into_iter().filter(|line| *line == format!("GET /v2/{layer}")).count();
     assert_eq!(secrets, 1);
+}
+
+#[tokio::test]
+async fn a_registry_that_says_of_every_digest_that_it_has_it_opens_nothing_of_other_repositories() {
+    let scene = scene().await;
+    let manifest = scene.played.put("secret/a", "manifests", SECRET);
+    let blob = scene.played.put("secret/a", "blobs", b"a secret layer");
+    let mine = scene.login("word");
+    for path in [format!("secret/a/manifests/{manifest}"), format!("secret/a/blobs/{blob}")] {
+        scene.read_as(&path, &mine).await.unwrap();
+    }
+    scene.played.boasts.store(true, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(scene.read(&format!("open/a/blobs/{blob}")).await, Err("404 BLOB_UNKNOWN".to_owned()));
+    for reference in [manifest.to_string(), "v1".to_owned()] {
+        let read = scene.read(&format!("open/a/manifests/{reference}")).await;
+        assert_eq!(read, Err("404 MANIFEST_UNKNOWN".to_owned()), "{reference}");
+    }
+    // One that has other bytes by that name.
+    let path = format!("/v2/open/a/blobs/{blob}");
+    scene.played.objects.lock().unwrap().insert(path, Bytes::from_static(b"a public layer"));
+    assert_eq!(scene.read(&format!("open/a/blobs/{blob}")).await, Err("404 BLOB_UNKNOWN".to_owned()));
+}
+
+#[tokio::test]
+async fn a_layer_that_two_repositories_have_is_loaded_once_and_of_the_second_a_sample_is_read() {
+    let scene = scene().await;
+    let bytes: Vec<u8> = (0..100_000_u32).map(|number| (number / 7) as u8).collect();
+    let digest = scene.played.put("a/b", "blobs", &bytes);
+    scene.played.put("a/c", "blobs", &bytes);
+    scene.played.put("a/d", "blobs", &bytes);
+    assert_eq!(scene.read(&format!("a/b/blobs/{digest}")).await.unwrap().0, bytes);
+    // A sample's worth may leave, and what a connection has besides on its way: by far not all of it.
+    scene.played.chunks.forget_permits(Semaphore::MAX_PERMITS);
+    scene.played.chunks.add_permits(50);
+    assert_eq!(scene.read(&format!("a/c/blobs/{digest}")).await.unwrap().0, bytes);
+    // From then on it is that repository's, too.
+    scene.played.asked();
+    assert_eq!(scene.read(&format!("a/c/blobs/{digest}")).await.unwrap().0, bytes);
+    assert_eq!(scene.played.asked(), Vec::<String>::new());
+    // Also while it arrives for the first one.
+    let other = scene.played.put("a/b", "blobs", &bytes[1..]);
+    scene.played.put("a/d", "blobs", &bytes[1..]);
+    let first = scene.get(&format!("a/b/blobs/{other}"), &Logins::new()).await.unwrap();
+    scene.played.chunks.add_permits(1000);
+    assert_eq!(scene.read(&format!("a/d/blobs/{other}")).await.unwrap().0, bytes[1..]);
+    assert_eq!(whole(first).await.unwrap().0, bytes[1..]);
+    assert_eq!(scene.door.inventory().bytes, 199_999);
 }
 
 #[tokio::test]
