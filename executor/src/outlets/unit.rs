@@ -291,9 +291,7 @@ async fn work(worked: Arc<Worked>, mut calls: mpsc::Receiver<Call>) {
 
 /// Looks at all outlets again and again, for the first time at once. What the unit says it has is asked until it has said it.
 async fn poll(unit: Weak<Unit>, interval: Duration) {
-    // Units that begin together, when the server starts, do not go on together: a hundred programs begun at one moment would keep
-    // everything else waiting, the consoles' readers first.
-    let mut tick = interval_at(Instant::now() + interval.mul_f64(rand::random()), interval);
+    let mut tick = interval_at(second_look(Instant::now(), interval), interval);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut listed = None;
     loop {
@@ -307,6 +305,12 @@ async fn poll(unit: Weak<Unit>, interval: Duration) {
         drop(unit);
         tick.tick().await;
     }
+}
+
+/// Units that begin together, when the server starts, do not go on together: a hundred programs begun at one moment would keep everything
+/// else waiting, the consoles' readers first.
+fn second_look(first: Instant, interval: Duration) -> Instant {
+    first + interval.mul_f64(rand::random())
 }
 
 /// `None`: it did not answer.
@@ -328,4 +332,21 @@ async fn bounded<T>(
         let reason = format!("the unit gave no answer in {} s; check its network", limit.as_secs());
         Err(PowerError { outlet: outlet.0.clone(), reason })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_that_begin_together_are_looked_at_all_over_the_interval() {
+        let (begin, tenth) = (Instant::now(), Duration::from_secs(6));
+        let mut of_tenth = [0; 10];
+        for _ in 0..1000 {
+            let after = second_look(begin, 10 * tenth).duration_since(begin);
+            of_tenth[usize::try_from(after.as_nanos() / tenth.as_nanos()).unwrap()] += 1;
+        }
+        // A hundred each, on the whole; that one has none is not to be seen (0.9^1000).
+        assert!(of_tenth.iter().all(|units| (1..500).contains(units)), "{of_tenth:?}");
+    }
 }
