@@ -265,8 +265,9 @@ impl Guard {
             }
             Needs::Outlet(role) => {
                 has(caller, role)?;
-                let Ok(outlet) = self.api.farm.outlet(param("name"), param("id")) else { return Ok(()) };
-                self.may_use_what_is_of(caller, outlet.dut, "no machine is on that outlet: it may feed one").await
+                let outlet = self.api.farm.outlet(param("name"), param("id")).ok();
+                let dut = outlet.and_then(|outlet| outlet.dut);
+                self.may_use_what_is_of(caller, dut, "no machine is on that outlet: it may feed one").await
             }
         }
     }

@@ -254,7 +254,7 @@ fn tokens_roles_and_projects_hold_against_those_who_want_more_and_no_secret_is_w
     );
     assert_eq!(ask(&operator, "POST", "/api/v1/resources/odd-right-1/uncordon", "").status, 200);
     for (outlet, why) in [
-        ("odd-left-1/port/1", "the project `linux` may not use `odd-left-1` (projects.linux.blueprints)"),
+        ("odd-left-1/port/odd-left-1", "the project `linux` may not use `odd-left-1` (projects.linux.blueprints)"),
         (
             "spare/port/1",
             "no machine is on that outlet: it may feed one that the project `linux` may not use (projects.linux.blueprints)",
@@ -263,7 +263,10 @@ fn tokens_roles_and_projects_hold_against_those_who_want_more_and_no_secret_is_w
         let refused = ask(&operator, "POST", &format!("/api/v1/pdu/{outlet}/done"), r#"{"state": "off"}"#);
         assert_eq!((refused.status, refused.json()["error"].as_str()), (403, Some(why)), "{outlet}");
     }
-    assert_eq!(ask(&operator, "POST", "/api/v1/pdu/odd-right-1/port/1/done", r#"{"state": "off"}"#).status, 409);
+    assert_eq!(
+        ask(&operator, "POST", "/api/v1/pdu/odd-right-1/port/odd-right-1/done", r#"{"state": "off"}"#).status,
+        409
+    );
     assert_eq!(ask(&administrator, "POST", "/api/v1/pdu/spare/port/1/done", r#"{"state": "off"}"#).status, 200);
     let never = ask(&operator, "POST", "/api/v1/leases", r#"{"dut": "odd-left-1"}"#);
     assert_eq!(never.status, 406, "{never:?}");

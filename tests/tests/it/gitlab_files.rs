@@ -291,7 +291,7 @@ fn caches_submodules_and_large_files(scene: &mut Scene) {
     }
 }
 
-/// A few KiB as git sends it, and 40 MiB as it lies there.
+/// A few KiB as git sends it, and 40 MiB as the machine would get it.
 fn a_repository_that_is_too_large(scene: &Scene) {
     let script = "set -e; mkdir -p group/bomb.git; cd group/bomb.git; git init -q -b main
         dd if=/dev/zero of=zeros bs=1M count=40 status=none; git add zeros

@@ -181,6 +181,8 @@ fn write(
     // No owner but root: git in a container refuses the folder of another.
     builder.mode(HeaderMode::Deterministic);
     builder.follow_symlinks(false);
+    // git leaves holes where a file has zeros, and busybox knows no archive's holes (`unknown typeflag: 0x53`).
+    builder.sparse(false);
     let (prefix, below, files) = match layout {
         Layout::Machine { project_dir, files } => (project_dir.trim_start_matches('/'), "", files.as_slice()),
         Layout::Folder { below } => ("", below.as_str(), [].as_slice()),
@@ -349,6 +351,19 @@ mod tests {
             ["builds/g/p/ ", "builds/g/p/a.txt a", "builds/g/p/out ", "builds/g/p/out/x built", ".wharf/script true"]
         );
         assert!(!Path::new("/etc/x").exists());
+    }
+
+    #[test]
+    fn a_file_with_a_hole_is_in_the_archive_as_any_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let tree = folder.path().join("checkout");
+        fs::create_dir(&tree).unwrap();
+        File::create(tree.join("disk.img")).unwrap().set_len(1 << 20).unwrap();
+        let path = folder.path().join("files.tar");
+        write(&path, &tree, &Layout::Folder { below: String::new() }, Vec::new(), &Arc::default()).unwrap();
+        let mut archive = tar::Archive::new(File::open(&path).unwrap());
+        let entry = archive.entries().unwrap().next().unwrap().unwrap();
+        assert_eq!((entry.header().entry_type(), entry.header().size().unwrap()), (EntryType::Regular, 1 << 20));
     }
 
     #[test]
