@@ -163,8 +163,10 @@ async fn output_of(mut command: Command) -> io::Result<Output> {
     struct Group(Option<Pid>);
     impl Drop for Group {
         fn drop(&mut self) {
-            // An error means that nothing of the group is left.
-            self.0.map(|id| killpg(id, Signal::SIGKILL));
+            if let Some(id) = self.0 {
+                // An error means that nothing of the group is left.
+                let _ = killpg(id, Signal::SIGKILL);
+            }
         }
     }
     let child = command.process_group(0).spawn()?;
