@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use nix::sys::statvfs::fstatvfs;
 
 use super::marks::{Mark, What};
 
@@ -44,6 +45,10 @@ impl Default for Limits {
 const PIECES: u32 = 8;
 /// Bytes that come within this time share a mark: a line that never pauses costs 20 marks a second, some 5 % of its bytes.
 pub(super) const MARK_EVERY: Duration = Duration::from_millis(50);
+
+/// So much of a disk is left to what cannot be lost, the leases and the ends of jobs: some kilobytes each time. A console that floods would
+/// otherwise take all room that somebody makes, before the lease that ends its flood could be kept.
+const LEFT_BYTES: u64 = 1 << 20;
 
 /// The log of one console.
 pub(super) struct Store {
@@ -137,6 +142,7 @@ impl Store {
         let (Some(open), Some(piece)) = (&mut self.open, self.pieces.back_mut()) else {
             return Err(io::Error::other("no file is open"));
         };
+        leave_room(&open.bytes)?;
         // At its place, not at the end: what was written in part is written over.
         open.bytes.write_all_at(bytes, offset - piece.start)?;
         let is_due = open.marked.is_none_or(|marked| is_older(marked, at, MARK_EVERY) || at < marked);
@@ -333,6 +339,19 @@ fn last_mark(path: &Path) -> io::Result<Option<Mark>> {
     let from = file.metadata()?.len().saturating_sub(tail.len() as u64);
     let length = file.read_at(&mut tail, from)?;
     Ok(tail[..length].split_inclusive(|byte| *byte == b'\n').rev().find_map(Mark::parse))
+}
+
+/// An error when nothing of its disk is left but what others need.
+fn leave_room(file: &File) -> io::Result<()> {
+    let space = fstatvfs(file)?;
+    // The type differs between platforms.
+    #[allow(clippy::unnecessary_cast)]
+    let left = (space.blocks_available() as u64).saturating_mul(space.fragment_size() as u64);
+    if left < LEFT_BYTES {
+        let why = "the last mebibyte of its disk is left to leases and jobs";
+        return Err(io::Error::new(io::ErrorKind::StorageFull, why));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
