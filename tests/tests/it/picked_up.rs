@@ -35,7 +35,8 @@ state) read -r state < state; echo \"$state\" ;;
 *)
     echo \"$1\" >> calls
     if [ \"$1\" = off ] && [ -p hold ]; then read -r word < hold; fi
-    echo \"$1\" > state
+    echo \"$1\" > state.$$
+    mv state.$$ state
     ;;
 esac
 ";

@@ -24,7 +24,7 @@ const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 88, 0, 1);
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// CI-tron's virtual unit with four outlets, as its protocol is described; what it does is in the file `outlets`.
-const VIRTUAL_UNIT: &str = "import socket
+const VIRTUAL_UNIT: &str = "import os, socket
 outlets = [4] * 4
 server = socket.create_server(('127.0.0.1', 9191))
 while True:
@@ -39,8 +39,10 @@ while True:
         else:
             outlets[outlet] = 3 if command == 1 else 4
             answer = 1
-        with open('outlets', 'w') as file:
+        # Whoever reads it meanwhile reads what was before.
+        with open('written', 'w') as file:
             file.write(' '.join('on' if it == 3 else 'off' for it in outlets))
+        os.replace('written', 'outlets')
         stream.sendall(bytes([answer]))
 ";
 
