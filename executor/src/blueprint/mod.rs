@@ -6,3 +6,4 @@ pub mod dut;
 pub mod fastboot;
 pub mod host;
 pub mod power;
+mod spawner;

@@ -14,7 +14,6 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use schemars::JsonSchema;
@@ -27,6 +26,7 @@ use super::device::{Device, pair};
 use super::stream::{Claim, Claims, Served};
 use super::{Console, ConsoleStream};
 use crate::blueprint::driver::{self, Mistake};
+use crate::blueprint::spawner;
 
 /// Read at once: a third of a second of 115,200 baud.
 const CHUNK_BYTES: usize = 4096;
@@ -70,7 +70,7 @@ impl Console for ExecConsole {
             let (program, words) = self.command.split_first().expect("it was checked that a program is named");
             let mut command = Command::new(program);
             command.args(words);
-            Ok(Box::new(serve(name, command, Output::Pipe, claim)?) as Box<dyn ConsoleStream>)
+            Ok(Box::new(serve(name, command, Output::Pipe, claim).await?) as Box<dyn ConsoleStream>)
         }
         .boxed()
     }
@@ -86,7 +86,7 @@ pub(super) enum Output {
 }
 
 /// Starts a command whose standard input and output are the console.
-pub(super) fn serve(name: String, mut command: Command, output: Output, claim: Claim) -> io::Result<Served> {
+pub(super) async fn serve(name: String, mut command: Command, output: Output, claim: Claim) -> io::Result<Served> {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut terminal = None;
     if output == Output::Terminal {
@@ -95,14 +95,10 @@ pub(super) fn serve(name: String, mut command: Command, output: Output, claim: C
         terminal = Some(Device::new(near)?);
     }
     // A group of its own, so that what it started ends with it.
-    command.process_group(0).kill_on_drop(true);
-    // SAFETY: between fork and exec only prctl(2) is called. The thread that it is bound to is one of the runtime's, which live as long
-    // as the process.
-    unsafe { command.pre_exec(|| set_pdeathsig(Signal::SIGKILL).map_err(Into::into)) };
+    command.process_group(0);
+    let started = spawner::spawn(command).await;
     let mut child =
-        command.spawn().map_err(|error| io::Error::new(error.kind(), format!("{name} cannot be started: {error}")))?;
-    // It has the terminal's other end as well, and would keep it open.
-    drop(command);
+        started.map_err(|error| io::Error::new(error.kind(), format!("{name} cannot be started: {error}")))?;
     let said: Box<dyn AsyncRead + Send + Unpin> = match (terminal, child.stdout.take()) {
         (Some(terminal), _) => Box::new(terminal),
         (None, Some(pipe)) => Box::new(pipe),

@@ -86,7 +86,7 @@ impl Console for SolConsole {
             let name = format!("the BMC {}:{}", self.keys.host, self.keys.port);
             let claim = self.claims.take_from_task(&name).await?;
             self.deactivate().await;
-            let mut stream = serve(name.clone(), self.command("activate"), Output::Terminal, claim)?;
+            let mut stream = serve(name.clone(), self.command("activate"), Output::Terminal, claim).await?;
             match timeout(ACTIVATE_TIME, skip_greeting(&mut stream)).await {
                 Ok(greeted) => greeted?,
                 Err(_) => {

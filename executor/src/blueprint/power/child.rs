@@ -8,12 +8,13 @@
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
+
+use crate::blueprint::spawner;
 
 /// Kept of what a command says: an error of some lines; the rest of it is read and dropped.
 pub(super) const OUTPUT_BYTES_MAX: usize = 2048;
@@ -36,7 +37,9 @@ impl Ended {
 
 /// Runs a program with its words; no shell reads them. The error continues a sentence about it.
 pub(super) async fn run(arguments: &[String], environment: &[(&str, &str)], limit: Duration) -> Result<Ended, String> {
-    let mut child = spawn(arguments, environment).map_err(|why| format!("cannot be started: {why}"))?;
+    let started = timeout(limit, spawn(arguments, environment)).await;
+    let started = started.map_err(|_| format!("was not started within {} s", limit.as_secs_f64()))?;
+    let mut child = started.map_err(|why| format!("cannot be started: {why}"))?;
     let Ok(ended) = timeout(limit, until_ended(&mut child)).await else {
         end_with_all_it_started(&mut child).await;
         return Err(format!("did not end within {} s", limit.as_secs_f64()));
@@ -51,7 +54,7 @@ pub(super) fn quoted(said: &str) -> String {
     if said.is_empty() { "nothing".to_owned() } else { format!("`{}`", said.replace('\n', " | ")) }
 }
 
-fn spawn(arguments: &[String], environment: &[(&str, &str)]) -> std::io::Result<Child> {
+async fn spawn(arguments: &[String], environment: &[(&str, &str)]) -> std::io::Result<Child> {
     let [program, rest @ ..] = arguments else {
         return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "the farm file names no command"));
     };
@@ -63,11 +66,8 @@ fn spawn(arguments: &[String], environment: &[(&str, &str)]) -> std::io::Result<
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     // A group of its own, so that what it waits for ends with it; whoever drops the call ends it, too.
-    command.process_group(0).kill_on_drop(true);
-    // SAFETY: between fork and exec only prctl(2) is called. The thread that it is bound to is one of the runtime's, which live as long
-    // as the process.
-    unsafe { command.pre_exec(|| set_pdeathsig(Signal::SIGKILL).map_err(Into::into)) };
-    command.spawn()
+    command.process_group(0);
+    spawner::spawn(command).await
 }
 
 async fn until_ended(child: &mut Child) -> std::io::Result<(ExitStatus, String, String)> {
