@@ -5,7 +5,8 @@
 //! ```
 //! A fork copies the page tables of a server that serves much, and then the program is read from the disk: some 5 to 20 ms on a busy
 //! machine, in which a worker of the runtime would serve nobody; a hundred outlets that are commands are read every 5 s. And
-//! PR_SET_PDEATHSIG (prctl(2)) is bound to the thread that forks.
+//! PR_SET_PDEATHSIG (prctl(2)) is bound to the thread that forks. A runtime of one thread has no other worker to keep free, and may be inside
+//! a network that is its thread's alone (docs/decisions/0008-network-namespace-per-thread.md): it starts its programs itself.
 
 use std::io;
 use std::sync::{LazyLock, mpsc};
@@ -13,7 +14,7 @@ use std::sync::{LazyLock, mpsc};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use tokio::process::{Child, Command};
-use tokio::runtime::Handle;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::oneshot;
 
 /// Each that sends one waits for its answer: there are never more than outlets and consoles.
@@ -47,8 +48,12 @@ pub(super) async fn spawn(mut command: Command) -> io::Result<Child> {
     command.kill_on_drop(true);
     // SAFETY: between fork and exec only prctl(2) is called.
     unsafe { command.pre_exec(|| set_pdeathsig(Signal::SIGKILL).map_err(Into::into)) };
+    let runtime = Handle::current();
+    if runtime.runtime_flavor() == RuntimeFlavor::CurrentThread {
+        return command.spawn();
+    }
     let (answer, started) = oneshot::channel();
     let gone = || io::Error::other("the thread that starts programs has ended");
-    ORDERS.send(Order { command, runtime: Handle::current(), answer }).map_err(|_| gone())?;
+    ORDERS.send(Order { command, runtime, answer }).map_err(|_| gone())?;
     started.await.map_err(|_| gone())?
 }
