@@ -315,3 +315,15 @@ fn a_console_that_its_log_does_not_keep_cannot_be_heard_again() {
     let told = Heard::read(scene.folder.path()).err();
     assert_eq!(told.as_deref(), Some("what it heard could not be kept"));
 }
+
+#[test]
+fn an_event_that_is_heard_before_the_bytes_that_came_with_it_costs_no_journal() {
+    let mut scene = Scene::booted();
+    scene.console("booting\n");
+    // As the runner does it when both come at once: the log has the bytes by then.
+    scene.log.append_console(b"more\n").unwrap();
+    scene.session.handle_event(Event::Evidence("http /kernel: 5 bytes, complete".into()), scene.now);
+    scene.session.handle_event(Event::Console(Bytes::from("more\n")), scene.now);
+    scene.pass(KEEP_EVERY);
+    goes_on(scene.replayed());
+}
