@@ -363,11 +363,12 @@ fn what_is_read_or_written_as_it_comes_is_cut_off_when_its_token_is_revoked_and_
     let mut cut = [
         open(&goes, &reads, ""),
         open(&goes, "GET /api/v1/events?follow=1", ""),
-        open(&goes, &types, "Transfer-Encoding: chunked\r\n"),
+        open(&goes, &types, "Transfer-Encoding: chunked\r\nExpect: 100-continue\r\n"),
     ];
-    // Their heads are read: they were let in.
-    for stream in &mut cut[..2] {
-        assert!(read_line(stream).contains(" 200 "));
+    // They were let in: who types is told to go on once his bytes are read.
+    for (stream, status) in cut.iter_mut().zip([" 200 ", " 200 ", " 100 "]) {
+        let line = read_line(stream);
+        assert!(line.contains(status), "{line}");
     }
     cut[2].write_all(b"1\r\na\r\n").unwrap();
     assert_eq!(bench.ask("DELETE", "/api/v1/tokens/goes", "", b"").status, 204);
